@@ -1,0 +1,148 @@
+"""A component: one plugin's instance in one place of the config, and what the host hands it.
+
+One life: build (`__init__`), `open`, `run`, `drain`, `close`. The host calls them in that order, on one loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar
+
+import msgspec
+
+from headrace.hookspecs import HOOKS_API, Status
+from headrace.metrics import Metrics
+from headrace.log import Log
+
+T = TypeVar("T")
+
+
+class Clock(Protocol):
+    """Time, so that tests can hold it. Durations use `monotonic`, `received` uses `wall`."""
+
+    def wall(self) -> float:
+        """Unix time in seconds; may jump."""
+
+    def monotonic(self) -> float:
+        """Seconds that only grow."""
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait."""
+
+
+class SystemClock:
+    """The machine's clocks."""
+
+    def wall(self) -> float:
+        return time.time()
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+
+class Health(NamedTuple):
+    """What `/components` shows of a component."""
+
+    status: Status
+    reason: str = ""
+
+
+@dataclass
+class Context:
+    """What a component gets from the host. Nothing else is global.
+
+    data_dir is private to the component and exists. `fault(name)` marks a point at which tests kill or fail the process
+    (the name must stand in the class's `fault_points`). `status` tells the host how the component fares.
+    """
+
+    id: str
+    tier: str
+    plugin: str
+    log: Log
+    metrics: Metrics
+    clock: Clock
+    random: random.Random
+    data_dir: Path
+    fault: Callable[[str], None]
+    status: Callable[[Literal["ok", "degraded"], str], None]
+    blocking_threads: int = 2
+    _pool: ThreadPoolExecutor | None = field(default=None, repr=False)
+
+    async def call_blocking(self, fn: Callable[..., T], *args: Any) -> T:
+        """Run a blocking call (DB-API, SDK, file) in this component's small pool and await its result.
+
+        A cancelled caller does not stop the call: the thread goes on to its end.
+        """
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self.blocking_threads, thread_name_prefix=f"{self.tier}.{self.id}")
+        return await asyncio.get_running_loop().run_in_executor(self._pool, fn, *args)
+
+    def close(self) -> None:
+        """Let go of the pool; the host calls it after the component's `close`."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = None
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of every component's `Config`: frozen, keyword-only, unknown fields refused.
+
+    Give each field a type, a default, and `Annotated[..., Meta(description=..., ge=..., le=...)]`; units stand in the name.
+    """
+
+
+class Component:
+    """Base of every plugin class.
+
+    `Config` is the type of its options; `hooks_api` the version of the hooks that it was written for; `fault_points` the
+    names that it passes to `context.fault`. For outputs: `idempotence` says whether the store takes the same key (or the
+    same event, by origin and position) twice without doubling it, `holds` whether it can promise safety at all (False for
+    live feeds, which then need `hold = "none"`).
+    """
+
+    class Config(Config):
+        """No options."""
+
+    hooks_api: ClassVar[int] = HOOKS_API
+    fault_points: ClassVar[tuple[str, ...]] = ()
+    idempotence: ClassVar[Literal["none", "key", "event"]] = "none"
+    holds: ClassVar[bool] = True
+
+    def __init__(self, config: Any, context: Context) -> None:
+        self.config = config
+        self.context = context
+
+    async def open(self) -> None:
+        """Take resources, or raise. Raise TransientError to be tried again with backoff."""
+
+    async def run(self) -> None:
+        """The component's own long loop, if it has one; cancelled before `close`."""
+
+    async def drain(self, deadline_s: float) -> None:
+        """Stop taking in; return when nothing is in flight, or after `deadline_s` seconds."""
+
+    async def reload(self, config: Any) -> bool:
+        """Take a changed config without a restart; False (the default) asks the host to restart the component."""
+        return False
+
+    async def close(self) -> None:
+        """Give resources back. Safe twice, and safe without `open`."""
+
+    def check(self) -> list[str]:
+        """What `headrace check` should report of this config beyond its types, without opening anything: paths, ports."""
+        return []
+
+    def health(self) -> Health:
+        """How the component fares, for those who would rather be asked than call `context.status`."""
+        return Health("ok")
+
+

@@ -1,0 +1,138 @@
+"""Positions, ranges and origins: how an event is named once it is durable. No I/O.
+
+A position is a uint64 that counts events in one queue and is never reused. A queue takes a new id (a UUID) at the first
+append after every open, so (queue id, position) names one event for good.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from headrace.schema import ORIGIN_TYPE
+
+#: Where a part of a batch came from. kind: one of the ORIGIN_* numbers. id: queue id (of a link: `<queue id>/<lane>`) or
+#: device session. first, last: positions in the origin, inclusive (for a session: message numbers). row_offset: the batch's
+#: row at which this origin's rows begin; they end where the next origin's begin. note: for `missing` the reason, for a
+#: session the refused message numbers with their codes (opaque to the queue).
+ORIGIN_SCHEMA: Final = pa.schema(
+    [
+        pa.field("kind", pa.uint8(), nullable=False),
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("first", pa.uint64(), nullable=False),
+        pa.field("last", pa.uint64(), nullable=False),
+        pa.field("row_offset", pa.uint32(), nullable=False),
+        pa.field("note", pa.binary()),
+    ]
+)
+ORIGIN_QUEUE: Final = 0
+ORIGIN_SESSION: Final = 1
+ORIGIN_MISSING: Final = 2
+
+
+class Origin(NamedTuple):
+    """One row of ORIGIN_SCHEMA."""
+
+    id: str
+    first: int
+    last: int
+    row_offset: int = 0
+    kind: int = ORIGIN_QUEUE
+    note: bytes | None = None
+
+
+def origin_batch(origins: Iterable[Origin]) -> pa.RecordBatch:
+    """Origins as an Arrow batch of ORIGIN_SCHEMA, the form in which they cross hooks."""
+    rows = list(origins)
+    columns = [
+        [row.kind for row in rows],
+        [row.id for row in rows],
+        [row.first for row in rows],
+        [row.last for row in rows],
+        [row.row_offset for row in rows],
+        [row.note for row in rows],
+    ]
+    return pa.RecordBatch.from_arrays(
+        [pa.array(column, field.type) for column, field in zip(columns, ORIGIN_SCHEMA, strict=True)], schema=ORIGIN_SCHEMA
+    )
+
+
+NO_ORIGINS: Final = origin_batch(())
+
+
+def origins_of(batch: pa.RecordBatch) -> list[Origin]:
+    """The rows of an ORIGIN_SCHEMA batch, for code that looks at few of them."""
+    return [Origin(row["id"], row["first"], row["last"], row["row_offset"], row["kind"], row["note"]) for row in batch.to_pylist()]
+
+
+class Missing(NamedTuple):
+    """Positions that a queue cannot give any more, both ends inclusive, and why (`corrupt`, `released`, `skipped`, ...)."""
+
+    first: int
+    last: int
+    reason: str
+
+    @property
+    def count(self) -> int:
+        return self.last - self.first + 1
+
+
+class RangeKey(NamedTuple):
+    """A contiguous range of one queue's positions, both ends inclusive: what `key` means in the hooks of outputs.
+
+    `str(key)` is `<queue id>/<first>-<last>`: the same range has the same text, whatever happened in between. Every
+    position of it is a row of the batches that came with it, or lies in `missing`, or is in `dead` (dead-lettered).
+    """
+
+    queue_id: str
+    first: int
+    last: int
+    missing: tuple[Missing, ...] = ()
+    dead: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.queue_id}/{self.first}-{self.last}"
+
+    @property
+    def count(self) -> int:
+        return self.last - self.first + 1
+
+
+def join_keys(keys: Sequence[RangeKey]) -> RangeKey:
+    """One key over keys that follow each other in one queue without a hole."""
+    for before, after in zip(keys, keys[1:], strict=False):
+        if before.queue_id != after.queue_id or after.first != before.last + 1:
+            raise ValueError(f"keys do not follow each other: {before} then {after}")
+    missing = tuple(hole for key in keys for hole in key.missing)
+    dead = tuple(position for key in keys for position in key.dead)
+    return RangeKey(keys[0].queue_id, keys[0].first, keys[-1].last, missing, dead)
+
+
+def row_positions(first: int, last: int, missing: Sequence[Missing]) -> np.ndarray:
+    """The positions (uint64) of the rows of a read: first..last without the missing ones."""
+    positions = np.arange(first, last + 1, dtype=np.uint64)
+    for hole in missing:
+        positions = positions[(positions < hole.first) | (positions > hole.last)]
+    return positions
+
+
+def global_ids(queue_id: str, positions: np.ndarray, origins: pa.RecordBatch) -> tuple[pa.Array, pa.Array]:
+    """The `origin` and `position` columns of rows that lie at `positions` of queue `queue_id`.
+
+    Rows that another durable queue numbered first keep that number; all others are named by this queue.
+    """
+    names = [queue_id]
+    codes = np.zeros(len(positions), dtype=np.int32)
+    numbers = positions.copy()
+    upstream = [origin for origin in origins_of(origins) if origin.kind == ORIGIN_QUEUE] if origins.num_rows else []
+    for origin in upstream:
+        count = origin.last - origin.first + 1
+        rows = slice(origin.row_offset, origin.row_offset + count)
+        names.append(origin.id.partition("/")[0])
+        codes[rows] = len(names) - 1
+        numbers[rows] = np.arange(origin.first, origin.last + 1, dtype=np.uint64)[: len(numbers[rows])]
+    column = pa.DictionaryArray.from_arrays(pa.array(codes), pa.array(names, pa.string())).cast(ORIGIN_TYPE)
+    return column, pa.array(numbers)

@@ -1,0 +1,60 @@
+"""The two kinds of batch that cross hooks, as Arrow schemas.
+
+Both carry `headrace.kind` in the schema's metadata. A *raw* batch is what sources deliver and queues store; an *event*
+batch is what enrichers and outputs see.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import pyarrow as pa
+
+KIND: Final = b"headrace.kind"
+
+TIMESTAMP: Final = pa.timestamp("us", tz="UTC")
+
+#: device: the authenticated identity, never taken from the payload. received: the server's wall clock. encoding: one of
+#: the ENCODING_* numbers or a site's own (128-255). payload: the device's bytes of ONE event, already checked to decode.
+RAW_SCHEMA: Final = pa.schema(
+    [
+        pa.field("device", pa.string(), nullable=False),
+        pa.field("received", TIMESTAMP, nullable=False),
+        pa.field("encoding", pa.uint8(), nullable=False),
+        pa.field("payload", pa.binary(), nullable=False),
+    ],
+    metadata={KIND: b"raw"},
+)
+
+ENCODING_JSON: Final = 1
+ENCODING_SITE_FIRST: Final = 128
+
+#: The columns of an event batch, in this order. The children of `readings` and `context` differ from batch to batch.
+EVENT_COLUMNS: Final = ("device", "time", "received", "readings", "context", "origin", "position")
+
+#: origin and position are the event's global id, given by the first durable queue that took it.
+ORIGIN_TYPE: Final = pa.dictionary(pa.int32(), pa.string())
+
+
+def event_schema(readings: pa.StructType, context: pa.StructType) -> pa.Schema:
+    """The schema of an event batch with these readings and this context."""
+    return pa.schema(
+        [
+            pa.field("device", pa.string(), nullable=False),
+            pa.field("time", TIMESTAMP, nullable=False),
+            pa.field("received", TIMESTAMP, nullable=False),
+            pa.field("readings", readings),
+            pa.field("context", context),
+            pa.field("origin", ORIGIN_TYPE, nullable=False),
+            pa.field("position", pa.uint64(), nullable=False),
+        ],
+        metadata={KIND: b"event"},
+    )
+
+
+def kind_of(schema: pa.Schema) -> str:
+    """`"raw"` or `"event"`; a ValueError names what came instead."""
+    kind = (schema.metadata or {}).get(KIND, b"").decode()
+    if kind not in ("raw", "event"):
+        raise ValueError(f"expected a batch whose schema metadata has {KIND.decode()} = raw or event, got {kind!r} in {schema.names}")
+    return kind
