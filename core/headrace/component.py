@@ -144,5 +144,3 @@ class Component:
     def health(self) -> Health:
         """How the component fares, for those who would rather be asked than call `context.status`."""
         return Health("ok")
-
-
