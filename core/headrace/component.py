@@ -17,8 +17,8 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar
 import msgspec
 
 from headrace.hookspecs import HOOKS_API, Status
-from headrace.metrics import Metrics
 from headrace.log import Log
+from headrace.metrics import Metrics
 
 T = TypeVar("T")
 
@@ -96,7 +96,7 @@ class Context:
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of every component's `Config`: frozen, keyword-only, unknown fields refused.
 
-    Give each field a type, a default, and `Annotated[..., Meta(description=..., ge=..., le=...)]`; units stand in the name.
+    Subclass it with `frozen=True, kw_only=True`. Give each field a type, a default, and `Annotated[..., Meta(description=..., ge=..., le=...)]`; units stand in the name.
     """
 
 
@@ -109,7 +109,7 @@ class Component:
     live feeds, which then need `hold = "none"`).
     """
 
-    class Config(Config):
+    class Config(Config, frozen=True, kw_only=True):
         """No options."""
 
     hooks_api: ClassVar[int] = HOOKS_API

@@ -141,7 +141,7 @@ class SourceHooks(Protocol):
     """Role source: one of these. Accept until cancelled; acknowledge a sender only after `deliver` returned."""
 
     @hookspec(firstresult=True)
-    async def ingest_serve(self, deliver: Deliver) -> None:  # type: ignore[empty-body]
+    async def ingest_serve(self, deliver: Deliver) -> None:
         """Take messages from outside until cancelled.
 
         Called once after `open`. The order is: `await deliver(batch)`, then acknowledge. On `QueueFull` stop reading until
@@ -149,14 +149,14 @@ class SourceHooks(Protocol):
         """
 
     @hookspec(firstresult=True)
-    async def transport_serve(self, deliver: Deliver) -> None:  # type: ignore[empty-body]
+    async def transport_serve(self, deliver: Deliver) -> None:
         """The receiving half of a durable link: as `ingest_serve`, with every batch's origins passed to `deliver`.
 
         The sender is told a position only after `deliver` returned, and `deliver.position` when it asks where to go on.
         """
 
     @hookspec(firstresult=True)
-    async def transport_subscribe(self, deliver: Deliver) -> None:  # type: ignore[empty-body]
+    async def transport_subscribe(self, deliver: Deliver) -> None:
         """The receiving half of a best-effort fan-out: what is lost on the way stays lost, and is counted."""
 
 
@@ -167,11 +167,11 @@ class QueueHooks(Protocol):
     """Role queue: all of these. `queue_append` is called on the sources' loop, the others on that of the outputs."""
 
     @hookspec(firstresult=True)
-    def queue_info(self) -> QueueInfo:  # type: ignore[empty-body]
+    def queue_info(self) -> QueueInfo:
         """The queue's facts. Called often, from any thread: no I/O, no waiting."""
 
     @hookspec(firstresult=True)
-    async def queue_append(self, batch: pa.RecordBatch, origins: pa.RecordBatch) -> tuple[int, int]:  # type: ignore[empty-body]
+    async def queue_append(self, batch: pa.RecordBatch, origins: pa.RecordBatch) -> tuple[int, int]:
         """Store one batch with its origins in one commit; return (first, last) position once it is durable.
 
         Calls may overlap: the plugin commits them in groups, with positions in the order of the calls. Rows at or below a
@@ -181,19 +181,19 @@ class QueueHooks(Protocol):
         """
 
     @hookspec(firstresult=True)
-    async def queue_origin_position(self, origin: str) -> int | None:  # type: ignore[empty-body]
+    async def queue_origin_position(self, origin: str) -> int | None:
         """The highest position held from that origin (None: never seen), once nothing of it is in flight."""
 
     @hookspec(firstresult=True)
-    async def queue_reader_open(self, reader: str, start: Start) -> ReaderInfo:  # type: ignore[empty-body]
+    async def queue_reader_open(self, reader: str, start: Start) -> ReaderInfo:
         """Open the named reader, creating it when it is new; `start` (oldest, head, after:OTHER) counts only then."""
 
     @hookspec(firstresult=True)
-    async def queue_reader_drop(self, reader: str) -> None:  # type: ignore[empty-body]
+    async def queue_reader_drop(self, reader: str) -> None:
         """Forget the named reader with its cursor; nothing is held for it from now on. Unknown names are fine."""
 
     @hookspec(firstresult=True)
-    async def queue_read(self, reader: str, after: int, rows_max: int, bytes_max: int) -> QueueRead:  # type: ignore[empty-body]
+    async def queue_read(self, reader: str, after: int, rows_max: int, bytes_max: int) -> QueueRead:
         """The next positions behind `after`; waits while there are none. Only committed entries are seen.
 
         Joins small entries up to `rows_max` and `bytes_max`, but gives at least one entry; never spans two queue ids.
@@ -202,11 +202,11 @@ class QueueHooks(Protocol):
         """
 
     @hookspec(firstresult=True)
-    async def queue_plan(self, reader: str, plan: Plan | None) -> None:  # type: ignore[empty-body]
+    async def queue_plan(self, reader: str, plan: Plan | None) -> None:
         """Keep the range that the reader's output is about to write; durable on return. None clears it."""
 
     @hookspec(firstresult=True)
-    async def queue_release(self, reader: str, upto: int) -> None:  # type: ignore[empty-body]
+    async def queue_release(self, reader: str, upto: int) -> None:
         """Move the reader's cursor: everything up to `upto` is safe elsewhere. Repeatable; never moves back.
 
         May become durable lazily (at the latest with the next commit, or within a second): after a crash the cursor may be
@@ -221,11 +221,11 @@ class DecodeHooks(Protocol):
     """Role decoder: both. JSON is in the core; a decoder adds other encodings."""
 
     @hookspec(firstresult=True)
-    def decode_encodings(self) -> Mapping[str, int]:  # type: ignore[empty-body]
+    def decode_encodings(self) -> Mapping[str, int]:
         """Name -> number of the encodings that it decodes (128-255 are a site's own)."""
 
     @hookspec(firstresult=True)
-    def decode(self, payloads: pa.BinaryArray, encoding: int) -> tuple[pa.StructArray, Sequence[int]]:  # type: ignore[empty-body]
+    def decode(self, payloads: pa.BinaryArray, encoding: int) -> tuple[pa.StructArray, Sequence[int]]:
         """The readings of each payload as one struct array of the same length, and the indexes of rows that do not decode.
 
         A child `ts` (string or float64) is the event's own time. Bad rows hold nulls; they go to the dead letters.
@@ -236,15 +236,15 @@ class EnrichHooks(Protocol):
     """Role enricher: `enrich_fields` and `enrich`."""
 
     @hookspec(firstresult=True)
-    def enrich_fields(self) -> pa.Schema:  # type: ignore[empty-body]
+    def enrich_fields(self) -> pa.Schema:
         """The fields that this enricher adds, constant for the component's life. Two that add one name: refused at boot."""
 
     @hookspec(firstresult=True)
-    async def enrich_prepare(self, batch: pa.RecordBatch) -> None:  # type: ignore[empty-body]
+    async def enrich_prepare(self, batch: pa.RecordBatch) -> None:
         """Optional: fetch what `enrich` will need for this event batch. Cut off after `prepare_wait_ms_max`."""
 
     @hookspec(firstresult=True)
-    def enrich(self, batch: pa.RecordBatch) -> pa.RecordBatch:  # type: ignore[empty-body]
+    def enrich(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Only the added fields (`enrich_fields`) for this event batch: same row count, same order, no I/O.
 
         The host merges them into `context`, so that a plugin cannot drop, reorder or alter rows. Unknown: nulls.
@@ -262,14 +262,14 @@ class SinkHooks(Protocol):
     """
 
     @hookspec(firstresult=True)
-    async def sink_write(self, batch: pa.RecordBatch, key: RangeKey) -> None:  # type: ignore[empty-body]
+    async def sink_write(self, batch: pa.RecordBatch, key: RangeKey) -> None:
         """Take one event batch. It need not be safe yet. Keys follow each other without a hole until `sink_flush`.
 
         `batch` has a row for each position of `key` that is neither in `key.missing` nor in `key.dead`; it may have none.
         """
 
     @hookspec(firstresult=True)
-    async def sink_flush(self, key: RangeKey) -> None:  # type: ignore[empty-body]
+    async def sink_flush(self, key: RangeKey) -> None:
         """Make safe all that was written since the last flush; `key` spans it. On return the queue may forget the range.
 
         The host flushes by `flush_rows`, `flush_bytes` and `flush_interval_s`, before the queue id changes, when the queue
@@ -277,11 +277,11 @@ class SinkHooks(Protocol):
         """
 
     @hookspec(firstresult=True)
-    async def sink_reset(self) -> None:  # type: ignore[empty-body]
+    async def sink_reset(self) -> None:
         """Forget what is unflushed: it will be written again. Called after every error."""
 
     @hookspec(firstresult=True)
-    async def sink_resume(self, queue_id: str) -> int | None:  # type: ignore[empty-body]
+    async def sink_resume(self, queue_id: str) -> int | None:
         """Optional: up to which position the store itself holds that queue's range (the contiguous prefix); None: nothing.
 
         What it returns is never written again, and what lies behind it is, even below the reader's cursor.
@@ -292,18 +292,18 @@ class TransportHooks(Protocol):
     """Role output, the sending half of a transport: `transport_send` and `transport_resume`, or `transport_publish`."""
 
     @hookspec(firstresult=True)
-    async def transport_send(self, batch: pa.RecordBatch, origins: pa.RecordBatch, key: RangeKey) -> None:  # type: ignore[empty-body]
+    async def transport_send(self, batch: pa.RecordBatch, origins: pa.RecordBatch, key: RangeKey) -> None:
         """Send one batch; return when the far side reports it durable.
 
         Up to `send_window` calls are in flight, started in order; the cursor moves by the contiguous prefix.
         """
 
     @hookspec(firstresult=True)
-    async def transport_resume(self, queue_id: str) -> int | None:  # type: ignore[empty-body]
+    async def transport_resume(self, queue_id: str) -> int | None:
         """Up to which position the far side holds that queue's range; None: nothing. As `sink_resume`."""
 
     @hookspec(firstresult=True)
-    async def transport_publish(self, batch: pa.RecordBatch, topic: str) -> None:  # type: ignore[empty-body]
+    async def transport_publish(self, batch: pa.RecordBatch, topic: str) -> None:
         """Send one event batch to whoever listens, best effort; only with `hold = "none"`."""
 
 

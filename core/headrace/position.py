@@ -6,6 +6,7 @@ append after every open, so (queue id, position) names one event for good.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
@@ -76,7 +77,8 @@ class Missing(NamedTuple):
     reason: str
 
     @property
-    def count(self) -> int:
+    def size(self) -> int:
+        """How many positions."""
         return self.last - self.first + 1
 
 
@@ -97,13 +99,14 @@ class RangeKey(NamedTuple):
         return f"{self.queue_id}/{self.first}-{self.last}"
 
     @property
-    def count(self) -> int:
+    def size(self) -> int:
+        """How many positions, rows or not."""
         return self.last - self.first + 1
 
 
 def join_keys(keys: Sequence[RangeKey]) -> RangeKey:
     """One key over keys that follow each other in one queue without a hole."""
-    for before, after in zip(keys, keys[1:], strict=False):
+    for before, after in itertools.pairwise(keys):
         if before.queue_id != after.queue_id or after.first != before.last + 1:
             raise ValueError(f"keys do not follow each other: {before} then {after}")
     missing = tuple(hole for key in keys for hole in key.missing)
@@ -124,15 +127,16 @@ def global_ids(queue_id: str, positions: np.ndarray, origins: pa.RecordBatch) ->
 
     Rows that another durable queue numbered first keep that number; all others are named by this queue.
     """
-    names = [queue_id]
-    codes = np.zeros(len(positions), dtype=np.int32)
     numbers = positions.copy()
-    upstream = [origin for origin in origins_of(origins) if origin.kind == ORIGIN_QUEUE] if origins.num_rows else []
-    for origin in upstream:
-        count = origin.last - origin.first + 1
-        rows = slice(origin.row_offset, origin.row_offset + count)
-        names.append(origin.id.partition("/")[0])
-        codes[rows] = len(names) - 1
-        numbers[rows] = np.arange(origin.first, origin.last + 1, dtype=np.uint64)[: len(numbers[rows])]
-    column = pa.DictionaryArray.from_arrays(pa.array(codes), pa.array(names, pa.string())).cast(ORIGIN_TYPE)
-    return column, pa.array(numbers)
+    codes = np.zeros(len(positions), dtype=np.int32)
+    names = {queue_id: 0}
+    for origin in origins_of(origins) if origins.num_rows else ():
+        if origin.kind != ORIGIN_QUEUE:
+            continue
+        # a link's origin is `<queue id>/<lane>`; the event is named by the queue alone
+        code = names.setdefault(origin.id.partition("/")[0], len(names))
+        rows = slice(origin.row_offset, origin.row_offset + origin.last - origin.first + 1)
+        codes[rows] = code
+        numbers[rows] = np.arange(origin.first, origin.last + 1, dtype=np.uint64)
+    column = pa.DictionaryArray.from_arrays(pa.array(codes), pa.array(list(names), pa.string()))
+    return column.cast(ORIGIN_TYPE), pa.array(numbers)

@@ -54,7 +54,7 @@ def event_schema(readings: pa.StructType, context: pa.StructType) -> pa.Schema:
 
 def kind_of(schema: pa.Schema) -> str:
     """`"raw"` or `"event"`; a ValueError names what came instead."""
-    kind = (schema.metadata or {}).get(KIND, b"").decode()
+    kind: str = (schema.metadata or {}).get(KIND, b"").decode()
     if kind not in ("raw", "event"):
         raise ValueError(f"expected a batch whose schema metadata has {KIND.decode()} = raw or event, got {kind!r} in {schema.names}")
     return kind

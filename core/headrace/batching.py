@@ -1,0 +1,50 @@
+"""From single events to raw batches: what a source collects while a commit is under way. No I/O."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from headrace.schema import RAW_SCHEMA
+
+
+class RawBatchBuilder:
+    """Collects events and gives them as one batch of RAW_SCHEMA, bounded by rows and payload bytes.
+
+    Lists and one conversion per batch: no object per event beyond the payload itself.
+    """
+
+    def __init__(self, rows_max: int, bytes_max: int) -> None:
+        self.rows_max, self.bytes_max = rows_max, bytes_max
+        self._clear()
+
+    def _clear(self) -> None:
+        self._devices: list[str] = []
+        self._received: list[int] = []
+        self._encodings: list[int] = []
+        self._payloads: list[bytes] = []
+        self.bytes = 0
+
+    @property
+    def rows(self) -> int:
+        """Events collected so far."""
+        return len(self._payloads)
+
+    @property
+    def full(self) -> bool:
+        """True when a bound is reached: take before adding more."""
+        return len(self._payloads) >= self.rows_max or self.bytes >= self.bytes_max
+
+    def add(self, device: str, received_us: int, encoding: int, payload: bytes) -> None:
+        """Add one event; `received_us` is Unix time in microseconds."""
+        self._devices.append(device)
+        self._received.append(received_us)
+        self._encodings.append(encoding)
+        self._payloads.append(payload)
+        self.bytes += len(payload)
+
+    def take(self) -> pa.RecordBatch:
+        """All that was collected, in order; the builder is empty afterwards."""
+        columns = [self._devices, self._received, self._encodings, self._payloads]
+        arrays = [pa.array(column, field.type) for column, field in zip(columns, RAW_SCHEMA, strict=True)]
+        self._clear()
+        return pa.RecordBatch.from_arrays(arrays, schema=RAW_SCHEMA)
