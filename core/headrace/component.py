@@ -96,7 +96,8 @@ class Context:
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of every component's `Config`: frozen, keyword-only, unknown fields refused.
 
-    Subclass it with `frozen=True, kw_only=True`. Give each field a type, a default, and `Annotated[..., Meta(description=..., ge=..., le=...)]`; units stand in the name.
+    Subclass it with `frozen=True, kw_only=True`. Give each field a type, a default, and
+    `Annotated[..., Meta(description=..., ge=..., le=...)]`; units stand in the name.
     """
 
 

@@ -53,8 +53,11 @@ class Deliver(Protocol):
     async def room(self) -> None:
         """Return when there is room again, so that reading may go on."""
 
-    def position(self, origin: str) -> int | None:
-        """The highest position held from that origin, or None: how a receiver tells its sender where to go on."""
+    async def position(self, origin: str) -> int | None:
+        """The highest position held from that origin, or None: how a receiver tells its sender where to go on.
+
+        Waits until nothing of that origin is in flight.
+        """
 
     def queue_info(self) -> QueueInfo | None:
         """The queue's facts (id, level, bounds), or None in a tier without one."""
@@ -198,6 +201,7 @@ class QueueHooks(Protocol):
 
         Joins small entries up to `rows_max` and `bytes_max`, but gives at least one entry; never spans two queue ids.
         Starts at `after` + 1 exactly, inside an entry where need be: what is no longer there comes as `missing`.
+        `reader` may be a name that was never opened (an output with `hold = "none"`): it reads, and holds nothing.
         Moves no cursor. Cancel-safe: nothing is lost when it is cancelled. Buffers stay valid while the batch lives.
         """
 
