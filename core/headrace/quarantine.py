@@ -1,0 +1,97 @@
+"""Setting refused rows aside: from positions to dead letters, with a counter, a log line and a fact."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import pyarrow as pa
+
+from headrace.component import Clock
+from headrace.dead_letters import DeadLetters, Letter
+from headrace.errors import TransientError
+from headrace.log import Log, describe
+from headrace.metrics import Metrics
+from headrace.position import RangeKey
+from headrace.retry import Backoff
+from headrace.schema import kind_of
+
+#: Told of each quarantine: component, reason, range, how many.
+Told = Callable[[str, str, RangeKey, int], None]
+#: Told while the store refuses: a status reason, or None when it takes letters again.
+Holding = Callable[[str | None], None]
+
+ENCODING_EVENT = 0
+
+
+class Quarantine:
+    """One tier's way to its dead letters; used on the pipeline's loop."""
+
+    def __init__(self, letters: DeadLetters, clock: Clock, backoff: Backoff, metrics: Metrics, log: Log, told: Told) -> None:
+        self._letters, self._clock, self._backoff = letters, clock, backoff
+        self._metrics, self._log, self._told = metrics, log, told
+        # one thread: SQLite commits wait for the disk, and the loop must not
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="dead-letters")
+
+    async def positions(self, queue_id: str, first: int, last: int, output: str) -> set[int]:
+        """The positions of the range that this output must leave out."""
+        if not self._letters.count:
+            return set()
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._letters.positions, queue_id, first, last, output)
+
+    async def add(
+        self,
+        rows: pa.RecordBatch,
+        positions: Sequence[int],
+        queue_id: str,
+        output: str,
+        stage: str,
+        component: str,
+        reason: str,
+        holding: Holding,
+    ) -> None:
+        """Make these rows (raw, or events) dead letters; returns when they are durable, however long that takes."""
+        refused_us = int(self._clock.wall() * 1e6)
+        letters = [
+            Letter(queue_id, position, output, stage, component, reason, refused_us, *_content(rows, index))
+            for index, position in enumerate(positions)
+        ]
+        added = await self._store(letters, holding)
+        key = RangeKey(queue_id, min(positions), max(positions))
+        self._metrics.counter(
+            "dead_letter_events_total", "Events set aside in the dead letters.", component=component, reason=stage
+        ).inc(added)
+        self._log.warning("events quarantined", component=component, stage=stage, reason=reason, range=str(key), events=added)
+        if added:
+            self._told(component, reason, key, added)
+
+    async def _store(self, letters: list[Letter], holding: Holding) -> int:
+        while True:
+            try:
+                added = await asyncio.get_running_loop().run_in_executor(self._pool, self._letters.add, letters)
+            except TransientError as error:
+                holding(f"dead letters: {describe(error)}")
+                self._log.error("dead letters refuse", error=describe(error))
+                await self._clock.sleep(self._backoff.next_s())
+            else:
+                self._backoff.reset()
+                holding(None)
+                return added
+
+    def close(self) -> None:
+        """Safe twice."""
+        self._pool.shutdown(wait=True)
+        self._letters.close()
+
+
+def _content(rows: pa.RecordBatch, index: int) -> tuple[str, int, int, bytes]:
+    """device, received, encoding and payload of one row."""
+    device = rows.column("device")[index].as_py()
+    received_us = rows.column("received")[index].value
+    if kind_of(rows.schema) == "raw":
+        return device, received_us, rows.column("encoding")[index].as_py(), rows.column("payload")[index].as_py()
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, rows.schema) as writer:
+        writer.write_batch(rows.slice(index, 1))
+    return device, received_us, ENCODING_EVENT, sink.getvalue().to_pybytes()

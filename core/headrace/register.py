@@ -1,0 +1,67 @@
+"""The host's register of queues that may still hold events (DELIVERY 10): no queue is forgotten because a config changed.
+
+A small JSON file in the host's data folder, outside every queue's path. A queue enters it before its first use and leaves
+it when it was closed empty. One that the config does not open any more is an *orphan*.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Final, NamedTuple
+
+FILE: Final = "queues.json"
+
+
+class Registered(NamedTuple):
+    """One queue: the tier that used it, its plugin, and its place (the plugin's `path` option, made absolute)."""
+
+    tier: str
+    plugin: str
+    path: str
+
+
+class QueueRegister:
+    """Reads and writes the register of one data folder."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._file = data_dir / FILE
+
+    def entries(self) -> list[Registered]:
+        """All queues that may still hold events."""
+        if not self._file.exists():
+            return []
+        return [Registered(**entry) for entry in json.loads(self._file.read_text())]
+
+    def orphans(self, opened: set[str]) -> list[Registered]:
+        """The registered queues whose path is not among those that the config opens."""
+        return [entry for entry in self.entries() if entry.path not in opened]
+
+    def add(self, entry: Registered) -> None:
+        """Note a queue before it takes anything; durable on return."""
+        others = [known for known in self.entries() if known.path != entry.path]
+        self._write([*others, entry])
+
+    def drained(self, path: str) -> None:
+        """The queue at `path` was closed empty."""
+        self._write([known for known in self.entries() if known.path != path])
+
+    def _write(self, entries: list[Registered]) -> None:
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        replace_durably(self._file, json.dumps([entry._asdict() for entry in entries], indent=1).encode())
+
+
+def replace_durably(file: Path, content: bytes) -> None:
+    """Put `content` in the place of `file` so that a crash leaves the old or the new, whole."""
+    temporary = file.with_name(file.name + ".tmp")
+    with temporary.open("wb") as out:
+        out.write(content)
+        out.flush()
+        os.fsync(out.fileno())
+    temporary.replace(file)
+    folder = os.open(file.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,0 +1,214 @@
+"""A component under the host's care: built, opened with retries, run, restarted after a bug, closed.
+
+Only engine and queue may end the process. Whatever a source, an enricher or an output raises is logged, counted, shown as
+its status, and answered with a new instance after a backoff.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from headrace import discovery
+from headrace.component import Clock, Component, Context
+from headrace.config import Entry
+from headrace.errors import ConfigError, PluginError, QueueError, TransientError
+from headrace.faults import Faults
+from headrace.hookspecs import Role, Status
+from headrace.log import Log, describe
+from headrace.metrics import Metrics
+from headrace.plugins import ComponentPlugins
+from headrace.retry import Backoff
+
+OPEN_RETRY_BASE_MS: Final = 200
+OPEN_RETRY_MS_MAX: Final = 30_000
+
+
+class ComponentStatus(NamedTuple):
+    """One row of `/components`; since is a Unix time."""
+
+    tier: str
+    component: str
+    role: Role
+    plugin: str
+    status: Status
+    reason: str
+    since: float
+
+
+class Statuses:
+    """Every component's status, settable from any thread; `changed` is called for each change."""
+
+    def __init__(self, clock: Clock, metrics: Metrics, log: Log, changed: Callable[[ComponentStatus], None]) -> None:
+        self._clock, self._metrics, self._log, self._changed = clock, metrics, log, changed
+        self._rows: dict[tuple[str, str], ComponentStatus] = {}
+        self._lock = threading.Lock()
+
+    def rows(self) -> list[ComponentStatus]:
+        with self._lock:
+            return list(self._rows.values())
+
+    def forget(self, tier: str, component: str) -> None:
+        """The component left the config."""
+        with self._lock:
+            self._rows.pop((tier, component), None)
+
+    def put(self, tier: str, entry: Entry, status: Status, reason: str) -> None:
+        key = tier, entry.id
+        with self._lock:
+            known = self._rows.get(key)
+            if known is not None and (known.status, known.reason) == (status, reason):
+                return
+            row = ComponentStatus(tier, entry.id, entry.role, entry.use, status, reason, self._clock.wall())
+            self._rows[key] = row
+        gauge = self._metrics.gauge("component_up", "1 while the component's status is ok.", tier=tier, component=entry.id, plugin=entry.use)
+        gauge.set(1 if status == "ok" else 0)
+        if known is None or known.status != status:
+            tell = self._log.warning if status == "degraded" else self._log.info
+            tell("component status", tier=tier, component=entry.id, status=status, reason=reason)
+        self._changed(row)
+
+
+@dataclass
+class Services:
+    """What the host shares with every component that it builds."""
+
+    metrics: Metrics
+    clock: Clock
+    random: random.Random
+    faults: Faults
+    data_dir: Path
+    folder: Path
+    statuses: Statuses
+    log: Log = field(default_factory=lambda: Log(""))
+
+
+class Supervised:
+    """One entry of the config and its current component. All methods run on the loop that the component lives on."""
+
+    def __init__(self, entry: Entry, tier: str, services: Services) -> None:
+        self.entry, self.tier, self._services = entry, tier, services
+        self.log = services.log.bind(tier=tier, component=entry.id)
+        self._backoff = Backoff(OPEN_RETRY_BASE_MS, OPEN_RETRY_MS_MAX, services.random)
+        self._build()
+
+    def _build(self) -> None:
+        context = self._context(self.entry.id)
+        self.component: Component = self.entry.plugin(self.entry.config, context)
+        participants = [self._participant(use, index) for index, use in enumerate(self.entry.keys.wrap)]
+        self.plugins = ComponentPlugins(self.component, self.entry.role, self.entry.use, participants)
+        self.hook = self.plugins.hook
+
+    def _participant(self, use: str, index: int) -> Component:
+        plugin = discovery.find(use, self._services.folder)
+        return plugin(plugin.Config(), self._context(f"{self.entry.id}.wrap{index}"))
+
+    def _context(self, component_id: str) -> Context:
+        services, use = self._services, self.entry.use
+        data_dir = services.data_dir / self.tier / component_id
+        data_dir.mkdir(parents=True, exist_ok=True)
+        return Context(
+            id=component_id,
+            tier=self.tier,
+            plugin=use,
+            log=self.log.bind(plugin=use),
+            metrics=services.metrics.labelled(tier=self.tier, component=component_id, plugin=use),
+            clock=services.clock,
+            random=services.random,
+            data_dir=data_dir,
+            fault=self._fault,
+            status=self.status,
+        )
+
+    def _fault(self, name: str) -> None:
+        if name not in self.entry.plugin.fault_points:
+            raise ValueError(f"fault point {name!r} is not in {self.entry.plugin.__name__}.fault_points")
+        self._services.faults.hit(name)
+
+    def status(self, status: Status, reason: str = "") -> None:
+        """What the component, or the engine on its behalf, says of it."""
+        self._services.statuses.put(self.tier, self.entry, status, reason)
+
+    async def open(self) -> None:
+        """Open the component, however long that takes. Raises only what waiting cannot mend: config, plugin, queue files."""
+        self.status("starting", "opening")
+        while True:
+            try:
+                await self.component.open()
+            except (ConfigError, PluginError, QueueError):
+                await self.close()
+                raise
+            except TransientError as error:
+                await self._wait_after(error, "component did not open", error.retry_after_s)
+            except Exception as error:
+                self.log.exception("component failed to open", error)
+                await self._wait_after(error, "component failed to open", None)
+            else:
+                self._backoff.reset()
+                if self.component_status() == "starting":
+                    self.status("ok")
+                return
+
+    def component_status(self) -> Status:
+        for row in self._services.statuses.rows():
+            if (row.tier, row.component) == (self.tier, self.entry.id):
+                return row.status
+        return "starting"
+
+    async def _wait_after(self, error: Exception, message: str, retry_after_s: float | None) -> None:
+        self.failed("open", error)
+        self.log.warning(message, error=describe(error))
+        self.status("degraded", f"{message}: {describe(error)}")
+        await self.close()
+        await self._services.clock.sleep(self._backoff.next_s(retry_after_s))
+        self._build()
+
+    def failed(self, stage: str, error: Exception) -> None:
+        """Count an error of the component."""
+        kind = "transient" if isinstance(error, TransientError) else type(error).__name__
+        labels = {"tier": self.tier, "component": self.entry.id, "plugin": self.entry.use, "stage": stage, "error_type": kind}
+        self._services.metrics.counter("plugin_errors_total", "Errors that a component raised.", **labels).inc()
+
+    async def run(self) -> None:
+        """The component's own long loop; after an error a new instance takes over. Ends when the loop returns."""
+        while True:
+            component = self.component
+            try:
+                await component.run()
+            except Exception as error:
+                self.failed("run", error)
+                self.log.exception("component loop failed", error)
+                if component is self.component:
+                    await self.restart(f"its loop failed: {describe(error)}")
+                await self._services.clock.sleep(self._backoff.next_s())
+            else:
+                if component is self.component:
+                    return
+
+    async def restart(self, reason: str) -> None:
+        """A new instance in the place of this one."""
+        self.status("degraded", f"restarting: {reason}")
+        await self.close()
+        self._build()
+        await self.open()
+
+    async def close(self) -> None:
+        """Close the component; what its `close` raises is logged and ends there."""
+        try:
+            await self.component.close()
+        except Exception as error:
+            self.log.exception("component failed to close", error)
+        self.component.context.close()
+
+    def reconfigured(self, entry: Entry) -> None:
+        """The entry changed in the config; the next instance is built from it."""
+        self.entry = entry
+
+    def __repr__(self) -> str:
+        return f"Supervised({self.tier}.{self.entry.id})"
+
+
