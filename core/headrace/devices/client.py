@@ -1,0 +1,186 @@
+"""One device over WebSocket: sends, counts acks, reconnects, and sends again what was not acked.
+
+The bookkeeping is in `outbox.py`, the decisions about connecting in `reconnect.py`; here bytes move.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+import urllib.parse
+from collections.abc import Callable
+from typing import Any, Final
+
+import aiohttp
+
+from headrace.devices.outbox import WINDOW_DEFAULT, Message, Outbox, ProtocolError
+from headrace.devices.reconnect import GaveUp, Reconnect
+from headrace.devices.totals import Totals
+
+SUBPROTOCOL: Final = "headrace.v1.json"
+HEARTBEAT_S: Final = 30.0
+HELLO_WAIT_S: Final = 10.0
+CLOSE_WAIT_S: Final = 2.0
+#: A server's frames are tiny; more than this is not ours.
+FRAME_BYTES_MAX: Final = 1 << 20
+
+
+class DeviceClient:
+    """One device. Run `run()` in a task of the caller's; `send` or `offer` messages; wait for `settled()`; cancel `run`.
+
+    `gate` bounds how many clients shake hands at once. `on_reject(message, code, reason)` hears of messages refused for good.
+    """
+
+    def __init__(
+        self,
+        http: aiohttp.ClientSession,
+        url: str,
+        device: str,
+        totals: Totals,
+        *,
+        gate: asyncio.Semaphore | None = None,
+        window: int = WINDOW_DEFAULT,
+        capacity: int = 4 * WINDOW_DEFAULT,
+        rng: random.Random | None = None,
+        backoff_first_s: float = 0.1,
+        backoff_ceiling_s: float = 10.0,
+        on_reject: Callable[[Message, str, str], None] | None = None,
+    ) -> None:
+        self.device = device
+        self.url = f"{url.rstrip('/')}/v1/devices/{urllib.parse.quote(device, safe='')}/events"
+        self.outbox = Outbox(totals, capacity, window, on_reject)
+        self._http, self._totals, self._gate = http, totals, gate or asyncio.Semaphore(1)
+        self._reconnect = Reconnect(device, rng or random.Random(), backoff_first_s, backoff_ceiling_s)
+        self.gave_up: GaveUp | None = None
+        self._offline_until = 0.0
+        self._connected_before = False
+        self._wake = asyncio.Event()  # the writer has something to look at
+        self._room = asyncio.Event()
+        self._settled = asyncio.Event()
+        self._room.set()
+        self._settled.set()
+
+    def offer(self, payload: bytes, tag: object = None) -> bool:
+        """Take one message (a JSON text) without waiting; False when the outbox is full, or the device gave up."""
+        if self.gave_up or not self.outbox.add(payload, tag):
+            self._room.clear()
+            return False
+        self._settled.clear()
+        self._wake.set()
+        return True
+
+    async def send(self, payload: bytes, tag: object = None) -> None:
+        """Take one message; wait while the outbox is full. Raises the GaveUp that ended `run`."""
+        while not self.offer(payload, tag):
+            if self.gave_up:
+                raise self.gave_up
+            await self._room.wait()
+
+    async def settled(self) -> None:
+        """Return when every message taken so far is acked or rejected, or the device gave up."""
+        await self._settled.wait()
+
+    def go_offline(self, seconds: float) -> None:
+        """Close the connection and stay away for so long; messages go on collecting."""
+        self._offline_until = time.monotonic() + seconds
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Hold a connection until cancelled. Raises GaveUp when the server's answer will not change."""
+        try:
+            while True:
+                wait_s = await self._one_connection()
+                await asyncio.sleep(max(wait_s, self._offline_until - time.monotonic()))
+        except GaveUp as error:
+            self.gave_up = error
+            self._room.set()
+            self._settled.set()
+            raise
+
+    async def _one_connection(self) -> float:
+        try:
+            async with self._gate:
+                ws = await self._http.ws_connect(
+                    self.url,
+                    protocols=(SUBPROTOCOL,),
+                    heartbeat=HEARTBEAT_S,
+                    max_msg_size=FRAME_BYTES_MAX,
+                    timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_WAIT_S),
+                )
+        except aiohttp.WSServerHandshakeError as error:
+            retry_after = error.headers.get("Retry-After") if error.headers else None
+            return self._reconnect.after_status(error.status, retry_after, time.time())
+        except (aiohttp.ClientError, OSError, TimeoutError):
+            return self._reconnect.wait_s()
+        self._totals.connections += 1
+        self._totals.reconnects += self._connected_before
+        self._connected_before = True
+        try:
+            return await self._converse(ws)
+        except ProtocolError as error:
+            raise GaveUp(self.device, str(error)) from error
+        finally:
+            self._totals.connections -= 1
+            await ws.close()
+
+    async def _converse(self, ws: aiohttp.ClientWebSocketResponse) -> float:
+        self.outbox.connected()
+        if ws.protocol == SUBPROTOCOL:
+            try:
+                hello = await ws.receive(HELLO_WAIT_S)
+            except TimeoutError:
+                return self._reconnect.wait_s()
+            if hello.type is not aiohttp.WSMsgType.TEXT:
+                return self._after_close(ws, hello)
+            self.outbox.receive(hello.data, time.monotonic())
+        writer = asyncio.create_task(self._write(ws))
+        try:
+            return await self._read(ws)
+        finally:
+            writer.cancel()
+            await asyncio.gather(writer, return_exceptions=True)
+
+    async def _read(self, ws: aiohttp.ClientWebSocketResponse) -> float:
+        outbox = self.outbox
+        while True:
+            frame = await ws.receive()
+            if frame.type is not aiohttp.WSMsgType.TEXT:
+                return self._after_close(ws, frame)
+            outbox.receive(frame.data, time.monotonic())
+            self._reconnect.worked()
+            self._wake.set()
+            if not outbox.full:
+                self._room.set()
+            if not len(outbox):
+                self._settled.set()
+
+    def _after_close(self, ws: aiohttp.ClientWebSocketResponse, frame: aiohttp.WSMessage) -> float:
+        if frame.type is aiohttp.WSMsgType.BINARY:
+            raise ProtocolError("expected text frames only, got a binary one")
+        if self._offline_until > time.monotonic():
+            self._connected_before = False  # it left by itself: coming back is no reconnect
+            return 0.0
+        reason: Any = frame.extra if frame.type is aiohttp.WSMsgType.CLOSE else ""
+        return self._reconnect.after_close(ws.close_code, str(reason or ""))
+
+    async def _write(self, ws: aiohttp.ClientWebSocketResponse) -> None:
+        outbox = self.outbox
+        while not ws.closed:
+            now = time.monotonic()
+            if now < self._offline_until:
+                await ws.close()
+                return
+            payload = outbox.next_payload(now)
+            if payload is not None:
+                try:
+                    await ws.send_frame(payload, aiohttp.WSMsgType.TEXT)
+                except (ConnectionError, aiohttp.ClientError):
+                    return  # the reader learns why, and the message is still in the outbox
+                continue
+            self._wake.clear()
+            try:
+                async with asyncio.timeout(outbox.pause_s(now)):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
