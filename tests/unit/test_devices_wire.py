@@ -293,6 +293,25 @@ def test_a_server_that_is_not_there_yet_is_waited_for() -> None:
     asyncio.run(run())
 
 
+def test_a_device_that_is_called_back_does_not_wait_for_the_end_of_its_outage() -> None:
+    async def run() -> None:
+        async with FakeServer() as server, aiohttp.ClientSession() as http:
+            totals = Totals()
+            client = DeviceClient(http, server.url, "d", totals, backoff_first_s=0.001)
+            client.offer(b'{"n":1}')
+            client.go_offline(3600)
+            run = asyncio.create_task(client.run())
+            async with asyncio.timeout(20):
+                await server.left.wait()
+                client.come_back()
+                await client.settled()
+            run.cancel()
+            await asyncio.gather(run, return_exceptions=True)
+            assert numbers(server, "d") == [1]
+
+    asyncio.run(run())
+
+
 def test_a_device_that_goes_offline_sends_afterwards_what_it_collected() -> None:
     async def run() -> None:
         async with FakeServer() as server, aiohttp.ClientSession() as http:

@@ -6,6 +6,7 @@ The bookkeeping is in `outbox.py`, the decisions about connecting in `reconnect.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 import urllib.parse
@@ -54,6 +55,7 @@ class DeviceClient:
         self._reconnect = Reconnect(device, rng or random.Random(), backoff_first_s, backoff_ceiling_s)
         self.gave_up: GaveUp | None = None
         self._offline_until = 0.0
+        self._back = asyncio.Event()
         self._connected_before = False
         self._wake = asyncio.Event()  # the writer has something to look at
         self._room = asyncio.Event()
@@ -82,8 +84,15 @@ class DeviceClient:
         await self._settled.wait()
 
     def go_offline(self, seconds: float) -> None:
-        """Close the connection and stay away for so long; messages go on collecting."""
+        """Close the connection once its acks are in, and stay away for so long; messages go on collecting."""
         self._offline_until = time.monotonic() + seconds
+        self._back.clear()
+        self._wake.set()
+
+    def come_back(self) -> None:
+        """End `go_offline` early."""
+        self._offline_until = 0.0
+        self._back.set()
         self._wake.set()
 
     async def run(self) -> None:
@@ -91,7 +100,10 @@ class DeviceClient:
         try:
             while True:
                 wait_s = await self._one_connection()
-                await asyncio.sleep(max(wait_s, self._offline_until - time.monotonic()))
+                await asyncio.sleep(wait_s)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._offline_until - time.monotonic()):
+                        await self._back.wait()
         except GaveUp as error:
             self.gave_up = error
             self._room.set()
@@ -168,10 +180,11 @@ class DeviceClient:
         outbox = self.outbox
         while not ws.closed:
             now = time.monotonic()
-            if now < self._offline_until:
+            leaving = now < self._offline_until
+            if leaving and not outbox.on_wire:
                 await ws.close()
                 return
-            payload = outbox.next_payload(now)
+            payload = None if leaving else outbox.next_payload(now)
             if payload is not None:
                 try:
                     await ws.send_frame(payload, aiohttp.WSMsgType.TEXT)
@@ -179,8 +192,6 @@ class DeviceClient:
                     return  # the reader learns why, and the message is still in the outbox
                 continue
             self._wake.clear()
-            try:
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(outbox.pause_s(now)):
                     await self._wake.wait()
-            except TimeoutError:
-                pass

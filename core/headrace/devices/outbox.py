@@ -78,6 +78,11 @@ class Outbox:
         return len(self._waiting) + len(self._wire) - len(self._refused)
 
     @property
+    def on_wire(self) -> int:
+        """Messages sent on this connection that no ack covers yet."""
+        return len(self._wire)
+
+    @property
     def full(self) -> bool:
         return len(self) >= self.capacity
 

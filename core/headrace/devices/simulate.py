@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
 import random
 import time
@@ -34,7 +35,7 @@ class Simulation:
         self._outages = outages
 
     async def feed(self, clients: Sequence[DeviceClient], stop: asyncio.Event) -> None:
-        """Offer each device's reading when it is due; a full outbox skips it, and counts that."""
+        """Offer each device's reading when it is due; a full outbox skips it, and counts that. In the end all are online."""
         every = intervals(self._devices, self._rate)
         start = time.monotonic()
         due = [(start + self._random.uniform(0.0, every_s), index) for index, every_s in enumerate(every)]
@@ -50,8 +51,8 @@ class Simulation:
                     client.outbox.totals.skipped += 1
                 if self._outages and self._random.random() < every[index] / OUTAGE_EVERY_S:
                     client.go_offline(self._random.uniform(*OUTAGE_S))
-            try:
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(max(due[0][0], now + TICK_S), end) - now):
                     await stop.wait()
-            except TimeoutError:
-                pass
+        for client in clients:
+            client.come_back()
