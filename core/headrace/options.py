@@ -1,4 +1,4 @@
-"""A plugin's options: secrets, conversion to the typed `Config`, and what a table of options says about each.
+"""A plugin's options: secrets, conversion to the typed `Config`, and how they are shown.
 
 Errors of msgspec are told again as ConfigError: file, key path, what was expected, what came, and the key that was meant.
 """
@@ -8,9 +8,9 @@ from __future__ import annotations
 import hmac
 import inspect
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar, cast
+from typing import Any, Final, TypeVar
 
 import msgspec
 import msgspec.inspect as mi
@@ -79,30 +79,8 @@ def unknown_key(file: str, path: str, key: str, known: Iterable[str]) -> ConfigE
 def shown(options: msgspec.Struct, values: dict[str, Any]) -> dict[str, Any]:
     """Options with their defaults as plain values, safe to print: secrets, what came from files, passwords in URLs are `***`."""
     return {
-        name: _masked(msgspec.to_builtins(getattr(options, name), enc_hook=_encode), values.get(name)) for name in options.__struct_fields__
+        name: _masked(msgspec.to_builtins(getattr(options, name), enc_hook=encode), values.get(name)) for name in options.__struct_fields__
     }
-
-
-class Option(NamedTuple):
-    """One line of an option table. default is None where the option is required."""
-
-    name: str
-    type: str
-    default: str | None
-    unit: str
-    limits: str
-    description: str
-
-
-def option_table(kind: type[msgspec.Struct]) -> list[Option]:
-    """What `headrace plugins NAME` and docs/config.md say about the options of a Config class; nested ones get dotted names."""
-    return list(_options(kind, ""))
-
-
-def unit_of(name: str) -> str:
-    """The unit that an option's name ends in: `wait_ms_max` is milliseconds."""
-    words = [word for word in name.rpartition(".")[2].split("_") if word not in ("max", "min")]
-    return _UNITS.get(words[-1], "") if words else ""
 
 
 def config_problems(plugin: type[Component], reserved: Iterable[str]) -> list[str]:
@@ -119,16 +97,6 @@ def config_problems(plugin: type[Component], reserved: Iterable[str]) -> list[st
     return problems
 
 
-_UNITS: Final = {
-    "s": "seconds",
-    "ms": "milliseconds",
-    "us": "microseconds",
-    "bytes": "bytes",
-    "rows": "rows",
-    "events": "events",
-    "ratio": "share of 1",
-    "percent": "percent",
-}
 _PASSWORD: Final = re.compile(r"(://[^:/@\s]*:)[^@/\s]+(?=@)")
 
 
@@ -154,7 +122,8 @@ def _decode(kind: type[Any], value: Any) -> Any:
     raise NotImplementedError(f"options of type {kind!r} are not supported")
 
 
-def _encode(value: Any) -> Any:
+def encode(value: Any) -> Any:
+    """msgspec's `enc_hook` for what options may hold."""
     if isinstance(value, Secret):
         return MASK if value else ""
     return str(value)
@@ -238,7 +207,7 @@ def _type_at(kind: type[msgspec.Struct], at: list[str | int]) -> mi.Type | None:
     """The declared type at a place, through nested structs, lists, dicts and optionals."""
     here: mi.Type | None = mi.type_info(kind)
     for step in at:
-        here = _bare(here)
+        here = bare(here)
         if isinstance(here, mi.StructType):
             here = next((field.type for field in here.fields if field.encode_name == step), None)
         elif isinstance(here, mi.DictType):
@@ -247,10 +216,10 @@ def _type_at(kind: type[msgspec.Struct], at: list[str | int]) -> mi.Type | None:
             here = here.item_type
         else:
             return None
-    return _bare(here)
+    return bare(here)
 
 
-def _bare(kind: mi.Type | None) -> mi.Type | None:
+def bare(kind: mi.Type | None) -> mi.Type | None:
     """The type without Optional around it and Meta upon it."""
     while True:
         if isinstance(kind, mi.Metadata):
@@ -274,60 +243,6 @@ def _choices_at(kind: type[msgspec.Struct], at: list[str | int]) -> list[str]:
 def _is_secret(kind: type[msgspec.Struct], at: list[str | int]) -> bool:
     here = _type_at(kind, at)
     return isinstance(here, mi.CustomType) and here.cls is Secret
-
-
-# --- option tables ---------------------------------------------------------------------------------------------------
-
-
-def _options(kind: type[msgspec.Struct], prefix: str) -> Iterator[Option]:
-    for field in cast(mi.StructType, mi.type_info(kind)).fields:
-        name = prefix + field.encode_name
-        bare = _bare(field.type)
-        if isinstance(bare, mi.StructType):
-            yield from _options(bare.cls, f"{name}.")
-            continue
-        extra = field.type.extra_json_schema or {} if isinstance(field.type, mi.Metadata) else {}
-        yield Option(name, _type_name(field.type), _default(field), unit_of(name), _limits(field.type), extra.get("description", ""))
-
-
-def _type_name(kind: mi.Type) -> str:
-    if isinstance(kind, mi.Metadata):
-        return _type_name(kind.type)
-    if isinstance(kind, mi.UnionType):
-        return " or ".join(_type_name(one) for one in kind.types if not isinstance(one, mi.NoneType))
-    if isinstance(kind, mi.LiteralType):
-        return " or ".join(f'"{value}"' if isinstance(value, str) else str(value) for value in kind.values)
-    if isinstance(kind, mi.CustomType):
-        return {Secret: "secret", Path: "path"}.get(kind.cls, kind.cls.__name__)
-    if isinstance(kind, mi.DictType):
-        return f"table of {_type_name(kind.value_type)}"
-    if isinstance(kind, mi.CollectionType):
-        return f"list of {_type_name(kind.item_type)}"
-    if isinstance(kind, mi.StructType):
-        return "table"
-    names = {mi.StrType: "string", mi.IntType: "integer", mi.FloatType: "number", mi.BoolType: "boolean", mi.AnyType: "any value"}
-    return names.get(type(kind), type(kind).__name__.removesuffix("Type").lower())
-
-
-def _default(field: mi.Field) -> str | None:
-    if field.required:
-        return None
-    value = field.default if field.default is not msgspec.NODEFAULT else field.default_factory()
-    return "" if value is None else msgspec.json.encode(value, enc_hook=_encode).decode()
-
-
-def _limits(kind: mi.Type | None) -> str:
-    kind = _bare(kind)
-    parts = []
-    for name, sign in (("gt", "> "), ("ge", ">= "), ("lt", "< "), ("le", "<= "), ("multiple_of", "multiple of ")):
-        if (value := getattr(kind, name, None)) is not None:
-            parts.append(f"{sign}{value}")
-    for name, word in (("min_length", "at least"), ("max_length", "at most")):
-        if (value := getattr(kind, name, None)) is not None:
-            parts.append(f"{word} {value} long")
-    if pattern := getattr(kind, "pattern", None):
-        parts.append(f"matches {pattern}")
-    return ", ".join(parts)
 
 
 def _line(kind: type[Any]) -> str:
