@@ -1,0 +1,123 @@
+"""The component: its socket, its intake and its server, put together in the order that the promise needs."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import ClassVar
+
+from headrace import Component, ConfigError, Context, Deliver, Health, QueueFull, TransientError, hookimpl
+
+from headrace_ingest_ws.config import IngestWsConfig, listen_problem, parse_listen
+from headrace_ingest_ws.counters import Counters
+from headrace_ingest_ws.intake import AFTER_ACK, AFTER_DELIVER, BEFORE_DELIVER, Intake
+from headrace_ingest_ws.protocol import CLOSE_BUG, CLOSE_RESTART, CLOSE_TRY_LATER
+from headrace_ingest_ws.server import Server
+
+
+class IngestWs(Component):
+    """Devices send over WebSocket or POST; each is acknowledged after `deliver` returned."""
+
+    Config = IngestWsConfig
+    fault_points: ClassVar[tuple[str, ...]] = (BEFORE_DELIVER, AFTER_DELIVER, AFTER_ACK)
+
+    config: IngestWsConfig
+
+    def __init__(self, config: IngestWsConfig, context: Context) -> None:
+        super().__init__(config, context)
+        self._counters = Counters(context.metrics)
+        self._socket: socket.socket | None = None
+        self._intake: Intake | None = None
+        self._server: Server | None = None
+        self._draining = False
+        self.url = ""
+        """`http://HOST:PORT`, with the real port, once open."""
+
+    def check(self) -> list[str]:
+        problem = listen_problem(self.config)
+        return [f"listen: {problem}"] if problem else []
+
+    async def open(self) -> None:
+        """Bind, so that a port in use is known before anything serves; nothing is accepted yet."""
+        if (problem := listen_problem(self.config)) is not None:
+            where = f"tiers.{self.context.tier}.sources.{self.context.id}.listen"
+            raise ConfigError("config", where, "an address where devices can be served", problem)
+        host, port = parse_listen(self.config.listen)
+        listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind((host, port))
+        except OSError as error:
+            listening.close()
+            raise TransientError(
+                f"cannot listen on {self.config.listen}: {error.strerror}; choose another port or end what uses it"
+            ) from error
+        self._socket = listening
+        real_port = listening.getsockname()[1]
+        self.url = f"http://[{host}]:{real_port}" if ":" in host else f"http://{host}:{real_port}"
+
+    @hookimpl
+    async def ingest_serve(self, deliver: Deliver) -> None:
+        """Accept until drained or cancelled; the first error of `deliver` other than QueueFull ends it."""
+        config, context = self.config, self.context
+        assert self._socket is not None, "open comes before ingest_serve"
+        intake = self._intake = Intake(
+            rows_max=config.batch_rows_max,
+            bytes_max=config.batch_bytes_max,
+            wait_us_max=config.batch_wait_us_max,
+            commits_in_flight=config.commits_in_flight,
+            clock=context.clock,
+            counters=self._counters,
+            log=context.log,
+            fault=context.fault,
+        )
+        server = self._server = Server(config, intake, deliver, self._counters, context.clock, context.log)
+        goodbye = (CLOSE_RESTART, "service restart")
+        try:
+            await server.start(self._socket)
+            context.log.info("listening", url=self.url)
+            async with asyncio.TaskGroup() as tasks:
+                sweep = tasks.create_task(server.sweep())
+                error = await _outcome(intake, deliver)
+                sweep.cancel()
+            if error is not None:
+                again = isinstance(error, (TransientError, QueueFull))
+                goodbye = (CLOSE_TRY_LATER, "try again later") if again else (CLOSE_BUG, "internal error")
+                raise error
+        finally:
+            await server.stop(*goodbye)
+            self._intake = self._server = None
+
+    async def drain(self, deadline_s: float) -> None:
+        """Take nothing more, acknowledge what was taken, close every connection with 1012; `ingest_serve` returns then."""
+        server, intake = self._server, self._intake
+        if server is None or intake is None:
+            return
+        try:
+            async with asyncio.timeout(deadline_s):
+                await server.refuse_new()
+                await intake.quiet()
+                await server.close_connections(CLOSE_RESTART, "service restart")
+        except TimeoutError:
+            self.context.log.warning("not everything in flight was acked before the drain's deadline", deadline_s=deadline_s)
+            return
+        intake.stop()
+
+    async def close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def health(self) -> Health:
+        if self._intake is not None and self._intake.paused:
+            return Health("degraded", "the queue is full; devices are not read")
+        return Health("ok")
+
+
+async def _outcome(intake: Intake, deliver: Deliver) -> Exception | None:
+    """Run the intake; its error as a value, so that no task group wraps it."""
+    try:
+        await intake.run(deliver)
+    except Exception as error:
+        return error
+    return None

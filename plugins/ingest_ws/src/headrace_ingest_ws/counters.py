@@ -1,0 +1,46 @@
+"""The metrics of `ingest_ws`, made once."""
+
+from __future__ import annotations
+
+from headrace.metrics import Metrics
+from prometheus_client import Counter
+
+from headrace_ingest_ws.protocol import CLOSE_CODES
+
+
+class Counters:
+    """Every event is received once, and then acked or rejected; no device id is ever a label."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._labelled: dict[tuple[str, str], Counter] = {}
+        self.connections = metrics.gauge("ingest_connections", "open WebSocket connections of devices")
+        self.opened = metrics.counter("ingest_connections_opened_total", "WebSocket connections of devices opened")
+        self.received = metrics.counter("ingest_received_events_total", "events received, refused ones too (an unreadable message is one)")
+        self.received_bytes = metrics.counter("ingest_received_bytes_total", "bytes of the messages received, without framing")
+        self.acked = metrics.counter("ingest_acked_events_total", "events durable, and acked if the sender was still there")
+        self.paused = metrics.gauge("ingest_paused", "1 while the queue is full and nothing is read")
+        self.ack_duration = metrics.histogram(
+            "ingest_ack_duration_seconds", "from receiving the oldest message of a commit until the commit's acks were written"
+        )
+        self.connections.set(0)
+        self.paused.set(0)
+
+    def closed(self, code: int) -> None:
+        """A connection ended with this close code (1006: without one)."""
+        label = str(code) if code in CLOSE_CODES else "other"
+        self._counter("ingest_connections_closed_total", "WebSocket connections of devices ended", "code", label).inc()
+
+    def rejected(self, reason: str, events: int = 1) -> None:
+        """So many events were received and refused."""
+        self._counter("ingest_rejected_events_total", "events received and refused", "reason", reason).inc(events)
+
+    def request_refused(self, status: int) -> None:
+        """An HTTP request (an upgrade or a POST) was answered with an error."""
+        self._counter("ingest_refused_requests_total", "upgrades and POSTs answered with an error", "status", str(status)).inc()
+
+    def _counter(self, name: str, documentation: str, label: str, value: str) -> Counter:
+        known = self._labelled.get((name, value))
+        if known is None:
+            known = self._labelled[name, value] = self._metrics.counter(name, documentation, **{label: value})
+        return known

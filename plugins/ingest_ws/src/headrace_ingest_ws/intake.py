@@ -1,0 +1,225 @@
+"""What all connections gather, its commits, and who is told afterwards.
+
+Messages of all connections gather in one buffer. One commit takes what is there; while it is under way, the next gathers.
+Nothing here is made per message: a commit knows each peer by the number of its last message, because acks are cumulative.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+import pyarrow as pa
+from headrace import Clock, Deliver, QueueFull, TransientError
+from headrace.batching import RawBatchBuilder
+from headrace.log import Log
+
+from headrace_ingest_ws.counters import Counters
+
+#: Acks are written to so many peers before the loop gets a turn: about 0.5 ms of work.
+PEERS_PER_TURN: Final = 64
+
+#: A queue that says it has room and then has none again is asked at this pace, doubling up to a second.
+REFUSED_AGAIN_S: Final = 0.01
+
+BEFORE_DELIVER: Final = "ingest_ws.before_deliver"
+AFTER_DELIVER: Final = "ingest_ws.after_deliver"
+AFTER_ACK: Final = "ingest_ws.after_ack"
+
+
+class Peer(Protocol):
+    """Who sent messages: a connection, or a POST."""
+
+    def settled(self, last: int) -> None:
+        """All of your messages up to `last` are durable or were refused: acknowledge. Must not raise, and not wait."""
+
+
+@dataclass(slots=True)
+class Commit:
+    """What one `deliver` carries, and the last message of each peer in it. batch is None when all were refused."""
+
+    batch: pa.RecordBatch | None
+    rows: int
+    peers: dict[Peer, int]
+    since: float
+    done: asyncio.Event = field(default_factory=asyncio.Event)
+    error: BaseException | None = None
+
+
+class Intake:
+    """The gatherer and committer that all connections share.
+
+    `run(deliver)` commits until `stop`. It raises the first error of `deliver` other than QueueFull, with nothing of that
+    commit or of a later one acknowledged.
+    """
+
+    def __init__(
+        self,
+        *,
+        rows_max: int,
+        bytes_max: int,
+        wait_us_max: int,
+        commits_in_flight: int,
+        clock: Clock,
+        counters: Counters,
+        log: Log,
+        fault: Callable[[str], None],
+    ) -> None:
+        self._builder = RawBatchBuilder(rows_max, bytes_max)
+        self._peers: dict[Peer, int] = {}
+        self._since = 0.0
+        self._wait_s = wait_us_max / 1e6
+        self._clock, self._counters, self._log, self._fault = clock, counters, log, fault
+        self._slots = asyncio.Semaphore(commits_in_flight)
+        self._commits: asyncio.Queue[Commit] = asyncio.Queue()  # as long as there are slots
+        self._unsettled = 0
+        self._work, self._room, self._quiet, self._stop = asyncio.Event(), asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._room.set()
+        self._quiet.set()
+        self.paused = False
+        self.stopped = False
+
+    # --- for connections ---------------------------------------------------------------------------------------------
+
+    @property
+    def full(self) -> bool:
+        """True while nobody should read: the queue is full, or a whole batch waits for its turn."""
+        return self.paused or self._builder.full
+
+    async def room(self) -> None:
+        """Return when reading may go on, or when the intake has stopped."""
+        while self.full and not self.stopped:
+            await self._room.wait()
+
+    def add(self, peer: Peer, number: int, device: str, encoding: int, events: Iterable[bytes]) -> None:
+        """Gather message `number` of `peer`; a refused one has no events, and is settled in its turn.
+
+        The events of one message always share a commit.
+        """
+        add, received_us = self._builder.add, int(self._clock.wall() * 1e6)
+        for event in events:
+            add(device, received_us, encoding, event)
+        if not self._peers:
+            self._since = self._clock.monotonic()
+            self._work.set()
+            self._quiet.clear()
+        self._peers[peer] = number
+        if self._builder.full:
+            self._room.clear()
+
+    async def quiet(self) -> None:
+        """Return when everything gathered is settled and its acks are written."""
+        await self._quiet.wait()
+
+    def stop(self) -> None:
+        """End `run`. What is not settled stays unacknowledged."""
+        self._stop.set()
+
+    # --- commits -----------------------------------------------------------------------------------------------------
+
+    async def run(self, deliver: Deliver) -> None:
+        """Commit and acknowledge until `stop`."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                loops = [tasks.create_task(self._commit(deliver, tasks)), tasks.create_task(self._acknowledge())]
+                await self._stop.wait()
+                for loop in loops:
+                    loop.cancel()
+        except BaseExceptionGroup as group:
+            # the first error ended the others; a group would only hide its type from the host
+            raise group.exceptions[0] from None
+        finally:
+            self.stopped = True
+            self._room.set()
+
+    async def _commit(self, deliver: Deliver, tasks: asyncio.TaskGroup) -> None:
+        while True:
+            await self._work.wait()
+            if self._wait_s and not self.full:
+                await self._clock.sleep(self._wait_s)
+            await self._slots.acquire()
+            commit = self._take()
+            if commit.batch is None:
+                commit.done.set()
+            else:
+                await self._start(deliver, commit, tasks)
+            self._commits.put_nowait(commit)
+
+    def _take(self) -> Commit:
+        rows = self._builder.rows
+        commit = Commit(self._builder.take() if rows else None, rows, self._peers, self._since)
+        self._peers = {}
+        self._unsettled += 1
+        self._work.clear()
+        self._room.set()
+        return commit
+
+    async def _start(self, deliver: Deliver, commit: Commit, tasks: asyncio.TaskGroup) -> None:
+        """Start one `deliver`; on QueueFull hold this batch, so that no later one overtakes it, and try again."""
+        refused = 0
+        while True:
+            tasks.create_task(self._deliver(deliver, commit))
+            # QueueFull comes at once, before anything waits: the first step of the task tells
+            await asyncio.sleep(0)
+            if not isinstance(commit.error, QueueFull):
+                break
+            self._pause(commit.error)
+            commit.error = None
+            commit.done.clear()
+            if refused:
+                await self._clock.sleep(min(1.0, REFUSED_AGAIN_S * 2.0 ** min(refused, 10)))
+            refused += 1
+            await deliver.room()
+        if self.paused:
+            self._resume()
+
+    def _pause(self, error: QueueFull) -> None:
+        if not self.paused:
+            self.paused = True
+            self._room.clear()
+            self._counters.paused.set(1)
+            self._log.warning("queue full, reading paused", queue=error.queue, bytes=error.size_bytes, bytes_max=error.size_bytes_max)
+
+    def _resume(self) -> None:
+        self.paused = False
+        self._counters.paused.set(0)
+        if not self._builder.full:
+            self._room.set()
+        self._log.info("reading resumed")
+
+    async def _deliver(self, deliver: Deliver, commit: Commit) -> None:
+        try:
+            self._fault(BEFORE_DELIVER)
+            await deliver(commit.batch)
+        except BaseException as error:
+            # a cancelled commit too: nobody knows whether it is durable, so nobody is told that it is
+            commit.error = error
+            if not isinstance(error, Exception):
+                raise
+        finally:
+            commit.done.set()
+
+    async def _acknowledge(self) -> None:
+        """Settle commits in their order, whatever the order in which they end: acks are cumulative."""
+        while True:
+            commit = await self._commits.get()
+            await commit.done.wait()
+            self._slots.release()
+            if isinstance(commit.error, Exception):
+                raise commit.error
+            if commit.error is not None:
+                raise TransientError("deliver was cancelled under a commit of ingest_ws; its outcome is unknown, nothing of it was acked")
+            # From here on the batch is durable: only now may anybody be told.
+            self._fault(AFTER_DELIVER)
+            self._counters.acked.inc(commit.rows)
+            for turn, (peer, last) in enumerate(commit.peers.items(), start=1):
+                peer.settled(last)
+                if turn % PEERS_PER_TURN == 0:
+                    await asyncio.sleep(0)
+            self._counters.ack_duration.observe(self._clock.monotonic() - commit.since)
+            self._fault(AFTER_ACK)
+            self._unsettled -= 1
+            if not self._unsettled and not self._peers:
+                self._quiet.set()

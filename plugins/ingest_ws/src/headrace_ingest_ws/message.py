@@ -1,0 +1,40 @@
+"""From one message to the events in it, or the reason why it is refused. No I/O."""
+
+from __future__ import annotations
+
+from headrace.decoding import check, split
+
+from headrace_ingest_ws.protocol import PAYLOAD_INVALID, TOO_LARGE, Refusal
+
+_SPACE = b" \t\r\n"
+
+
+def events_of(message: bytes, events_max: int) -> list[bytes] | Refusal:
+    """The payload of each event of a message (a JSON object, or an array of them), or why the message is refused.
+
+    A message is atomic: one bad element refuses all of it and is named by its index.
+    """
+    if message[:1] != b"[" and message.lstrip(_SPACE)[:1] != b"[":
+        problem = check(message)
+        return [message] if problem is None else Refusal(PAYLOAD_INVALID, problem)
+    try:
+        events = split(message)
+    except ValueError as error:
+        return Refusal(PAYLOAD_INVALID, str(error))
+    if not events:
+        return Refusal(PAYLOAD_INVALID, "expected at least one event, got an empty array")
+    if len(events) > events_max:
+        return Refusal(TOO_LARGE, f"expected at most {events_max} events in a message, got {len(events)}", events=len(events))
+    for index, event in enumerate(events):
+        if (problem := check(event)) is not None:
+            return Refusal(PAYLOAD_INVALID, f"event {index} of the array: {problem}", index, events=len(events))
+    return events
+
+
+def lines_of(body: bytes, lines_max: int) -> list[tuple[int, bytes]] | Refusal:
+    """The lines of an NDJSON body that are not blank, each with its index, or why the body is refused."""
+    count = body.rstrip(b"\r\n").count(b"\n") + 1
+    if count > lines_max:
+        return Refusal(TOO_LARGE, f"expected at most {lines_max} lines in a request, got {count}", events=count)
+    lines = [(index, line) for index, line in enumerate(body.split(b"\n")) if line.strip(_SPACE)]
+    return lines or Refusal(PAYLOAD_INVALID, "expected at least one line with an event, got none")

@@ -1,0 +1,109 @@
+"""The texts and numbers of the device protocol. `docs/protocol.md` is the reference. No I/O."""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+SUBPROTOCOL: Final = "headrace.v1.json"
+
+# Close codes (RFC 6455 section 7.4.1 and the IANA registry)
+CLOSE_NORMAL: Final = 1000
+CLOSE_PROTOCOL: Final = 1002
+CLOSE_NO_CODE: Final = 1005
+CLOSE_LOST: Final = 1006
+CLOSE_NOT_TEXT: Final = 1007
+CLOSE_POLICY: Final = 1008
+CLOSE_TOO_BIG: Final = 1009
+CLOSE_BUG: Final = 1011
+CLOSE_RESTART: Final = 1012
+CLOSE_TRY_LATER: Final = 1013
+
+#: Labels of the metric; what a client makes up is counted as "other", so that it cannot open series without bound.
+CLOSE_CODES: Final = frozenset({1000, 1001, 1002, 1003, 1005, 1006, 1007, 1008, 1009, 1011, 1012, 1013})
+
+#: Reasons quote the device's own bytes; this bounds what goes back to it and into logs.
+REASON_LENGTH_MAX: Final = 200
+
+#: What a reject costs besides its reason stays far below this, so a frame header of 4 bytes is always enough.
+TEXT_BYTES_MAX: Final = 65_535
+
+
+class Refusal(NamedTuple):
+    """Why a message was not taken.
+
+    code: MQTT 5's vocabulary. at: the index (from 0) of the bad event in an array, or of the line in a POST; on the wire it is
+    called `index`. events: how many events the message held, 1 where that cannot be told.
+    """
+
+    code: str
+    reason: str
+    at: int | None = None
+    retry_ms: int | None = None
+    events: int = 1
+
+    def fields(self) -> dict[str, Any]:
+        """As it stands in a reject frame and in the answer to a POST."""
+        fields: dict[str, Any] = {"code": self.code, "reason": self.reason[:REASON_LENGTH_MAX]}
+        if self.at is not None:
+            fields["index"] = self.at
+        if self.retry_ms is not None:
+            fields["retry_ms"] = self.retry_ms
+        return fields
+
+
+PAYLOAD_INVALID: Final = "payload_invalid"
+TOO_LARGE: Final = "too_large"
+BUSY: Final = "busy"
+
+
+def ack(last: int) -> bytes:
+    """All messages up to `last` are durable or were refused."""
+    return b'{"ack":%d}' % last
+
+
+def reject(number: int, refusal: Refusal) -> bytes:
+    """Message `number` was refused; the ack that covers it comes later."""
+    return msgspec.json.encode({"reject": number, **refusal.fields()})
+
+
+def hello(queue: str | None, level: str, window: int, message_bytes_max: int, events_max: int, idle_timeout_s: float) -> bytes:
+    """The first frame to a client that offered the subprotocol."""
+    facts = {
+        "queue": queue,
+        "level": level,
+        "window": window,
+        "message_bytes_max": message_bytes_max,
+        "events_per_message_max": events_max,
+        "idle_timeout_s": idle_timeout_s,
+    }
+    return msgspec.json.encode({"hello": facts})
+
+
+PING_FRAME: Final = b"\x89\x00"
+
+
+def text_frame(text: bytes) -> bytes:
+    """One unfragmented, unmasked text frame, as a server sends it."""
+    size = len(text)
+    if size < 126:
+        return bytes((0x81, size)) + text
+    if size > TEXT_BYTES_MAX:
+        raise ValueError(f"expected a text of at most {TEXT_BYTES_MAX} bytes, got {size}")
+    return bytes((0x81, 126)) + size.to_bytes(2, "big") + text
+
+
+def close_frame(code: int, reason: bytes = b"") -> bytes:
+    """A close frame, as a server sends it."""
+    text = reason[:123]
+    return bytes((0x88, 2 + len(text))) + code.to_bytes(2, "big") + text
+
+
+def device_problem(device: str) -> str | None:
+    """What is wrong with a device's name, or None. `%` is refused because `%ff` is what a bad escape is left as."""
+    if not device or len(device) > 128:
+        return f"expected a device name of 1 to 128 characters, got {len(device)}"
+    if not device.isprintable() or "/" in device or "%" in device or device in (".", ".."):
+        return "expected a device name of printable characters without / and %"
+    return None

@@ -1,0 +1,198 @@
+"""The HTTP side: routes, limits, refusals, the sweep over connections, and the end.
+
+aiohttp serves HTTP; what a connection does after its upgrade is `connection.py`'s business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import msgspec
+from aiohttp import web
+from headrace import Clock, Deliver
+from headrace.log import Log
+
+from headrace_ingest_ws.config import IngestWsConfig
+from headrace_ingest_ws.connection import Connection
+from headrace_ingest_ws.counters import Counters
+from headrace_ingest_ws.intake import Intake
+from headrace_ingest_ws.post import Post, answer_status, content_type_problem, read_body
+from headrace_ingest_ws.protocol import BUSY, CLOSE_POLICY, PAYLOAD_INVALID, TOO_LARGE, Refusal, device_problem, hello
+
+EVENTS_PATH: Final = "/v1/devices/{device}/events"
+
+#: So many handshakes wait in the kernel while the loop is busy, for example after a restart under thousands of devices.
+BACKLOG: Final = 4096
+
+#: Connections looked after before the loop gets a turn: about 0.3 ms of work.
+TICKS_PER_TURN: Final = 256
+
+
+class Refused(Exception):
+    """Answer this request with an error."""
+
+    def __init__(self, status: int, refusal: Refusal) -> None:
+        self.status, self.refusal = status, refusal
+        super().__init__(refusal.reason)
+
+
+class Server:
+    """Serves devices on one listening socket while it is used as a context of `serving`."""
+
+    def __init__(self, config: IngestWsConfig, intake: Intake, deliver: Deliver, counters: Counters, clock: Clock, log: Log) -> None:
+        self._config, self._intake, self._deliver = config, intake, deliver
+        self._counters, self._clock, self._log = counters, clock, log
+        self._connections: set[Connection] = set()
+        self._posts: set[Post] = set()
+        self._upgrading = 0
+        self._draining = False
+        app = web.Application(client_max_size=config.post_bytes_max, middlewares=[self._answer_errors])
+        app.router.add_get(EVENTS_PATH, self._get, allow_head=False)
+        app.router.add_post(EVENTS_PATH, self._post)
+        self._runner = web.AppRunner(
+            app,
+            access_log=None,
+            auto_decompress=False,
+            keepalive_timeout=config.request_timeout_s,
+            lingering_time=config.close_timeout_s,
+            shutdown_timeout=config.close_timeout_s,
+        )
+
+    async def start(self, listening: socket.socket) -> None:
+        """Accept connections on a bound socket."""
+        await self._runner.setup()
+        await web.SockSite(self._runner, listening, backlog=BACKLOG).start()
+
+    async def sweep(self) -> None:
+        """Look after all connections about once a second, until cancelled."""
+        period_s = min(1.0, self._config.idle_timeout_s / 4, self._config.write_timeout_s / 4)
+        async with asyncio.TaskGroup() as closing:
+            while True:
+                await self._clock.sleep(period_s)
+                now = self._clock.monotonic()
+                for turn, connection in enumerate(list(self._connections), start=1):
+                    if (why := connection.tick(now)) is not None:
+                        closing.create_task(connection.finish(CLOSE_POLICY, why.reason))
+                    if turn % TICKS_PER_TURN == 0:
+                        await asyncio.sleep(0)
+
+    async def refuse_new(self) -> None:
+        """Stop listening; refuse requests on open connections and ignore their further messages."""
+        self._draining = True
+        for site in list(self._runner.sites):
+            await site.stop()
+        for connection in self._connections:
+            connection.refuse_from_now_on()
+
+    async def close_connections(self, code: int, reason: str) -> None:
+        """Close every connection, each after its own acks."""
+        self._draining = True
+        async with asyncio.TaskGroup() as tasks:
+            for connection in list(self._connections):
+                tasks.create_task(connection.finish(code, reason))
+
+    async def stop(self, code: int, reason: str) -> None:
+        """Close everything. POSTs that wait get 503: nobody knows about their events."""
+        for post in list(self._posts):
+            post.fail()
+        await self.refuse_new()
+        await self.close_connections(code, reason)
+        await self._runner.cleanup()
+
+    # --- requests ----------------------------------------------------------------------------------------------------
+
+    @web.middleware
+    async def _answer_errors(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except Refused as error:
+            status, refusal = error.status, error.refusal
+        except web.HTTPRequestEntityTooLarge:
+            status, refusal = 413, Refusal(TOO_LARGE, f"expected a body of at most {self._config.post_bytes_max} bytes")
+        except web.HTTPException as error:
+            status, refusal = error.status, Refusal("http_error", error.reason)
+        self._counters.request_refused(status)
+        self._log.warning("request refused", status=status, code=refusal.code, reason=refusal.reason, path=request.path[:200])
+        return self._error(status, refusal)
+
+    def _error(self, status: int, refusal: Refusal) -> web.Response:
+        headers = {}
+        if status == 503:
+            headers["Retry-After"] = str(self._config.retry_after_s)
+            refusal = refusal._replace(retry_ms=self._config.retry_after_s * 1000)
+        if status == 426:
+            headers["Upgrade"] = "websocket"
+        return web.Response(status=status, headers=headers, body=msgspec.json.encode(refusal.fields()), content_type="application/json")
+
+    def _admit(self, request: web.Request) -> str:
+        """The device that sends, or Refused."""
+        device = request.match_info["device"]
+        if (problem := device_problem(device)) is not None:
+            raise Refused(400, Refusal("device_invalid", problem))
+        if self._draining or self._intake.stopped:
+            raise Refused(503, Refusal(BUSY, "the server is restarting"))
+        if self._intake.paused:
+            raise Refused(503, Refusal(BUSY, "the queue is full"))
+        return device
+
+    async def _get(self, request: web.Request) -> web.StreamResponse:
+        if "upgrade" not in request.headers.get("Connection", "").lower():
+            raise Refused(426, Refusal("upgrade_required", "expected a WebSocket upgrade, or a POST with events"))
+        device = self._admit(request)
+        if len(self._connections) >= self._config.connections_max:
+            raise Refused(503, Refusal(BUSY, f"all {self._config.connections_max} connections are in use"))
+        connection = Connection(device, self._config, self._intake, self._counters, self._log, self._clock.monotonic())
+        self._connections.add(connection)
+        self._counters.connections.set(len(self._connections))
+        try:
+            return await connection.serve(request, self._hello)
+        finally:
+            self._connections.discard(connection)
+            self._counters.connections.set(len(self._connections))
+
+    def _hello(self) -> bytes:
+        info, config = self._deliver.queue_info(), self._config
+        queue, level = (info.queue_id, info.level) if info else (None, "none")
+        return hello(queue, level, config.window_messages, config.message_bytes_max, config.events_per_message_max, config.idle_timeout_s)
+
+    async def _post(self, request: web.Request) -> web.StreamResponse:
+        device = self._admit(request)
+        if (problem := content_type_problem(request)) is not None:
+            raise Refused(415, Refusal(PAYLOAD_INVALID, problem))
+        if len(self._posts) >= self._config.posts_max:
+            raise Refused(503, Refusal(BUSY, f"all {self._config.posts_max} posts are in use"))
+        post = Post()
+        self._posts.add(post)
+        try:
+            return await self._take_post(request, device, post)
+        finally:
+            self._posts.discard(post)
+
+    async def _take_post(self, request: web.Request, device: str, post: Post) -> web.Response:
+        try:
+            async with asyncio.timeout(self._config.request_timeout_s):
+                raw = await request.read()
+        except TimeoutError:
+            raise Refused(408, Refusal(PAYLOAD_INVALID, f"expected the whole body in {self._config.request_timeout_s:g} s")) from None
+        body = read_body(raw, request.content_type, self._config.events_per_message_max)
+        await self._intake.room()
+        self._admit(request)  # draining may have begun meanwhile
+        counters = self._counters
+        counters.received_bytes.inc(len(raw))
+        counters.received.inc(len(body.events))
+        for refusal in body.refused:
+            counters.received.inc(refusal.events)
+            counters.rejected(refusal.code, refusal.events)
+        if body.refused:
+            self._log.warning("message refused", device=device, code=body.refused[0].code, reason=body.refused[0].reason)
+        if body.events and not await post.durable(self._intake, device, body.events):
+            raise Refused(503, Refusal(BUSY, "the server is restarting; it is unknown whether the events were stored"))
+        status = answer_status(body)
+        if status != 200:
+            counters.request_refused(status)
+        return web.Response(status=status, body=body.answer(), content_type="application/json")
