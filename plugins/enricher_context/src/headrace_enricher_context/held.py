@@ -1,0 +1,85 @@
+"""The context as it is held: one Arrow column per added field, and an index over the devices. No I/O."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+import pyarrow as pa
+
+from headrace_enricher_context.lookup import DeviceIndex, hash_order
+
+#: Name of the key column, which no added field can have.
+KEY: Final = "headrace.key"
+
+
+class Held:
+    """What is known of every device at one moment; never changed after it was built.
+
+    `table` has the column KEY (string, no nulls) and one per field, in any row order; of rows with the same key the last
+    one counts. `replaced` says how many rows that left out.
+    """
+
+    def __init__(self, table: pa.Table, fields: pa.Schema) -> None:
+        keys = _one_chunk(table.column(KEY))
+        order, hashes, self.replaced = hash_order(keys)
+        rows = pa.array(order)
+        keys = keys.take(rows)
+        self.fields = fields
+        self._columns = [_compact(_one_chunk(table.column(name)).take(rows)) for name in fields.names]
+        self.table = pa.table([keys, *self._columns], [KEY, *fields.names])
+        self._index = DeviceIndex(keys, hashes)
+
+    @classmethod
+    def empty(cls, fields: pa.Schema) -> Held:
+        """The context that knows no device."""
+        return cls(read_schema(fields).empty_table(), fields)
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held, index included."""
+        return int(self.table.nbytes) + self._index.nbytes
+
+    def same_as(self, other: Held) -> bool:
+        """Whether both say the same of the same devices."""
+        return bool(self.fields.equals(other.fields) and self.table.equals(other.table))
+
+    def join(self, devices: pa.StringArray) -> Joined:
+        """The fields of each device, row by row."""
+        encoded = devices.dictionary_encode()
+        found = self._index.find(encoded.dictionary)
+        rows = found.take(encoded.indices)
+        columns = [_plain(column.take(rows)) for column in self._columns]
+        unknown = encoded.dictionary.filter(found.is_null()) if found.null_count else encoded.dictionary.slice(0, 0)
+        return Joined(pa.RecordBatch.from_arrays(columns, schema=self.fields), rows.null_count, unknown)
+
+
+class Joined(NamedTuple):
+    """The added fields, how many rows are of unknown devices, and which devices those are (each once)."""
+
+    added: pa.RecordBatch
+    unknown_events: int
+    unknown: pa.StringArray
+
+
+def read_schema(fields: pa.Schema) -> pa.Schema:
+    """The schema of a table that `Held` takes."""
+    return pa.schema([pa.field(KEY, pa.string()), *fields])
+
+
+def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
+    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays([pa.array([], column.type), *column.chunks])
+
+
+def _compact(column: pa.Array) -> pa.Array:
+    # A class or a site repeats: four bytes a device rather than the text, and as fast to read.
+    if not pa.types.is_string(column.type):
+        return column
+    encoded = column.dictionary_encode()
+    return encoded if encoded.nbytes < column.nbytes else column
+
+
+def _plain(column: pa.Array) -> pa.Array:
+    return column.dictionary_decode() if isinstance(column, pa.DictionaryArray) else column

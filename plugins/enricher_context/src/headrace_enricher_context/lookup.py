@@ -1,0 +1,103 @@
+"""Finds devices among millions, a batch at a time. No I/O.
+
+`pyarrow.compute.index_in` hashes its whole value set again on every call: 200 ms a batch at a million devices. This index
+is built once and costs about 50 ns a device looked up: a 64-bit hash of the key's bytes, eight at a time, then buckets by
+the hash's upper bits, then a comparison with the key itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+Hashes = npt.NDArray[np.uint64]
+Rows = npt.NDArray[np.int64]
+
+_SEED: Final = np.uint64(0x9E3779B97F4A7C15)
+_MIX: Final = np.uint64(0xD6E8FEB86659FD93)
+_HALF: Final = np.uint64(32)
+_WORD: Final = 8
+
+
+class DeviceIndex:
+    """Rows of a key column by key. The column is given in hash order (`hash_order`), without nulls or repeated keys."""
+
+    def __init__(self, keys: pa.StringArray, hashes: Hashes, hash_of: Callable[[pa.StringArray], Hashes] | None = None) -> None:
+        self._keys = keys
+        self._hashes = hashes
+        self._hash_of = hash_of or hash_strings
+        bits = max(1, len(keys).bit_length())
+        self._shift = np.uint64(64 - bits)
+        self._starts = np.searchsorted(hashes >> self._shift, np.arange(2**bits + 1, dtype=np.uint64)).astype(np.int32)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held beside the keys."""
+        return self._hashes.nbytes + self._starts.nbytes
+
+    def find(self, devices: pa.StringArray) -> pa.Int64Array:
+        """The row of each device, null where there is none; `devices` has no nulls."""
+        hashes = self._hash_of(devices)
+        rows = np.full(len(devices), -1, dtype=np.int64)
+        bucket = (hashes >> self._shift).astype(np.int64)
+        at, end = self._starts[bucket], self._starts[bucket + 1]
+        asked = np.arange(len(devices))
+        # One turn per place in the fullest bucket; a bucket holds one key in the mean.
+        while len(asked := asked[inside := at < end]):
+            at, end = at[inside], end[inside]
+            found = self._hashes[at] == hashes[asked]
+            if found.any():
+                found[found] = self._same(at[found], devices, asked[found])
+                rows[asked[found]] = at[found]
+            asked, at, end = asked[~found], at[~found] + 1, end[~found]
+        return pa.array(rows, mask=rows < 0)
+
+    def _same(self, at: npt.NDArray[np.int32], devices: pa.StringArray, asked: Rows) -> npt.NDArray[np.bool_]:
+        equal = pc.equal(self._keys.take(pa.array(at)), devices.take(pa.array(asked)))
+        same: npt.NDArray[np.bool_] = equal.to_numpy(zero_copy_only=False)
+        return same
+
+
+def hash_order(keys: pa.StringArray, hash_of: Callable[[pa.StringArray], Hashes] | None = None) -> tuple[Rows, Hashes, int]:
+    """The rows to keep, in the order of their hashes, those hashes, and how many rows a later one of the same key replaced."""
+    hashes = (hash_of or hash_strings)(keys)
+    order = np.argsort(hashes, kind="stable")
+    hashes = hashes[order]
+    same_as_next = hashes[:-1] == hashes[1:]
+    if not same_as_next.any():
+        return order, hashes, 0
+    keep = np.ones(len(order), dtype=np.bool_)
+    last: dict[str, int] = {}
+    suspects = np.flatnonzero(np.append(same_as_next, False) | np.insert(same_as_next, 0, False))
+    for place, key in zip(suspects.tolist(), keys.take(pa.array(order[suspects])).to_pylist(), strict=True):
+        if key in last:
+            keep[last[key]] = False
+        last[key] = place
+    return order[keep], hashes[keep], int(len(keep) - keep.sum())
+
+
+def hash_strings(strings: pa.StringArray) -> Hashes:
+    """A 64-bit hash of each string's UTF-8 bytes; nulls hash like empty strings."""
+    count = len(strings)
+    if not count:
+        return np.zeros(0, dtype=np.uint64)
+    _, offset_buffer, value_buffer = strings.buffers()
+    offsets = np.frombuffer(offset_buffer, np.int32)[strings.offset : strings.offset + count + 1].astype(np.int64)
+    lengths = np.diff(offsets)
+    values = np.frombuffer(value_buffer, np.uint8)[offsets[0] : offsets[-1]] if value_buffer else np.zeros(0, np.uint8)
+    padded = np.concatenate((values, np.zeros(2 * _WORD, np.uint8)))
+    # Every byte begins a word of this view, so that a string's words can be taken where it happens to lie.
+    words = np.ndarray((len(padded) - _WORD + 1,), np.dtype("<u8"), padded, 0, (1,))
+    starts = offsets[:-1] - offsets[0]
+    hashes: Hashes = lengths.astype(np.uint64) * _SEED
+    for done in range(0, int(lengths.max()), _WORD):
+        rows = np.flatnonzero(lengths > done)
+        beyond = (_WORD - np.minimum(lengths[rows] - done, _WORD)).astype(np.uint64) * np.uint64(8)
+        mixed = (hashes[rows] ^ (words[starts[rows] + done] << beyond)) * _MIX
+        hashes[rows] = mixed ^ (mixed >> _HALF)
+    return hashes
