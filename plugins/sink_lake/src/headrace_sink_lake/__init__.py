@@ -1,0 +1,18 @@
+"""A Parquet lake: hive partitions, one commit record for each roll, and a resume point that the lake itself holds."""
+
+from headrace_sink_lake.ledger import Ledger
+from headrace_sink_lake.record import CommitRecord, LakeFile
+from headrace_sink_lake.sink import LakeConfig, SinkLake
+from headrace_sink_lake.store import ArrowStore, LocalStore, Store, open_store
+
+__all__ = [
+    "ArrowStore",
+    "CommitRecord",
+    "LakeConfig",
+    "LakeFile",
+    "Ledger",
+    "LocalStore",
+    "SinkLake",
+    "Store",
+    "open_store",
+]

@@ -1,0 +1,108 @@
+"""One roll: the rows of a contiguous range of one queue id, on their way into the lake."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+from collections.abc import Callable
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from headrace_sink_lake import columns
+from headrace_sink_lake.ledger import TEMPORARIES, attempt_name
+from headrace_sink_lake.partition import split
+from headrace_sink_lake.record import LakeFile
+from headrace_sink_lake.store import OutFile, Store
+
+
+class Roll:
+    """Collects rows by partition in memory and writes them as temporary Parquet files.
+
+    Methods do blocking I/O; they may raise OSError, and pyarrow's errors for what Parquet cannot store. Memory: about
+    `buffer_bytes_max` of rows and one partition's copy while it is written; beyond that rows go to temporary files early.
+    """
+
+    def __init__(self, store: Store, config: Any, queue_id: str, first: int, on_overflow: Callable[[int], None]) -> None:
+        self._store, self._config, self._on_overflow = store, config, on_overflow
+        self.queue_id, self.first, self.next = queue_id, first, first
+        self.rows = 0
+        self.attempt = attempt_name(queue_id, first, secrets.token_hex(8))
+        self.files: list[LakeFile] = []
+        self.schemas: dict[str, dict[str, dict[str, str]]] = {}
+        self._buffers: dict[str, list[pa.RecordBatch]] = {}
+        self._folders: set[str] = set()
+        self._buffered_bytes = 0
+        self._unsynced: list[OutFile] = []
+        self._begun = False
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        """Take rows in the order of their positions."""
+        batch, parts = split(batch, self._config.partition_by)
+        for part in parts:
+            folder = part.folder
+            if folder not in self._folders and len(self._folders) >= self._config.partitions_max:
+                folder = part.overflow
+                self._on_overflow(part.stop - part.start)
+            self._folders.add(folder)
+            self._buffers.setdefault(folder, []).append(batch.slice(part.start, part.stop - part.start))
+        self.rows += batch.num_rows
+        self._buffered_bytes += batch.nbytes
+        if self._buffered_bytes > self._config.buffer_bytes_max:
+            self.write_out()
+
+    def begin(self) -> None:
+        """Make the folder of the temporaries, once."""
+        if not self._begun:
+            self._store.make_dirs(f"{TEMPORARIES}/{self.attempt}")
+            self._begun = True
+
+    def write_out(self) -> None:
+        """Write what is buffered as temporary files."""
+        self.begin()
+        for folder in list(self._buffers):
+            for table in columns.grouped(self._buffers[folder]):
+                self._write(folder, columns.storable(columns.ordered(table)))
+            del self._buffers[folder]
+        self._buffered_bytes = 0
+
+    def sync(self) -> None:
+        """Make the temporary files safe."""
+        while self._unsynced:
+            self._unsynced.pop(0).finish()
+
+    def abandon(self) -> None:
+        """Close what is open; the files themselves are the ledger's to settle."""
+        while self._unsynced:
+            try:
+                self._unsynced.pop().finish()
+            except OSError:
+                continue  # they are given up anyway
+        self._buffers.clear()
+
+    def _write(self, folder: str, table: pa.Table) -> None:
+        number = len(self.files)
+        table = table.replace_schema_metadata({**(table.schema.metadata or {}), **self._metadata()})
+        file = self._store.create(f"{TEMPORARIES}/{self.attempt}/{number}.tmp")
+        self._unsynced.append(file)
+        pq.write_table(
+            table,
+            file.stream,
+            sorting_columns=pq.SortingColumn.from_ordering(table.schema, [("device", "ascending"), ("time", "ascending")]),
+            **columns.parquet_options(table.schema, self._config.compression_level, self._config.row_group_rows),
+        )
+        path = f"{folder}/{self.attempt}-{number}.parquet".lstrip("/")
+        self.files.append(LakeFile(path, table.num_rows, file.stream.tell(), self._name_schema(table.schema)))
+        if len(self._unsynced) >= self._config.partition_files_max:
+            self.sync()
+
+    def _metadata(self) -> dict[bytes, bytes]:
+        return {b"headrace.queue_id": self.queue_id.encode(), b"headrace.first": str(self.first).encode()}
+
+    def _name_schema(self, schema: pa.Schema) -> str:
+        described = columns.described(schema)
+        name = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:12]
+        self.schemas[name] = described
+        return name

@@ -1,0 +1,288 @@
+"""The output `sink_lake`: takes event batches, and makes one roll of what comes between two flushes."""
+
+from __future__ import annotations
+
+import datetime
+import errno
+import os
+import re
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+import pyarrow as pa
+from headrace import EVENT_COLUMNS, Component, Config, Context, Missing, PermanentError, RangeKey, TransientError, hookimpl
+
+from headrace_sink_lake import columns, record
+from headrace_sink_lake.ledger import Ledger
+from headrace_sink_lake.record import CommitRecord
+from headrace_sink_lake.roll import Roll
+from headrace_sink_lake.store import SCHEMES, Store, open_store, without_secrets
+
+T = TypeVar("T")
+Meta = msgspec.Meta
+
+
+class LakeConfig(Config, frozen=True):
+    """Where the lake lies and how its files look. When a roll ends is the host's (`flush_rows`, `flush_bytes`, ...)."""
+
+    path: Annotated[
+        str | None,
+        Meta(
+            description="Folder of the lake, or URI of a pyarrow filesystem (s3://...); by default `lake` below the component's own data."
+        ),
+    ] = None
+    partition_by: Annotated[
+        tuple[str, ...],
+        Meta(
+            max_length=6,
+            description="Keys of the hive partitions, outermost first: fields of the context, `date` or `hour` (of time, UTC).",
+        ),
+    ] = ("class", "date")
+    compression_level: Annotated[int, Meta(ge=1, le=22, description="zstd level; higher is smaller and slower.")] = 3
+    row_group_rows: Annotated[int, Meta(ge=1_000, le=10_000_000, description="Most rows in a row group, the unit that readers skip.")] = (
+        131_072
+    )
+    buffer_bytes_max: Annotated[
+        int, Meta(ge=1_048_576, le=1 << 40, description="Bytes of unflushed rows held in memory; beyond it they go to temporary files.")
+    ] = 268_435_456
+    partition_files_max: Annotated[int, Meta(ge=1, le=4096, description="Most temporary files open at a time.")] = 64
+    partitions_max: Annotated[
+        int, Meta(ge=1, le=100_000, description="Most partitions in a roll; events of further ones are filed under the value `_other`.")
+    ] = 1000
+
+    def __post_init__(self) -> None:
+        for key in self.partition_by:
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]*", key) or key in EVENT_COLUMNS:
+                raise ValueError(f"partition_by: expected date, hour or a field of the context, not a column of the lake, got {key!r}")
+        if len(set(self.partition_by)) != len(self.partition_by):
+            raise ValueError(f"partition_by: expected different keys, got {list(self.partition_by)}")
+
+
+class SinkLake(Component):
+    """Writes events to a Parquet lake, effectively once. README.md has the guarantees and the layout."""
+
+    class Config(LakeConfig, frozen=True):
+        """The options of sink_lake."""
+
+    fault_points = (
+        "sink_lake.before_temp",
+        "sink_lake.after_temp",
+        "sink_lake.after_fsync",
+        "sink_lake.before_commit",
+        "sink_lake.after_commit",
+        "sink_lake.mid_rename",
+        "sink_lake.after_rename",
+    )
+
+    def __init__(self, config: LakeConfig, context: Context) -> None:
+        super().__init__(config, context)
+        self._path = config.path or str(context.data_dir / "lake")
+        self._name = without_secrets(self._path)
+        self._ledger: Ledger | None = None
+        self._store: Store | None = None
+        self._roll: Roll | None = None
+        self._ends: dict[str, int | None] = {}
+        self._degraded = False
+        # A cancelled caller does not stop its thread: the next call must not meet it.
+        self._lock = threading.Lock()
+        metrics = context.metrics
+        self._written_events = metrics.counter("sink_written_events_total", "Events made safe by an output.")
+        self._written_bytes = metrics.counter("sink_written_bytes_total", "Bytes of files made safe by an output.")
+        self._files = metrics.counter("sink_files_total", "Files made safe by an output.")
+        self._flush_seconds = metrics.histogram("sink_flush_duration_seconds", "Time from the begin of a flush until all is safe.")
+        self._orphans = metrics.counter("lake_orphan_files_removed_total", "Temporary files removed that no commit record names.")
+        self._duplicates = metrics.counter("lake_duplicate_events_total", "Events left out because the lake held them already.")
+        self._overflow = metrics.counter("lake_partition_overflow_events_total", "Events filed under `_other`: too many partitions.")
+        self._skipped = metrics.counter("lake_skipped_positions_total", "Positions that the host never wrote, recorded as missing.")
+
+    async def open(self) -> None:
+        """Make the lake's folders, and finish or undo what a crash left there."""
+        await self._in_thread("open", self._open)
+
+    async def close(self) -> None:
+        if self._ledger is not None:
+            await self.context.call_blocking(self._locked, self._forget)
+            self._ledger = None
+
+    def check(self) -> list[str]:
+        """What stands against writing there, and that a lake on this filesystem has a single writer."""
+        if "://" in self._path and not self._path.startswith("file://"):
+            scheme = self._path.partition("://")[0]
+            if scheme not in SCHEMES:
+                return [f"path: expected a folder or a URI of {', '.join(sorted(SCHEMES))}, got {self._name}"]
+            return [f"path: {self._name} has no exclusive create here: give each lake on it a single writer"]
+        path = Path(self._path.removeprefix("file://")).absolute()
+        there = next(folder for folder in (path, *path.parents) if folder.exists())
+        if not there.is_dir():
+            return [f"path: expected a folder, but {there} is a file"]
+        if not os.access(there, os.W_OK | os.X_OK):
+            return [f"path: {there} is not writable by this user; change its owner or set another path"]
+        return []
+
+    @hookimpl
+    async def sink_resume(self, queue_id: str) -> int | None:
+        return await self._in_thread("read the commit records", self._resume, queue_id)
+
+    @hookimpl
+    async def sink_write(self, batch: pa.RecordBatch, key: RangeKey) -> None:
+        await self._in_thread("write", self._write, batch, key)
+
+    @hookimpl
+    async def sink_flush(self, key: RangeKey) -> None:
+        with self._flush_seconds.time():
+            await self._in_thread("flush", self._flush, key)
+        if self._degraded:
+            self._degraded = False
+            self.context.status("ok", "")
+
+    @hookimpl
+    async def sink_reset(self) -> None:
+        await self.context.call_blocking(self._locked, self._forget)
+
+    # --- in the thread -------------------------------------------------------------------------------------------
+
+    async def _in_thread(self, what: str, work: Callable[..., T], *args: Any) -> T:
+        try:
+            return await self.context.call_blocking(self._locked, work, *args)
+        except (OSError, MemoryError) as error:
+            raise self._transient(what, error) from error
+        except pa.ArrowException as error:
+            raise PermanentError(f"cannot {what}: Parquet takes no such events ({error})") from error
+
+    def _transient(self, what: str, error: OSError | MemoryError) -> TransientError:
+        number = error.errno if isinstance(error, OSError) else None
+        code = f" ({errno.errorcode.get(number, number)})" if number is not None else ""
+        reason = f"cannot {what} in the lake at {self._name}: {error}{code}"
+        self._degraded = True
+        self.context.status("degraded", reason)
+        self.context.log.warning("lake not usable", step=what, path=self._name, errno=number, error=str(error))
+        return TransientError(reason)
+
+    def _locked(self, work: Callable[..., T], *args: Any) -> T:
+        with self._lock:
+            return work(*args)
+
+    def _open(self) -> None:
+        store = open_store(self._path)
+        ledger = Ledger(store, self._orphans.inc, self.context.fault)
+        store.make_dirs("")
+        ledger.open()
+        self._store, self._ledger = store, ledger
+
+    def _resume(self, queue_id: str) -> int | None:
+        assert self._ledger is not None, "sink_lake is not open"
+        if len(self._ends) > 1000:
+            self._ends.clear()
+        self._ends[queue_id] = self._ledger.end(queue_id)
+        return self._ends[queue_id]
+
+    def _end(self, queue_id: str) -> int | None:
+        return self._ends[queue_id] if queue_id in self._ends else self._resume(queue_id)
+
+    def _write(self, batch: pa.RecordBatch, key: RangeKey) -> None:
+        if batch.num_rows != record.rows_of(key):
+            raise ValueError(f"expected {record.rows_of(key)} rows for {key}, got {batch.num_rows}")
+        self._refuse_unreadable(batch, key)
+        end = self._end(key.queue_id)
+        if end is not None and end >= key.first:
+            held = max(record.rows_of(record.up_to(key, end)), 0)
+            self._duplicates.inc(held)
+            self.context.log.info("events left out that the lake holds", key=str(key), held=held, end=end)
+            batch, key = batch.slice(held), record.behind(key, end)
+            if record.size(key) <= 0:
+                return
+        roll = self._roll_at(key)
+        if key.queue_id != roll.queue_id or key.first != roll.next:
+            raise ValueError(f"expected a key that begins at {roll.queue_id}/{roll.next}, got {key}")
+        roll.add(batch)
+        roll.next = key.last + 1
+
+    def _refuse_unreadable(self, batch: pa.RecordBatch, key: RangeKey) -> None:
+        if tuple(batch.schema.names) != EVENT_COLUMNS:
+            raise ValueError(f"expected the columns {EVENT_COLUMNS} for {key}, got {batch.schema.names}")
+        if names := columns.duplicate_names(batch.schema):
+            raise PermanentError(f"{', '.join(names)} twice in one event", {str(key): range(batch.num_rows)})
+        if rows := columns.bad_rows(batch):
+            raise PermanentError(f"{len(rows)} events are not valid UTF-8 or lack a required column", {str(key): rows})
+
+    def _roll_at(self, key: RangeKey) -> Roll:
+        if self._roll is None:
+            assert self._store is not None, "sink_lake is not open"
+            end = self._end(key.queue_id)
+            self._roll = Roll(self._store, self.config, key.queue_id, key.first if end is None else end + 1, self._overflow.inc)
+            self._roll.next = key.first
+        return self._roll
+
+    def _flush(self, key: RangeKey) -> None:
+        assert self._ledger is not None, "sink_lake is not open"
+        end = self._end(key.queue_id)
+        if end is not None:
+            key = record.behind(key, end)
+        if record.size(key) <= 0:
+            return
+        roll = self._roll_at(key)
+        if (roll.queue_id, roll.rows) != (key.queue_id, record.rows_of(key)) or roll.next not in (key.first, key.last + 1):
+            written = f"{roll.rows} rows of {roll.queue_id} from {roll.first} up to {roll.next - 1}"
+            raise ValueError(f"expected a flush of the {written}, got one of {record.rows_of(key)} rows of {key}")
+        # Store, sync, commit, publish: only the return of this call lets the queue forget the range.
+        started = time.monotonic()
+        fault = self.context.fault
+        fault("sink_lake.before_temp")
+        roll.begin()
+        roll.write_out()
+        fault("sink_lake.after_temp")
+        roll.sync()
+        fault("sink_lake.after_fsync")
+        entry = self._record(roll, key)
+        self._ends.pop(key.queue_id, None)  # unknown until the end of this call
+        if not self._ledger.commit(entry):
+            raise TransientError(f"another writer has put {key.queue_id}/{entry.first} into the lake at {self._name}; resume from there")
+        self._account(entry, time.monotonic() - started)
+        fault("sink_lake.after_commit")
+        self._ledger.publish(entry)
+        self._roll = None
+        self._ends[key.queue_id] = key.last
+
+    def _record(self, roll: Roll, key: RangeKey) -> CommitRecord:
+        missing = key.missing
+        if key.first > roll.first:
+            # Ranges chain. A host that skips (hold = "none") leaves a hole, which is told rather than hidden.
+            hole = Missing(roll.first, key.first - 1, "skipped")
+            self._skipped.inc(record.size(hole))
+            self.context.log.warning("positions never written", queue=key.queue_id, first=hole.first, last=hole.last)
+            missing = (hole, *missing)
+        return CommitRecord(
+            queue_id=key.queue_id,
+            first=roll.first,
+            last=key.last,
+            rows=roll.rows,
+            attempt=roll.attempt,
+            files=tuple(roll.files),
+            missing=missing,
+            dead=record.ranges(key.dead),
+            schemas=roll.schemas,
+            written_at=datetime.datetime.fromtimestamp(self.context.clock.wall(), datetime.UTC).isoformat(),
+        )
+
+    def _account(self, entry: CommitRecord, seconds: float) -> None:
+        size = sum(file.bytes for file in entry.files)
+        self._written_events.inc(entry.rows)
+        self._written_bytes.inc(size)
+        self._files.inc(len(entry.files))
+        self.context.log.debug("roll committed", first=entry.first, last=entry.last, files=len(entry.files), bytes=size, seconds=seconds)
+
+    def _forget(self) -> None:
+        roll, self._roll = self._roll, None
+        self._ends.clear()
+        if roll is None or self._ledger is None:
+            return
+        roll.abandon()
+        try:
+            self._ledger.discard(roll.attempt)
+        except OSError as error:
+            # They are out of every reader's sight, and removed when this range is committed.
+            self.context.log.warning("temporary files left behind", attempt=roll.attempt, error=str(error))
