@@ -1,7 +1,7 @@
 """Do a class's hooks fit the hookspecs? Looks at classes only: nothing is built, registered or evaluated.
 
 pluggy passes over much that would fail later: a required hook that is missing returns None, a method without `@hookimpl`
-is never called, a parameter with a default is never passed. Each check here says where it is and what to do.
+is never called, a keyword-only parameter is never passed. Each check here says where it is and what to do.
 """
 
 from __future__ import annotations
@@ -59,6 +59,8 @@ def hook_problems(plugin: type[Component], role: Role | None) -> list[str]:
     have = implemented(plugin)
     if role is not None and not any(whole <= have for whole in ROLES[role]):
         problems.append(_missing(plugin, role, have))
+    elif role == "listener" and not have & FACTS:
+        problems.append(f"{plugin.__name__} hears no facts; a listener implements one of {_join(FACTS)}")
     else:
         problems += _stray(plugin, have)
     return problems
@@ -169,7 +171,7 @@ def _signature_problems(plugin: type[Any], name: str, function: Callable[..., An
         elif parameter.name not in spec.parameters:
             yield f"{at}: {accepts} has no parameter {parameter.name!r}{did_you_mean(parameter.name, spec.parameters)}"
         elif parameter.default is not inspect.Parameter.empty:
-            yield f"{at}: {parameter.name!r} has a default and would never be passed; remove the default"
+            yield f"{at}: {parameter.name!r} has a default, and pluggy before 1.7 would never pass it; remove the default"
 
 
 def _kind_problems(at: str, spec: Spec, function: Callable[..., Any]) -> Iterator[str]:
