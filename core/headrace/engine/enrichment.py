@@ -12,12 +12,12 @@ import pyarrow as pa
 
 from headrace.component import Clock
 from headrace.config import Engine
+from headrace.engine.supervisor import Supervised
 from headrace.errors import HookError, PermanentError, TransientError
 from headrace.hookspecs import EnrichHooks
 from headrace.log import describe
 from headrace.retry import Backoff
 from headrace.schema import event_schema
-from headrace.supervisor import Supervised
 
 #: Why rows are refused, by row index.
 Refused = dict[int, str]
@@ -29,7 +29,11 @@ class Enricher:
     def __init__(self, unit: Supervised, engine: Engine, clock: Clock, backoff: Backoff) -> None:
         self._unit, self._engine, self._clock, self._backoff = unit, engine, clock, backoff
         self.id = unit.entry.id
-        self.fields: pa.Schema = unit.hook.enrich_fields()
+
+    @property
+    def fields(self) -> pa.Schema:
+        """What the component that is in place now adds."""
+        return self._unit.hook.enrich_fields()
 
     async def add_context(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, Refused]:
         """The events with this enricher's fields in `context`, all rows; and the rows that it refuses for good."""

@@ -20,16 +20,16 @@ import pyarrow.compute as pc
 
 from headrace import decoding
 from headrace.config import Engine
-from headrace.dead_letters import ALL_OUTPUTS
-from headrace.enrichment import Enricher
+from headrace.engine.dead_letters import ALL_OUTPUTS
+from headrace.engine.enrichment import Enricher
+from headrace.engine.quarantine import Quarantine
+from headrace.engine.supervisor import Supervised
 from headrace.errors import HookError
 from headrace.hookspecs import QueueRead
 from headrace.metrics import Metrics
 from headrace.position import NO_ORIGINS, RangeKey, global_ids, row_positions
-from headrace.quarantine import Quarantine
 from headrace.register import replace_durably
 from headrace.schema import ENCODING_JSON, ENCODING_SITE_FIRST, event_schema, kind_of
-from headrace.supervisor import Supervised
 
 #: Batches kept for outputs that are a little behind.
 KEPT_BATCHES_MAX: Final = 32
@@ -87,10 +87,18 @@ class Pipeline:
         self._kept: deque[Events] = deque(maxlen=KEPT_BATCHES_MAX)
         self._under_way: dict[tuple[int, int], asyncio.Task[Events]] = {}
         self._tasks: asyncio.TaskGroup | None = None
+        #: set once every decoder and enricher is open
+        self.ready = asyncio.Event()
         self._count_decoded = metrics.counter("decode_events_total", "Events decoded.")
-        self._count_misfits = metrics.counter("decode_misfit_values_total", "Values kept in `_other`: another type came first, or too many names.")
-        self._count_outside = metrics.counter("decode_time_outside_total", "Events whose own time lies outside the window; filed under received.")
-        self._count_unreadable = metrics.counter("decode_time_unreadable_total", "Events whose own time cannot be read; filed under received.")
+        self._count_misfits = metrics.counter(
+            "decode_misfit_values_total", "Values kept in `_other`: another type came first, or too many names."
+        )
+        self._count_outside = metrics.counter(
+            "decode_time_outside_total", "Events whose own time lies outside the window; filed under received."
+        )
+        self._count_unreadable = metrics.counter(
+            "decode_time_unreadable_total", "Events whose own time cannot be read; filed under received."
+        )
         self._seconds = {
             stage: metrics.histogram("pipeline_stage_duration_seconds", "Seconds per batch.", stage=stage) for stage in ("decode", "enrich")
         }
@@ -128,7 +136,9 @@ class Pipeline:
 
     async def raw(self, reader: str, first: int, last: int) -> QueueRead:
         """One read as the queue holds it, undecoded, starting at `first`."""
-        read: QueueRead = await self._queue.queue_read(reader=reader, after=first - 1, rows_max=last - first + 1, bytes_max=self._engine.read_bytes_max)
+        read: QueueRead = await self._queue.queue_read(
+            reader=reader, after=first - 1, rows_max=last - first + 1, bytes_max=self._engine.read_bytes_max
+        )
         return read
 
     def stop(self) -> None:
@@ -150,6 +160,7 @@ class Pipeline:
 
     async def _events(self, read: QueueRead) -> Events:
         """Decode and enrich one read."""
+        await self.ready.wait()
         key = RangeKey(read.queue_id, read.first, read.last, read.missing)
         positions = row_positions(read.first, read.last, read.missing)
         if read.batch is None:
@@ -158,14 +169,14 @@ class Pipeline:
             with self._seconds["decode"].time():
                 batch, bad = self._decode(read.batch, read, positions)
             if bad:
-                await self._refuse(read, positions, bad)
+                await self._refuse(read, read.batch, positions, bad)
         else:
             batch, bad = read.batch, {}
         with self._seconds["enrich"].time():
             for enricher in self._enrichers:
                 batch, refused = await enricher.add_context(batch)
                 if refused:
-                    await self._refuse_enriched(enricher, read, positions, refused)
+                    await self._refuse_enriched(enricher, read.batch, key, positions, refused)
                     bad.update(dict.fromkeys(refused, ""))
         events = Events(key, batch, positions)
         return events.without({int(positions[row]) for row in bad})
@@ -192,9 +203,10 @@ class Pipeline:
     def _rows(self, raw: pa.RecordBatch) -> tuple[list[decoding.Readings], dict[int, str]]:
         encodings = pc.unique(raw.column("encoding")).to_pylist()
         if encodings == [ENCODING_JSON]:
-            rows, undecoded = decoding.decode_json(raw.column("payload").to_pylist())
-            return rows, dict.fromkeys(undecoded, "not a JSON object")
-        rows, bad = [{} for _ in range(raw.num_rows)], {}
+            decoded, undecoded = decoding.decode_json(raw.column("payload").to_pylist())
+            return decoded, dict.fromkeys(undecoded, "does not decode")
+        rows: list[decoding.Readings] = [{} for _ in range(raw.num_rows)]
+        bad: dict[int, str] = {}
         for encoding in encodings:
             indexes = np.flatnonzero(raw.column("encoding").to_numpy() == encoding).tolist()
             payloads = raw.column("payload").take(pa.array(indexes))
@@ -214,19 +226,22 @@ class Pipeline:
         bad.update({indexes[row]: reason for row in undecoded})
         return rows
 
-    async def _refuse(self, read: QueueRead, positions: np.ndarray[Any, Any], bad: Mapping[int, str]) -> None:
+    async def _refuse(self, read: QueueRead, raw: pa.RecordBatch, positions: np.ndarray[Any, Any], bad: Mapping[int, str]) -> None:
         by_reason = sorted(bad, key=lambda row: bad[row])
         for reason, group in itertools.groupby(by_reason, key=lambda row: bad[row]):
             rows = list(group)
             refused = [int(positions[row]) for row in rows]
             await self._quarantine.add(
-                read.batch.take(pa.array(rows)), refused, read.queue_id, ALL_OUTPUTS, "decode", "decode", reason, lambda _: None
+                raw.take(pa.array(rows)), refused, read.queue_id, ALL_OUTPUTS, "decode", "decode", reason, lambda _: None
             )
 
-    async def _refuse_enriched(self, enricher: Enricher, read: QueueRead, positions: np.ndarray[Any, Any], refused: Mapping[int, str]) -> None:
+    async def _refuse_enriched(
+        self, enricher: Enricher, rows: pa.RecordBatch, key: RangeKey, positions: np.ndarray[Any, Any], refused: Mapping[int, str]
+    ) -> None:
         for row, reason in refused.items():
+            position = int(positions[row])
             await self._quarantine.add(
-                read.batch.slice(row, 1), [int(positions[row])], read.queue_id, ALL_OUTPUTS, "enrich", enricher.id, reason, enricher.holding
+                rows.slice(row, 1), [position], key.queue_id, ALL_OUTPUTS, "enrich", enricher.id, reason, enricher.holding
             )
 
 

@@ -6,6 +6,7 @@ its status, and answered with a new instance after a backoff.
 
 from __future__ import annotations
 
+import asyncio
 import random
 import threading
 from collections.abc import Callable
@@ -13,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from headrace import discovery
 from headrace.component import Clock, Component, Context
 from headrace.config import Entry
 from headrace.errors import ConfigError, PluginError, QueueError, TransientError
@@ -21,7 +21,7 @@ from headrace.faults import Faults
 from headrace.hookspecs import Role, Status
 from headrace.log import Log, describe
 from headrace.metrics import Metrics
-from headrace.plugins import ComponentPlugins
+from headrace.plugins import ComponentPlugins, SitePlugins
 from headrace.retry import Backoff
 
 OPEN_RETRY_BASE_MS: Final = 200
@@ -65,7 +65,9 @@ class Statuses:
                 return
             row = ComponentStatus(tier, entry.id, entry.role, entry.use, status, reason, self._clock.wall())
             self._rows[key] = row
-        gauge = self._metrics.gauge("component_up", "1 while the component's status is ok.", tier=tier, component=entry.id, plugin=entry.use)
+        gauge = self._metrics.gauge(
+            "component_up", "1 while the component's status is ok.", tier=tier, component=entry.id, plugin=entry.use
+        )
         gauge.set(1 if status == "ok" else 0)
         if known is None or known.status != status:
             tell = self._log.warning if status == "degraded" else self._log.info
@@ -75,15 +77,16 @@ class Statuses:
 
 @dataclass
 class Services:
-    """What the host shares with every component that it builds."""
+    """What the host shares with every component that it builds; `tell` broadcasts a fact from any thread."""
 
     metrics: Metrics
     clock: Clock
     random: random.Random
     faults: Faults
     data_dir: Path
-    folder: Path
     statuses: Statuses
+    site: SitePlugins
+    tell: Callable[[str, dict[str, Any]], None]
     log: Log = field(default_factory=lambda: Log(""))
 
 
@@ -94,18 +97,20 @@ class Supervised:
         self.entry, self.tier, self._services = entry, tier, services
         self.log = services.log.bind(tier=tier, component=entry.id)
         self._backoff = Backoff(OPEN_RETRY_BASE_MS, OPEN_RETRY_MS_MAX, services.random)
+        self._opened = asyncio.Event()
         self._build()
 
     def _build(self) -> None:
         context = self._context(self.entry.id)
         self.component: Component = self.entry.plugin(self.entry.config, context)
-        participants = [self._participant(use, index) for index, use in enumerate(self.entry.keys.wrap)]
+        participants = [
+            wrapper(wrapper.Config(), self._context(f"{self.entry.id}.wrap{index}")) for index, wrapper in enumerate(self.entry.wrappers)
+        ]
         self.plugins = ComponentPlugins(self.component, self.entry.role, self.entry.use, participants)
         self.hook = self.plugins.hook
-
-    def _participant(self, use: str, index: int) -> Component:
-        plugin = discovery.find(use, self._services.folder)
-        return plugin(plugin.Config(), self._context(f"{self.entry.id}.wrap{index}"))
+        name = f"{self.tier}.{self.entry.id}"
+        self._services.site.remove(name)
+        self._services.site.add(self.component, name)
 
     def _context(self, component_id: str) -> Context:
         services, use = self._services, self.entry.use
@@ -149,6 +154,7 @@ class Supervised:
                 await self._wait_after(error, "component failed to open", None)
             else:
                 self._backoff.reset()
+                self._opened.set()
                 if self.component_status() == "starting":
                     self.status("ok")
                 return
@@ -175,6 +181,7 @@ class Supervised:
 
     async def run(self) -> None:
         """The component's own long loop; after an error a new instance takes over. Ends when the loop returns."""
+        await self._opened.wait()
         while True:
             component = self.component
             try:
@@ -210,5 +217,3 @@ class Supervised:
 
     def __repr__(self) -> str:
         return f"Supervised({self.tier}.{self.entry.id})"
-
-

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pyarrow as pa
 
 from headrace.component import Clock
-from headrace.dead_letters import DeadLetters, Letter
+from headrace.engine.dead_letters import DeadLetters, Letter
 from headrace.errors import TransientError
 from headrace.log import Log, describe
 from headrace.metrics import Metrics
@@ -59,9 +59,9 @@ class Quarantine:
         ]
         added = await self._store(letters, holding)
         key = RangeKey(queue_id, min(positions), max(positions))
-        self._metrics.counter(
-            "dead_letter_events_total", "Events set aside in the dead letters.", component=component, reason=stage
-        ).inc(added)
+        self._metrics.counter("dead_letter_events_total", "Events set aside in the dead letters.", component=component, reason=stage).inc(
+            added
+        )
         self._log.warning("events quarantined", component=component, stage=stage, reason=reason, range=str(key), events=added)
         if added:
             self._told(component, reason, key, added)

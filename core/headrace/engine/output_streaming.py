@@ -1,0 +1,177 @@
+"""Outputs whose store can tell what it holds (`sink_resume`): batches stream in, a flush makes them safe together.
+
+After a crash the output starts at the store's resume point, even below its cursor (DELIVERY 19). Because the process may have
+died *by* the first range, that one is counted durably before it is tried, and halved when it keeps killing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from typing import Any
+
+import numpy as np
+
+from headrace.engine.outputs import Output, OutputServices, StoreError, resume_floor
+from headrace.engine.pipeline import Events
+from headrace.engine.supervisor import Supervised
+from headrace.errors import PermanentError
+from headrace.hookspecs import Plan
+from headrace.position import RangeKey, join_keys
+
+
+class StreamingOutput(Output):
+    """An output with `sink_resume`."""
+
+    def __init__(self, unit: Supervised, services: OutputServices) -> None:
+        super().__init__(unit, services)
+        self._pending: list[tuple[RangeKey, np.ndarray[Any, Any]]] = []
+        self._rows = self._bytes = 0
+        self._since = 0.0
+        self._reading: asyncio.Task[Events] | None = None
+        self._counting = True
+        self._crashed: Plan | None = None
+
+    async def _begin(self) -> None:
+        first_time = self.reader is None
+        self.reader = await self._queue.queue_reader_open(reader=self.id, start=self.keys.start)
+        self._forget_pending()
+        self.flushed = self.attempted = await self._resume_point()
+        if self.flushed > self.reader.cursor:
+            await self._queue.queue_release(reader=self.id, upto=self.flushed)
+            self._s.released()
+        await self._load_dead()
+        if first_time:
+            self._crashed = self.reader.plan
+            await self._suspect(self.reader.plan)
+            self.unit.log.info("output starts", position=self.flushed, cursor=self.reader.cursor)
+
+    async def _resume_point(self) -> int:
+        info = self._info()
+        assert self.reader is not None
+        position = resume_floor(info, self.reader)
+        for span in info.spans:
+            last = info.head if span.last is None else span.last
+            if last <= position:
+                continue
+            held = await self._call("resume", self.unit.hook.sink_resume(queue_id=span.queue_id))
+            if held is None:
+                break
+            # beyond the id's last entry means that all of the id is held (DELIVERY 2)
+            position = max(position, min(held, last))
+            if held < last:
+                break
+        return position
+
+    async def _suspect(self, plan: Plan | None) -> None:
+        """A range that was begun and never ended: did it kill the process?"""
+        if plan is None or plan.attempts < self._s.engine.attempts_max or not plan.first <= self.flushed + 1 <= plan.last:
+            return
+        self.unit.log.error("range keeps killing the process", first=plan.first, last=plan.last, attempts=plan.attempts)
+        if self._narrowing.failed(self.flushed + 1, plan.last):
+            await self._set_aside(self.flushed + 1, f"bug: the process died {plan.attempts} times on it")
+
+    async def _feed(self) -> None:
+        while True:
+            await self._skip()
+            events = await self._next()
+            if events is not None:
+                if self._pending and self._pending[0][0].queue_id != events.key.queue_id:
+                    await self._flush()
+                await self._write(events)
+            if self._pending and self._due():
+                await self._flush()
+            if self._drained():
+                return
+            if events is None:
+                self._nudged.clear()
+
+    def _drained(self) -> bool:
+        return self.draining and not self._pending and self.attempted >= self._info().head
+
+    async def _next(self) -> Events | None:
+        """The events behind the last ones, or None when it is time to look at the clock, or somebody nudged."""
+        if self.draining and self.attempted >= self._info().head:
+            return None
+        if self._counting:
+            await self._count_attempt()
+        if self._reading is None:
+            rows = self._narrowing.limit or (self._s.engine.read_rows_max if self._counting else None)
+            self._reading = asyncio.ensure_future(self._s.pipeline.after(self.id, self.attempted, rows))
+        nudged = asyncio.ensure_future(self._nudged.wait())
+        self._doing("idle")
+        try:
+            timeout = max(0.0, self._since + self.keys.flush_interval_s - self._clock.monotonic()) if self._pending else None
+            waiting = {self._reading} if self.draining else {self._reading, nudged}
+            await asyncio.wait(waiting, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            nudged.cancel()
+        self._doing("working")
+        if not self._reading.done():
+            return None
+        reading, self._reading = self._reading, None
+        return reading.result()
+
+    async def _count_attempt(self) -> None:
+        """Note durably that the first range is tried, before anything of it is decoded."""
+        if self._reading is not None or self._pending or self._info().head <= self.flushed:
+            return
+        first, size = self.flushed + 1, self._narrowing.limit or self._s.engine.read_rows_max
+        crashed = self._crashed if self._crashed and self._crashed.first <= first <= self._crashed.last else None
+        # a single event is condemned by its own crashes, not by those of the range that it came from
+        attempts = crashed.attempts + 1 if crashed and (size > 1 or crashed.first == crashed.last) else 1
+        await self._queue.queue_plan(reader=self.id, plan=Plan(first, first + size - 1, attempts))
+        self._s.faults.hit("engine.after_plan")
+
+    async def _answer(self, failure: StoreError) -> None:
+        await super()._answer(failure)
+        if self._counting:  # the process lived: that was no crash
+            self._crashed = None
+            await self._queue.queue_plan(reader=self.id, plan=None)
+
+    async def _write(self, events: Events) -> None:
+        events = events.without(self._dead)
+        self.attempted = events.key.last
+        if not self._pending:
+            self._since = self._clock.monotonic()
+        self._pending.append((events.key, events.positions))
+        await self._call("write", self.unit.hook.sink_write(batch=events.batch, key=events.key))
+        self._s.faults.hit("engine.after_write")
+        self._rows += events.batch.num_rows
+        self._bytes += events.batch.nbytes
+
+    def _due(self) -> bool:
+        if self._counting or self._narrowing.active or self._rows >= self.keys.flush_rows or self._bytes >= self.keys.flush_bytes:
+            return True
+        if self.draining:
+            return self.attempted >= self._info().head
+        return self._nudged.is_set() or self._clock.monotonic() - self._since >= self.keys.flush_interval_s
+
+    async def _flush(self) -> None:
+        self._nudged.clear()
+        key, rows = join_keys([key for key, _ in self._pending]), self._rows
+        self._s.faults.hit("engine.before_flush")
+        with self._flush_seconds.time():
+            await self._call("flush", self.unit.hook.sink_flush(key=key))
+        self._forget_pending()
+        await self._flushed(key, rows)
+        if self._counting and not self._narrowing.active:
+            self._counting = False
+            await self._queue.queue_plan(reader=self.id, plan=None)
+
+    def _forget_pending(self) -> None:
+        self._pending = []
+        self._rows = self._bytes = 0
+        if self._reading is not None:
+            self._reading.cancel()
+            self._reading = None
+
+    async def _skip(self) -> None:
+        if self.skip_to > self.attempted:
+            await self._call("reset", self.unit.hook.sink_reset())
+            self._forget_pending()
+            await self._skipped()
+
+    def _named(self, error: PermanentError) -> list[int]:
+        by_key = {str(key): positions for key, positions in self._pending}
+        return list(itertools.chain.from_iterable(by_key[key][rows].tolist() for key, rows in error.rows.items() if key in by_key))

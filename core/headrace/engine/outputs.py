@@ -1,0 +1,255 @@
+"""Driving one output: from its durable cursor to its store, whatever fails.
+
+The order is: write, flush (safe there), release (forgotten here). `Output` holds what all outputs share: the cursor, the
+answer to each kind of error, and the search for the event at fault. How batches are fed differs by what the store can
+promise, in the modules `output_streaming`, `output_planned` and `output_loose`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import pyarrow as pa
+
+from headrace.component import Clock
+from headrace.config import Engine
+from headrace.engine.narrowing import Narrowing
+from headrace.engine.pipeline import Pipeline
+from headrace.engine.quarantine import Quarantine
+from headrace.engine.supervisor import Supervised
+from headrace.errors import PermanentError, TransientError
+from headrace.faults import Faults
+from headrace.hookspecs import QueueInfo, ReaderInfo
+from headrace.log import describe
+from headrace.metrics import Metrics
+from headrace.position import Missing, RangeKey
+from headrace.retry import Backoff
+
+#: Points of the engine at which crash tests kill the process.
+FAULT_POINTS: Final = (
+    "engine.after_plan",
+    "engine.after_write",
+    "engine.before_flush",
+    "engine.after_flush",
+    "engine.after_release",
+    "engine.after_dead_letters",
+)
+
+Activity = Literal["idle", "working", "waiting"]
+
+
+@dataclass
+class OutputServices:
+    """What a tier shares with its outputs. `released` is called after each move of a cursor."""
+
+    queue: Any
+    pipeline: Pipeline
+    engine: Engine
+    quarantine: Quarantine
+    metrics: Metrics
+    clock: Clock
+    faults: Faults
+    backoff: Callable[[], Backoff]
+    released: Callable[[], None]
+
+
+class StoreError(Exception):
+    """What the output raised, told apart from faults of engine and queue (which end the process)."""
+
+    def __init__(self, stage: str, cause: Exception) -> None:
+        super().__init__(f"{stage}: {describe(cause)}")
+        self.stage, self.cause = stage, cause
+
+
+class Output:
+    """One output of a tier. `flushed` is the last position that is safe there; `attempted` the last one handed over since."""
+
+    def __init__(self, unit: Supervised, services: OutputServices) -> None:
+        self.unit, self.id, self.keys = unit, unit.entry.id, unit.entry.output
+        self._s = services
+        self._queue, self._clock = services.queue, services.clock
+        self._backoff = services.backoff()
+        self._narrowing = Narrowing()
+        self._bugs = 0
+        self._dead: set[int] = set()
+        self._nudged = asyncio.Event()
+        self.reader: ReaderInfo | None = None
+        self.flushed = self.attempted = 0
+        self.draining = False
+        self.skip_to = 0
+        self.activity: tuple[Activity, float] = ("idle", self._clock.monotonic())
+        labels = {"tier": unit.tier, "component": self.id, "plugin": unit.entry.use}
+        metrics = services.metrics.labelled(**labels)
+        self._count_written = metrics.counter("sink_written_events_total", "Events that the output reported safe.")
+        self._count_attempts = metrics.counter("sink_attempts_total", "Writes and flushes begun.")
+        self._flush_seconds = metrics.histogram("sink_flush_duration_seconds", "Seconds per flush.")
+        self._last_success = metrics.gauge("sink_last_success_timestamp_seconds", "Unix time of the last flush that succeeded.")
+        self._metrics = metrics
+
+    # --- life --------------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Feed the output until it is drained."""
+        self._doing("working")
+        await self.unit.open()
+        while True:
+            try:
+                await self._begin()
+                await self._feed()
+                return
+            except StoreError as error:
+                await self._answer(error)
+
+    async def _begin(self) -> None:
+        """Find the position to start from."""
+        raise NotImplementedError
+
+    async def _feed(self) -> None:
+        """Feed batches; returns when drained, raises StoreError when the output fails."""
+        raise NotImplementedError
+
+    def nudge(self) -> None:
+        """Flush soon: the queue passed half of its size, or the tier drains."""
+        self._nudged.set()
+
+    def drain(self) -> None:
+        """Take what is queued, flush, and end."""
+        self.draining = True
+        self.nudge()
+
+    def _doing(self, activity: Activity) -> None:
+        self.activity = (activity, self._clock.monotonic())
+
+    def _info(self) -> QueueInfo:
+        info: QueueInfo = self._queue.queue_info()
+        return info
+
+    # --- calls into the output ---------------------------------------------------------------------------------------
+
+    async def _call(self, stage: str, call: Awaitable[Any]) -> Any:
+        self._doing("working")
+        self._count_attempts.inc()
+        try:
+            return await call
+        except Exception as error:
+            raise StoreError(stage, error) from error
+
+    async def _flushed(self, key: RangeKey, rows: int) -> None:
+        """`key` is safe there: forget it here, and count it."""
+        self._s.faults.hit("engine.after_flush")
+        self.flushed = self.attempted = key.last
+        self._count_written.inc(rows)
+        for hole in key.missing:
+            self._count_missing(hole)
+        self._last_success.set(self._clock.wall())
+        await self._queue.queue_release(reader=self.id, upto=key.last)
+        self._s.faults.hit("engine.after_release")
+        self._s.released()
+        self._narrowing.done(key.last)
+        self._dead = {position for position in self._dead if position > key.last}
+        if self._backoff.attempts or self._bugs:
+            self._backoff.reset()
+            self._bugs = 0
+            self.unit.status("ok")
+
+    async def _skipped(self) -> None:
+        """With `hold = "window"`: go on behind what the queue no longer holds for this output."""
+        hole = Missing(self.flushed + 1, self.skip_to, "window")
+        self.flushed = self.attempted = self.skip_to
+        self._count_missing(hole)
+        self.unit.log.error("output fell out of its window: rebuild this range from another store", first=hole.first, last=hole.last)
+        await self._queue.queue_release(reader=self.id, upto=self.skip_to)
+        self._s.released()
+
+    def _count_missing(self, hole: Missing) -> None:
+        counter = self._metrics.counter("output_missing_events_total", "Positions that the queue could not give.", reason=hole.reason)
+        counter.inc(hole.size)
+        self.unit.log.warning("positions missing", first=hole.first, last=hole.last, reason=hole.reason)
+
+    # --- errors ------------------------------------------------------------------------------------------------------
+
+    async def _answer(self, failure: StoreError) -> None:
+        """After an error nothing unflushed counts as taken: reset, and write again from the cursor."""
+        error = failure.cause
+        self.unit.failed(failure.stage, error)
+        self._metrics.counter("sink_failures_total", "Writes and flushes that failed.", error_type=_kind(error)).inc()
+        try:
+            await self._call("reset", self.unit.hook.sink_reset())
+        except StoreError as reset:
+            self.unit.log.exception("output failed to reset", reset.cause)
+            await self.unit.restart(describe(reset.cause))
+        if isinstance(error, TransientError):
+            await self._wait(describe(error), error.retry_after_s)
+        elif isinstance(error, PermanentError) and self.attempted > self.flushed:
+            await self._after_refusal(error)
+        else:
+            await self._after_bug(failure)
+        self.attempted = self.flushed
+
+    async def _wait(self, reason: str, retry_after_s: float | None = None) -> None:
+        self.unit.log.warning("output waits before the next try", error=reason)
+        self.unit.status("degraded", reason)
+        self._doing("waiting")
+        await self._clock.sleep(self._backoff.next_s(retry_after_s))
+
+    async def _after_refusal(self, error: PermanentError) -> None:
+        """The store will never take it: the named rows, or the one found by halving, become dead letters."""
+        positions = self._named(error)
+        if not positions and self._narrowing.failed(self.flushed + 1, self.attempted):
+            positions = [self.flushed + 1]
+        for position in positions:
+            await self._set_aside(position, describe(error))
+
+    async def _after_bug(self, failure: StoreError) -> None:
+        self._bugs += 1
+        reason = describe(failure.cause)
+        self.unit.log.exception("output failed", failure.cause, stage=failure.stage, attempt=self._bugs)
+        await self.unit.restart(reason)
+        await self._wait(reason)
+        suspect = self._bugs >= self._s.engine.attempts_max and self.attempted > self.flushed and self._may_halve()
+        if suspect and self._narrowing.failed(self.flushed + 1, self.attempted):
+            await self._set_aside(self.flushed + 1, f"bug: {reason}")
+
+    def _may_halve(self) -> bool:
+        """Whether a range that failed without a definite refusal may come again in other bounds."""
+        return True
+
+    def _named(self, error: PermanentError) -> list[int]:
+        """The positions of the rows that a PermanentError names."""
+        raise NotImplementedError
+
+    async def _set_aside(self, position: int, reason: str) -> None:
+        read = await self._s.pipeline.raw(self.id, position, position)
+        if read.batch is not None:
+            row: pa.RecordBatch = read.batch.slice(0, 1)
+            await self._s.quarantine.add(row, [position], read.queue_id, self.id, "output", self.id, reason, self._holding)
+        self._s.faults.hit("engine.after_dead_letters")
+        self._dead.add(position)
+        self.unit.log.warning("event set aside", position=position, queue_id=read.queue_id, reason=reason)
+
+    def _holding(self, reason: str | None) -> None:
+        self._doing("waiting")
+        self.unit.status("degraded" if reason else "ok", reason or "")
+
+    async def _load_dead(self) -> None:
+        """The positions that earlier runs set aside: every rewrite leaves them out."""
+        info = self._info()
+        for span in info.spans:
+            last = info.head if span.last is None else span.last
+            if last > self.flushed:
+                first = max(span.first, self.flushed + 1)
+                self._dead |= await self._s.quarantine.positions(span.queue_id, first, last, self.id)
+
+
+def _kind(error: Exception) -> str:
+    if isinstance(error, TransientError):
+        return "transient"
+    return "permanent" if isinstance(error, PermanentError) else "bug"
+
+
+def resume_floor(info: QueueInfo, reader: ReaderInfo) -> int:
+    """The position behind which everything may be this output's: where it began, or where the oldest id held begins."""
+    return max(reader.start, info.spans[0].first - 1) if info.spans else max(reader.start, reader.cursor)

@@ -1,0 +1,263 @@
+"""The thread on which one tier decodes, enriches and stores; everything here but the bridge methods runs on its loop."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, TypeVar
+
+import uvloop
+
+from headrace import config
+from headrace.config import Entry
+from headrace.engine.dead_letters import DeadLetters
+from headrace.engine.enrichment import Enricher, check_fields
+from headrace.engine.output_loose import LooseOutput
+from headrace.engine.output_planned import PlannedOutput
+from headrace.engine.output_streaming import StreamingOutput
+from headrace.engine.outputs import Activity, Output, OutputServices
+from headrace.engine.pipeline import Pipeline
+from headrace.engine.quarantine import Quarantine
+from headrace.engine.supervisor import Services, Supervised
+from headrace.errors import HookError
+from headrace.hookspecs import ReaderInfo
+from headrace.position import RangeKey
+from headrace.retry import Backoff
+
+T = TypeVar("T")
+
+WATCH_S: Final = 0.25
+#: The queue's fill at which holding outputs flush, whatever their `flush_*` say (DELIVERY 11).
+FLUSH_RATIO: Final = 0.5
+
+
+class PipelineThread:
+    """One tier's decoders, enrichers and outputs. `start`, `drain`, `reload` and `close` are called on the host's loop."""
+
+    def __init__(self, tier: config.Tier, services: Services, queue_hook: Any, failed: Callable[[BaseException], None]) -> None:
+        self._tier, self._services, self._queue, self._failed = tier, services, queue_hook, failed
+        self._log = services.log.bind(tier=tier.name)
+        self._metrics = services.metrics.labelled(tier=tier.name)
+        self.decoders = [Supervised(entry, tier.name, services) for entry in tier.decoders]
+        self.enrichers = [Supervised(entry, tier.name, services) for entry in tier.enrichers]
+        self.outputs: dict[str, Output] = {}
+        self._units = {entry.id: Supervised(entry, tier.name, services) for entry in tier.outputs.values()}
+        self._driving: dict[str, asyncio.Task[None]] = {}
+        self._samples: deque[tuple[float, int]] = deque(maxlen=100_000)
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._up = threading.Event()
+        #: when the thread's loop last turned (monotonic)
+        self.turned = services.clock.monotonic()
+        self._released: Callable[[], None] = lambda: None
+        self._check_fields()
+
+    def _check_fields(self) -> None:
+        fields = {unit.entry.id: unit.hook.enrich_fields() for unit in self.enrichers}
+        if complaint := check_fields(fields):
+            raise HookError(self.enrichers[-1].entry.use, complaint)
+
+    # --- bridge ------------------------------------------------------------------------------------------------------
+
+    def start(self, released: Callable[[], None]) -> None:
+        """Start the thread; `released` is called (on that thread) whenever a cursor moved."""
+        self._released = released
+        self._thread = threading.Thread(target=self._run, name=f"{self._tier.name}.pipeline", daemon=True)
+        self._thread.start()
+        self._up.wait()
+
+    async def drain(self, deadline_s: float) -> bool:
+        """Make safe what is queued, at most for `deadline_s`. True when nothing is left."""
+        return await self._call(self._drain(deadline_s)) if self._loop else True
+
+    async def reload(self, entry: Entry | None, entry_id: str) -> None:
+        """An output's or enricher's table changed, came, or went (None)."""
+        await self._call(self._reload(entry, entry_id))
+
+    async def close(self) -> None:
+        """Stop at once and close the components; unflushed work is done again after the next start."""
+        if self._thread is None or self._loop is None:
+            return
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._stop.set)
+        await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
+
+    def activities(self) -> dict[str, tuple[Activity, float]]:
+        """What each output does and since when (monotonic)."""
+        return {output_id: output.activity for output_id, output in list(self.outputs.items())}
+
+    async def _call(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        assert self._loop is not None
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, self._loop))
+
+    # --- on the thread -----------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(self._main())
+        except BaseException as error:
+            self._failed(error)
+        finally:
+            self._up.set()
+
+    async def _main(self) -> None:
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        engine, services = self._tier.engine, self._services
+        letters = DeadLetters(services.data_dir / self._tier.name / "dead_letters.db", engine.dead_letters_bytes_max)
+        quarantine = Quarantine(
+            letters, services.clock, self._backoff(), services.metrics.labelled(tier=self._tier.name), self._log, self._told
+        )
+        enrichers = [Enricher(unit, engine, services.clock, self._backoff()) for unit in self.enrichers]
+        types_file = services.data_dir / self._tier.name / "readings.json"
+        self._pipeline = Pipeline(self._queue, self.decoders, enrichers, engine, types_file, quarantine, self._metrics)
+        self._output_services = OutputServices(
+            self._queue,
+            self._pipeline,
+            engine,
+            quarantine,
+            services.metrics,
+            services.clock,
+            services.faults,
+            self._backoff,
+            self._released,
+        )
+        try:
+            await self._serve()
+        finally:
+            for unit in [*(output.unit for output in self.outputs.values()), *self.enrichers, *self.decoders]:
+                await unit.close()
+            quarantine.close()
+
+    async def _serve(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            self._tasks = tasks
+            self._pipeline.start(tasks)
+            background = [tasks.create_task(self._open_enrichers()), tasks.create_task(self._watch())]
+            for unit in self._units.values():
+                self._start_output(unit)
+            self._up.set()
+            await self._stop.wait()
+            self._pipeline.stop()
+            for task in [*background, *self._driving.values()]:
+                task.cancel()
+
+    def _backoff(self) -> Backoff:
+        engine = self._tier.engine
+        return Backoff(engine.retry_base_ms, engine.retry_max_ms, self._services.random)
+
+    def _told(self, component: str, reason: str, key: RangeKey, count: int) -> None:
+        facts = {"tier": self._tier.name, "component": component, "reason": reason, "key": key, "count": count}
+        self._services.tell("batch_quarantined", facts)
+
+    async def _open_enrichers(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            for unit in [*self.decoders, *self.enrichers]:
+                await unit.open()
+                tasks.create_task(unit.run())
+            self._pipeline.ready.set()
+
+    def _start_output(self, unit: Supervised) -> None:
+        output = self.outputs[unit.entry.id] = _kind_of(unit)(unit, self._output_services)
+        self._driving[unit.entry.id] = self._tasks.create_task(self._drive(output), name=f"{unit.tier}.{unit.entry.id}")
+
+    async def _drive(self, output: Output) -> None:
+        running = asyncio.ensure_future(output.unit.run())
+        try:
+            await output.run()
+        finally:
+            running.cancel()
+
+    async def _drain(self, deadline_s: float) -> bool:
+        for output in self.outputs.values():
+            output.drain()
+        _, late = await asyncio.wait(self._driving.values(), timeout=deadline_s) if self._driving else (set(), set())
+        for output in self.outputs.values():
+            try:
+                await output.unit.component.drain(deadline_s)
+            except Exception as error:
+                self._log.exception("component failed to drain", error, component=output.id)
+        return not late
+
+    async def _reload(self, entry: Entry | None, entry_id: str) -> None:
+        for unit in self.enrichers:
+            if entry is not None and unit.entry.id == entry_id:
+                unit.reconfigured(entry)
+                await unit.restart("config changed")
+                return
+        output = self.outputs.get(entry_id)
+        if output is not None:
+            if entry is not None and entry.keys == output.unit.entry.keys and await output.unit.component.reload(entry.config):
+                output.unit.reconfigured(entry)
+                return
+            await self._stop_output(output)
+        if entry is not None:
+            self._start_output(Supervised(entry, self._tier.name, self._services))
+
+    async def _stop_output(self, output: Output) -> None:
+        # what is unflushed is written again from the cursor, as after a crash
+        task = self._driving.pop(output.id)
+        task.cancel()
+        await asyncio.wait([task])
+        await output.unit.close()
+        del self.outputs[output.id]
+        self._services.statuses.forget(self._tier.name, output.id)
+
+    # --- watching ----------------------------------------------------------------------------------------------------
+
+    async def _watch(self) -> None:
+        """Flush before full, windows, and the cursors of outputs that left the config."""
+        self._report_orphans()
+        while True:
+            self.turned = self._services.clock.monotonic()
+            await self._services.clock.sleep(WATCH_S)
+            info = self._queue.queue_info()
+            self._samples.append((self._services.clock.monotonic(), info.head))
+            if info.size_bytes > FLUSH_RATIO * info.size_bytes_max:
+                for output in self.outputs.values():
+                    output.nudge()
+            for reader in info.readers:
+                if reader.name in self.outputs:
+                    await self._bound_window(self.outputs[reader.name], reader)
+                elif reader.lag_bytes > self._tier.engine.orphan_hold_ratio * info.size_bytes_max:
+                    await self._drop_orphan(reader)
+
+    def _report_orphans(self) -> None:
+        for reader in self._queue.queue_info().readers:
+            if reader.name not in self._units:
+                self._log.warning("reader has no output in the config", reader=reader.name, lag_events=reader.lag_events)
+
+    async def _bound_window(self, output: Output, reader: ReaderInfo) -> None:
+        keys, oldest_kept = output.keys, reader.cursor
+        if keys.hold != "window":
+            return
+        if keys.hold_window_bytes is not None and reader.lag_bytes > keys.hold_window_bytes:
+            # events are taken to be of one size: the queue knows bytes per segment, not per position
+            oldest_kept = reader.cursor + int(reader.lag_events * (1 - keys.hold_window_bytes / reader.lag_bytes))
+        if keys.hold_window_s is not None:
+            since = self._services.clock.monotonic() - keys.hold_window_s
+            while self._samples and self._samples[0][0] < since:
+                oldest_kept = max(oldest_kept, self._samples.popleft()[1])
+        if oldest_kept > reader.cursor:
+            output.skip_to = oldest_kept
+            output.nudge()
+            # at once: the output may hang in a call to its store
+            await self._queue.queue_release(reader=reader.name, upto=oldest_kept)
+            self._released()
+
+    async def _drop_orphan(self, reader: ReaderInfo) -> None:
+        self._log.error("reader without an output dropped: it held too much", reader=reader.name, lag_events=reader.lag_events)
+        counter = self._metrics.counter(
+            "queue_discarded_events_total", "Events given up for a reader.", reason="orphan", reader=reader.name
+        )
+        counter.inc(reader.lag_events)
+        await self._queue.queue_reader_drop(reader=reader.name)
+        self._released()
+
+
+def _kind_of(unit: Supervised) -> type[Output]:
+    if not unit.entry.holds:
+        return LooseOutput
+    return StreamingOutput if unit.plugins.has("sink_resume") else PlannedOutput

@@ -1,0 +1,177 @@
+"""One tier: sources -> [queue] -> decode -> enrichers -> outputs.
+
+Sources and the queue's appends live on the host's loop, which acks devices. Decoding, enrichment and outputs live on a
+thread with a loop of its own (`headrace.engine.pipeline_thread`), so that storing never adds latency to a sending device.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+
+from headrace import config
+from headrace.engine.buffer import Buffer
+from headrace.engine.pipeline_thread import PipelineThread
+from headrace.engine.supervisor import Services, Supervised
+from headrace.errors import ConfigError, QueueError, QueueFull
+from headrace.hookspecs import QueueInfo
+from headrace.log import describe
+from headrace.position import NO_ORIGINS
+from headrace.register import QueueRegister, Registered
+
+#: A source that met a full queue goes on when at most this share of it is taken.
+ROOM_RATIO: Final = 0.9
+ROOM_POLL_S: Final = 0.5
+
+
+class TierDeliver:
+    """`deliver` of one tier: into its queue, durable on return."""
+
+    def __init__(self, hook: Any, failed: Callable[[Exception], None]) -> None:
+        self._hook, self._failed = hook, failed
+        self._released = asyncio.Event()
+        self.refusing = False
+
+    async def __call__(self, batch: pa.RecordBatch, origins: pa.RecordBatch = NO_ORIGINS) -> tuple[int, int]:
+        try:
+            first, last = await self._hook.queue_append(batch=batch, origins=origins)
+        except QueueFull:
+            self.refusing = True
+            raise
+        except QueueError as error:
+            # the queue is an engine part: without it nothing can be promised, and a restart recovers it
+            self._failed(error)
+            raise
+        return first, last
+
+    async def room(self) -> None:
+        while self.refusing:
+            try:
+                async with asyncio.timeout(ROOM_POLL_S):
+                    await self._released.wait()
+            except TimeoutError:
+                pass
+            info = self._hook.queue_info()
+            if info.size_bytes <= ROOM_RATIO * info.size_bytes_max:
+                self.refusing = False
+
+    def released(self) -> None:
+        """A cursor moved: whoever waits for room looks again."""
+        self._released.set()
+        self._released.clear()
+
+    async def position(self, origin: str) -> int | None:
+        position: int | None = await self._hook.queue_origin_position(origin=origin)
+        return position
+
+    def queue_info(self) -> QueueInfo | None:
+        info: QueueInfo = self._hook.queue_info()
+        return info
+
+
+class Tier:
+    """A tier of the config, running."""
+
+    def __init__(self, tier: config.Tier, services: Services, register: QueueRegister, failed: Callable[[BaseException], None]) -> None:
+        self.name, self.config = tier.name, tier
+        self._services, self._register, self._failed = services, register, failed
+        self._log = services.log.bind(tier=tier.name)
+        holding = any(entry.holds for entry in tier.outputs.values())
+        self.queue = Supervised(tier.queue, tier.name, services) if tier.queue else None
+        self.queue_hook: Any = self.queue.hook if self.queue else Buffer(tier.name, services.clock, holding)
+        self.sources = {entry.id: Supervised(entry, tier.name, services) for entry in tier.sources.values()}
+        self.pipeline = PipelineThread(tier, services, self.queue_hook, failed)
+        self.deliver = TierDeliver(self.queue_hook, failed)
+        self._serving: dict[str, asyncio.Task[None]] = {}
+        self._background: list[asyncio.Task[None]] = []
+        self.open = False
+
+    async def start(self, tasks: asyncio.TaskGroup) -> None:
+        """Open queue, outputs and sources, in that order; the sources serve in `tasks` from then on."""
+        if self.queue:
+            self._register.add(self._registered(self.queue.entry))
+            await self.queue.open()
+            self._background.append(tasks.create_task(self.queue.run(), name=f"{self.name}.queue"))
+        loop = asyncio.get_running_loop()
+
+        def released() -> None:
+            loop.call_soon_threadsafe(self.deliver.released)
+
+        self.pipeline.start(released)
+        for source in self.sources.values():
+            await self.start_source(source, tasks)
+        self.open = True
+
+    async def start_source(self, source: Supervised, tasks: asyncio.TaskGroup) -> None:
+        """Open one source and let it serve."""
+        await source.open()
+        self._serving[source.entry.id] = tasks.create_task(self._serve(source), name=f"{self.name}.{source.entry.id}")
+        self._background.append(tasks.create_task(source.run(), name=f"{self.name}.{source.entry.id}.run"))
+
+    async def _serve(self, source: Supervised) -> None:
+        while True:
+            try:
+                await self._serve_hook(source)(deliver=self.deliver)
+                return
+            except Exception as error:
+                source.failed("serve", error)
+                self._log.exception("source failed", error, component=source.entry.id)
+                await source.restart(describe(error))
+
+    def _serve_hook(self, source: Supervised) -> Any:
+        name = next(name for name in ("ingest_serve", "transport_serve", "transport_subscribe") if source.plugins.has(name))
+        return getattr(source.hook, name)
+
+    async def reload_source(self, entry: config.Entry, tasks: asyncio.TaskGroup) -> None:
+        """The source's table changed: let it take the new config, or restart it."""
+        source = self.sources.get(entry.id)
+        if source is not None:
+            if await source.component.reload(entry.config):
+                source.reconfigured(entry)
+                return
+            await self.stop_source(entry.id)
+        self.sources[entry.id] = Supervised(entry, self.name, self._services)
+        await self.start_source(self.sources[entry.id], tasks)
+
+    async def stop_source(self, source_id: str) -> None:
+        """Drain and close one source."""
+        source = self.sources.pop(source_id)
+        await self._drain(source, 5.0)
+        self._serving.pop(source_id).cancel()
+        await source.close()
+        self._services.statuses.forget(self.name, source_id)
+
+    async def drain_sources(self, deadline_s: float) -> None:
+        """Take in nothing more; what is in flight is acked."""
+        await asyncio.gather(*(self._drain(source, deadline_s) for source in self.sources.values()))
+
+    async def _drain(self, unit: Supervised, deadline_s: float) -> None:
+        try:
+            async with asyncio.timeout(deadline_s + 1):
+                await unit.component.drain(deadline_s)
+        except Exception as error:
+            self._log.exception("component failed to drain", error, component=unit.entry.id)
+
+    async def close(self) -> None:
+        """Close sources, outputs and queue, in that order; safe twice."""
+        for task in [*self._serving.values(), *self._background]:
+            task.cancel()
+        for source in self.sources.values():
+            await source.close()
+        await self.pipeline.close()
+        if self.queue:
+            left = self.queue_hook.queue_info().size_events if self.open else None
+            await self.queue.close()
+            if left == 0:
+                self._register.drained(self._registered(self.queue.entry).path)
+        self.open = False
+
+    def _registered(self, entry: config.Entry) -> Registered:
+        path = getattr(entry.config, "path", None)
+        if path is None:
+            raise ConfigError(str(entry.path), "path", "a queue plugin with an option `path`", "none")
+        return Registered(self.name, entry.use, str(Path(path).absolute()))
