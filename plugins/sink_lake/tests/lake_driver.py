@@ -15,15 +15,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
-from headrace import Context, Missing, RangeKey, event_schema
+from headrace import Context, Missing, RangeKey, TransientError, event_schema
 from headrace.component import SystemClock
 from headrace.log import Log
 from headrace.metrics import Metrics
-from headrace.position import row_positions
+from headrace.position import join_keys, row_positions
 from headrace.schema import ORIGIN_TYPE
-from headrace_sink_lake import LakeConfig, SinkLake
+from headrace_sink_lake import CommitRecord, LakeConfig, SinkLake
 
 START_US = 1_790_000_000_000_000
 CLASSES = ("thermostat", "meter", "door", None)
@@ -48,9 +49,9 @@ def make_context(folder: Path, fault: Callable[[str], None] = lambda name: None)
     return context
 
 
-def make_lake(path: Path | str, fault: Callable[[str], None] = lambda name: None, **options: Any) -> SinkLake:
-    config = LakeConfig(path=str(path), **options)
-    return SinkLake(config, make_context(Path(str(path) + "-data") if "://" not in str(path) else Path("/tmp"), fault))
+def make_lake(path: Path | str, fault: Callable[[str], None] = lambda name: None, data: Path | None = None, **options: Any) -> SinkLake:
+    """A lake at `path`; its component's own folder is `data`, or beside it."""
+    return SinkLake(LakeConfig(path=str(path), **options), make_context(data or Path(f"{path}-data"), fault))
 
 
 def events(
@@ -111,23 +112,40 @@ def positions(path: Path | str) -> list[int]:
     return [row[0] for row in read(path, "select position from lake order by 1")]
 
 
+def held(path: Path | str, queue_id: str) -> tuple[list[int], list[int]]:
+    """The positions of that queue id that DuckDB finds, and those that the commit records declare missing or dead."""
+    found = [row[0] for row in read(path, f"select position from lake where origin = '{queue_id}' order by 1")]
+    absent: list[int] = []
+    for file in sorted(Path(path).glob(f"_commits/{queue_id}/0*.json")):
+        record = msgspec.json.decode(file.read_bytes(), type=CommitRecord)
+        spans = [(hole.first, hole.last) for hole in record.missing] + list(record.dead)
+        absent += [position for first, last in spans for position in range(first, last + 1)]
+        assert record.rows + sum(last - first + 1 for first, last in spans) == record.last - record.first + 1
+    return found, sorted(absent)
+
+
 async def drive(lake: SinkLake, queue_id: str, total: int, roll: int, seed: int) -> None:
+    """What the host does: from the resume point on, write some batches, flush them; after an error reset and resume."""
     chance = random.Random(seed)
     await lake.open()
     position = await lake.sink_resume(queue_id) or 0
     while position < total:
-        first, batches = position + 1, []
         end = min(total, position + chance.randint(1, 2 * roll))
-        while position < end:
-            last = min(end, position + chance.randint(1, roll))
-            missing = (Missing(last, last, "corrupt"),) if last % 11 == 0 else ()
-            key = RangeKey(queue_id, position + 1, last, missing)
-            await lake.sink_write(events(key), key)
-            batches.append(key)
-            position = last
-        holes = tuple(hole for key in batches for hole in key.missing)
-        await lake.sink_flush(RangeKey(queue_id, first, position, holes))
-        print("safe", position, flush=True)
+        keys = []
+        for last in sorted({end, *(chance.randint(position + 1, end) for _ in range(2))}):
+            first = keys[-1].last + 1 if keys else position + 1
+            # The queue says what is missing: the same positions at every reading.
+            gone = [Missing(p, p, "corrupt") for p in range(first, last + 1) if p % 11 == 0]
+            keys.append(RangeKey(queue_id, first, last, tuple(gone), tuple(p for p in range(first, last + 1) if p % 13 == 1 and p % 11)))
+        try:
+            for key in keys:
+                await lake.sink_write(events(key), key)
+            await lake.sink_flush(join_keys(keys))
+            position = end
+            print("safe", position, flush=True)
+        except TransientError:
+            await lake.sink_reset()
+            position = await lake.sink_resume(queue_id) or 0
     await lake.close()
 
 

@@ -244,6 +244,7 @@ class SinkLake(Component):
         self._account(entry, time.monotonic() - started)
         fault("sink_lake.after_commit")
         self._ledger.publish(entry)
+        self._ledger.recover(key.queue_id)  # what earlier attempts at this range left
         self._roll = None
         self._ends[key.queue_id] = key.last
 

@@ -1,0 +1,102 @@
+"""The process is killed at every fault point and at random moments; each position is in the lake one time all the same."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import lake_driver
+import pytest
+from headrace_sink_lake import SinkLake
+
+TOTAL, ROLL = 400, 60
+
+
+def start(lake: Path, queue_id: str, seed: int, *fault: str) -> subprocess.Popen[str]:
+    command = [sys.executable, str(Path(lake_driver.__file__)), str(lake), queue_id, str(TOTAL), str(ROLL), str(seed), *fault]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    out, _ = process.communicate(timeout=60)
+    return out
+
+
+def safe_upto(out: str) -> int:
+    return max((int(line.split()[1]) for line in out.splitlines() if line.startswith("safe ")), default=0)
+
+
+def expected(upto: int) -> list[int]:
+    return [p for p in range(1, upto + 1) if p % 11 and p % 13 != 1]
+
+
+def check_complete(lake: Path, queue_id: str) -> None:
+    found, absent = lake_driver.held(lake, queue_id)
+    assert found == expected(TOTAL)
+    assert sorted(found + absent) == list(range(1, TOTAL + 1))
+    assert list((lake / "_tmp").iterdir()) == []
+
+
+@pytest.mark.parametrize("point", SinkLake.fault_points)
+def test_kill_at_a_fault_point_loses_and_doubles_nothing(tmp_path: Path, point: str) -> None:
+    lake = tmp_path / "lake"
+    upto = 0
+    for seed, nth in ((1, "3"), (2, "1")):
+        process = start(lake, "q", seed, point, nth)
+        out = finish(process)
+        assert process.returncode == -signal.SIGKILL
+        upto = max(upto, safe_upto(out))
+        found = lake_driver.positions(lake)
+        assert len(found) == len(set(found)), "a reader of the unrecovered lake saw an event twice"
+        assert set(expected(upto)) <= set(found), "what a flush promised is not there"
+    assert finish(start(lake, "q", 3)).endswith("done\n")
+    check_complete(lake, "q")
+
+
+def test_kill_at_random_moments_loses_and_doubles_nothing(tmp_path: Path) -> None:
+    seed = random.randrange(1 << 30)
+    print("seed", seed)
+    chance = random.Random(seed)
+    lake = tmp_path / "lake"
+    upto = 0
+    for round_ in range(8):
+        process = start(lake, "q", seed + round_)
+        assert process.stdout is not None
+        out = "".join(process.stdout.readline() for _ in range(chance.randrange(3)))
+        time.sleep(chance.random() * 0.03)
+        process.kill()
+        upto = max(upto, safe_upto(out + finish(process)))
+        found = lake_driver.positions(lake)
+        assert len(found) == len(set(found))
+        assert set(expected(upto)) <= set(found)
+    assert finish(start(lake, "q", seed)).endswith("done\n")
+    check_complete(lake, "q")
+
+
+def test_two_processes_that_write_the_same_queue_double_nothing(tmp_path: Path) -> None:
+    lake = tmp_path / "lake"
+    both = [start(lake, "q", seed) for seed in (1, 2)]
+    assert all(finish(process).endswith("done\n") for process in both)
+    check_complete(lake, "q")
+
+
+def test_a_second_process_takes_over_while_the_first_is_stopped_and_comes_back(tmp_path: Path) -> None:
+    lake = tmp_path / "lake"
+    first = start(lake, "q", 1)
+    assert first.stdout is not None
+    first.stdout.readline()
+    first.send_signal(signal.SIGSTOP)
+    try:
+        assert finish(start(lake, "q", 2)).endswith("done\n")
+        found, _ = lake_driver.held(lake, "q")
+        assert len(found) == len(set(found))
+    finally:
+        first.send_signal(signal.SIGCONT)
+    assert finish(first).endswith("done\n")
+    found, absent = lake_driver.held(lake, "q")
+    assert found == expected(TOTAL)
+    assert sorted(found + absent) == list(range(1, TOTAL + 1))
