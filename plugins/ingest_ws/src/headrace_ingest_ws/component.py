@@ -12,7 +12,7 @@ from headrace_ingest_ws.config import IngestWsConfig, listen_problem, parse_list
 from headrace_ingest_ws.counters import Counters
 from headrace_ingest_ws.intake import AFTER_ACK, AFTER_DELIVER, BEFORE_DELIVER, Intake
 from headrace_ingest_ws.protocol import CLOSE_BUG, CLOSE_RESTART, CLOSE_TRY_LATER
-from headrace_ingest_ws.server import Server
+from headrace_ingest_ws.server import BACKLOG, Server
 
 
 class IngestWs(Component):
@@ -38,7 +38,7 @@ class IngestWs(Component):
         return [f"listen: {problem}"] if problem else []
 
     async def open(self) -> None:
-        """Bind, so that a port in use is known before anything serves; nothing is accepted yet."""
+        """Take the port. Devices that connect before `ingest_serve` wait in the kernel."""
         if (problem := listen_problem(self.config)) is not None:
             where = f"tiers.{self.context.tier}.sources.{self.context.id}.listen"
             raise ConfigError("config", where, "an address where devices can be served", problem)
@@ -47,6 +47,7 @@ class IngestWs(Component):
         try:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listening.bind((host, port))
+            listening.listen(BACKLOG)
         except OSError as error:
             listening.close()
             raise TransientError(

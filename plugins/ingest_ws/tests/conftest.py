@@ -1,0 +1,259 @@
+"""A real server on a free port, a scripted `deliver`, a clock that tests hold, and a client that speaks raw frames."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import random
+import struct
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import websockets
+from headrace import Context, QueueFull, QueueInfo
+from headrace.component import SystemClock
+from headrace.log import Log
+from headrace.metrics import Metrics
+from headrace_ingest_ws import IngestWs
+
+
+class FakeDeliver:
+    """A queue by script: each call takes the next action ("ok", "full", an exception); "ok" waits for `gate`."""
+
+    def __init__(self, *script: str | BaseException) -> None:
+        self.script: deque[str | BaseException] = deque(script)
+        self.durable: list[pa.RecordBatch] = []
+        self.calls = 0
+        self.under_way = 0
+        self.under_way_most = 0
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.has_room = asyncio.Event()
+        self.queue_id: str | None = None
+
+    async def __call__(self, batch: pa.RecordBatch, origins: pa.RecordBatch | None = None) -> tuple[int, int]:
+        self.calls += 1
+        action = self.script.popleft() if self.script else "ok"
+        if action == "full":
+            raise QueueFull("queue", 100, 100)
+        self.under_way += 1
+        self.under_way_most = max(self.under_way, self.under_way_most)
+        try:
+            await asyncio.sleep(0)
+            await self.gate.wait()
+            if isinstance(action, BaseException):
+                raise action
+        finally:
+            self.under_way -= 1
+        self.durable.append(batch)
+        return 0, 0
+
+    async def room(self) -> None:
+        await self.has_room.wait()
+
+    async def position(self, origin: str) -> int | None:
+        return None
+
+    def queue_info(self) -> QueueInfo | None:
+        return QueueInfo("queue", self.queue_id, "process", "ext4", "mmap", 0, 0, 0, 0, 1 << 20, None, (), ())
+
+    @property
+    def rows(self) -> list[tuple[str, bytes]]:
+        """(device, payload) of every durable event, in order."""
+        return [(row["device"], row["payload"]) for batch in self.durable for row in batch.to_pylist()]
+
+    @property
+    def payloads(self) -> list[bytes]:
+        return [payload for _, payload in self.rows]
+
+
+class HeldClock(SystemClock):
+    """Monotonic time that moves only by `advance`; who sleeps wakes then."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self._sleepers: list[tuple[float, asyncio.Future[None]]] = []
+
+    def monotonic(self) -> float:
+        return self.now
+
+    async def sleep(self, seconds: float) -> None:
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._sleepers.append((self.now + seconds, future))
+        await future
+
+    async def advance(self, seconds: float) -> None:
+        """Move on in steps of a quarter second, so that every sleeper wakes in its turn."""
+        end = self.now + seconds
+        while self.now < end:
+            self.now = min(end, self.now + 0.25)
+            for due, future in list(self._sleepers):
+                if due <= self.now and not future.done():
+                    future.set_result(None)
+            self._sleepers = [(due, future) for due, future in self._sleepers if not future.done()]
+            for _ in range(5):
+                await asyncio.sleep(0)
+
+
+class Running:
+    """An open component that serves; `task` is its `ingest_serve`."""
+
+    def __init__(self, component: IngestWs, deliver: FakeDeliver, metrics: Metrics) -> None:
+        self.component, self.deliver, self._metrics = component, deliver, metrics
+        self.task: asyncio.Task[None]
+
+    @property
+    def address(self) -> tuple[str, int]:
+        host, _, port = self.component.url.removeprefix("http://").rpartition(":")
+        return host, int(port)
+
+    def url(self, device: str = "d1", scheme: str = "ws") -> str:
+        return f"{scheme}{self.component.url.removeprefix('http')}/v1/devices/{device}/events"
+
+    def connect(self, device: str = "d1", hello: bool = False, **options: Any) -> Any:
+        protocols = ["headrace.v1.json"] if hello else None
+        return websockets.connect(self.url(device), subprotocols=protocols, ping_interval=None, **options)  # type: ignore[arg-type]
+
+    def metric(self, name: str, **labels: str) -> float:
+        """A metric's value, 0 when it does not exist yet."""
+        return self._metrics.registry.get_sample_value(f"headrace_{name}", labels) or 0.0
+
+    async def raw(self, device: str = "d1", extra: str = "", receive_buffer: int | None = None) -> RawClient:
+        return await RawClient.connect(self.address, device, extra, receive_buffer)
+
+
+@contextlib.asynccontextmanager
+async def running(
+    deliver: FakeDeliver | None = None, *, clock: Any = None, fault: Callable[[str], None] = lambda name: None, **options: Any
+) -> AsyncIterator[Running]:
+    metrics = Metrics()
+    clock = clock or SystemClock()
+    log, status = Log("test"), lambda status, reason: None
+    context = Context("devices", "site", "ingest_ws", log, metrics, clock, random.Random(1), Path(), fault, status)
+    config = IngestWs.Config(**{"auth": "none", "listen": "127.0.0.1:0", "close_timeout_s": 2.0, **options})
+    component = IngestWs(config, context)
+    site = Running(component, deliver or FakeDeliver(), metrics)
+    await component.open()
+    site.task = asyncio.create_task(component.ingest_serve(site.deliver))
+    try:
+        yield site
+    finally:
+        site.task.cancel()
+        await asyncio.wait([site.task])
+        await component.close()
+
+
+async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
+    """Wait for something that has no event to wait for; fails loudly."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "what the test waits for did not come"
+        await asyncio.sleep(0.002)
+
+
+def frame(opcode: int, payload: bytes, *, fin: bool = True, announced: int | None = None) -> bytes:
+    """A client's frame, masked; `announced` lies about the length."""
+    size = len(payload) if announced is None else announced
+    head = bytes((opcode | (0x80 if fin else 0),))
+    if size < 126:
+        head += bytes((0x80 | size,))
+    elif size < 65_536:
+        head += b"\xfe" + struct.pack("!H", size)
+    else:
+        head += b"\xff" + struct.pack("!Q", size)
+    mask = os.urandom(4)
+    return head + mask + bytes(byte ^ mask[index % 4] for index, byte in enumerate(payload))
+
+
+class RawClient:
+    """A WebSocket client that sends whatever bytes a test likes."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+
+    @classmethod
+    async def connect(cls, address: tuple[str, int], device: str, extra: str = "", receive_buffer: int | None = None) -> RawClient:
+        import socket
+
+        sock = socket.socket()
+        if receive_buffer is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, address)
+        reader, writer = await asyncio.open_connection(sock=sock, limit=4096 if receive_buffer else 1 << 16)
+        writer.write(
+            f"GET /v1/devices/{device}/events HTTP/1.1\r\nHost: test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+            f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n{extra}\r\n".encode()
+        )
+        await reader.readuntil(b"\r\n\r\n")
+        return cls(reader, writer)
+
+    def send(self, data: bytes) -> None:
+        self.writer.write(data)
+
+    def text(self, payload: bytes) -> None:
+        self.writer.write(frame(1, payload))
+
+    async def receive(self) -> tuple[int, bytes]:
+        """Opcode and payload of the next frame."""
+        first, second = await self.reader.readexactly(2)
+        size = second & 0x7F
+        if size == 126:
+            (size,) = struct.unpack("!H", await self.reader.readexactly(2))
+        return first & 0x0F, await self.reader.readexactly(size)
+
+    async def receive_until_closed(self) -> tuple[list[Any], int]:
+        """Every text frame as JSON, and the close code (1006: the server hung up without one)."""
+        texts: list[Any] = []
+        try:
+            while True:
+                opcode, payload = await self.receive()
+                if opcode == 8:
+                    self.writer.close()
+                    return texts, struct.unpack("!H", payload[:2])[0]
+                if opcode == 1:
+                    texts.append(json.loads(payload))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return texts, 1006
+
+
+async def receive_until_ack(ws: Any, last: int) -> list[dict[str, Any]]:
+    """The frames up to the ack of message `last`."""
+    frames = []
+    while True:
+        frames.append(json.loads(await asyncio.wait_for(ws.recv(), 10)))
+        if frames[-1].get("ack") == last:
+            return frames
+
+
+async def http(address: tuple[str, int], request: bytes) -> tuple[int, dict[str, str], bytes]:
+    """One raw HTTP request with `Connection: close`; status, headers, body."""
+    reader, writer = await asyncio.open_connection(*address)
+    writer.write(request)
+    head, _, body = (await asyncio.wait_for(reader.read(), 10)).partition(b"\r\n\r\n")
+    writer.close()
+    lines = head.decode().split("\r\n")
+    headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines[1:])}
+    return int(lines[0].split()[1]), headers, body
+
+
+@pytest.fixture
+def kit() -> SimpleNamespace:
+    """The helpers above: with pytest's importlib mode, test modules cannot import their conftest."""
+    return SimpleNamespace(
+        FakeDeliver=FakeDeliver,
+        HeldClock=HeldClock,
+        running=running,
+        until=until,
+        frame=frame,
+        receive_until_ack=receive_until_ack,
+        http=http,
+    )

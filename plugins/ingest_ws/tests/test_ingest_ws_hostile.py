@@ -1,0 +1,254 @@
+"""Clients that break rules, stall, lie or vanish: each is answered or cut off, and honest ones notice nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import socket
+from types import SimpleNamespace
+
+import pytest
+
+
+async def honest_exchange(kit: SimpleNamespace, site: SimpleNamespace) -> None:
+    async with site.connect("honest") as ws:
+        await ws.send('{"ok":1}')
+        await asyncio.wait_for(kit.receive_until_ack(ws, 1), 5)
+
+
+def test_wrong_utf8_is_rejected_then_closed_with_1007_after_earlier_acks(kit: SimpleNamespace) -> None:
+    async def scenario() -> None:
+        deliver = kit.FakeDeliver()
+        deliver.gate.clear()
+        async with kit.running(deliver) as site:
+            client = await site.raw()
+            client.text(b'{"n":1}')
+            client.text(b'{"n":"\xff"}')
+            client.text(b'{"n":3}')
+            await kit.until(lambda: deliver.under_way == 1)
+            deliver.gate.set()
+            texts, code = await client.receive_until_closed()
+            assert code == 1007
+            assert texts[-1] == {"ack": 2}
+            (reject,) = [text for text in texts if "reject" in text]
+            assert (reject["reject"], reject["code"]) == (2, "payload_invalid")
+            assert deliver.payloads == [b'{"n":1}']
+            await honest_exchange(kit, site)
+            await kit.until(lambda: site.metric("ingest_connections_closed_total", code="1007") == 1)
+
+    asyncio.run(scenario())
+
+
+def test_a_message_of_exactly_the_limit_is_taken_and_a_longer_one_closes_with_1009_after_the_acks(kit: SimpleNamespace) -> None:
+    async def scenario() -> None:
+        deliver = kit.FakeDeliver()
+        async with kit.running(deliver, message_bytes_max=200) as site:
+            client = await site.raw()
+            fits = b'{"n":"' + b"x" * 192 + b'"}'
+            client.text(fits)
+            await kit.until(lambda: site.metric("ingest_received_events_total") == 1)
+            client.text(fits + b" ")
+            texts, code = await client.receive_until_closed()
+            assert (len(fits), code) == (200, 1009)
+            assert [text for text in texts if "reject" in text] == [
+                {"reject": 2, "code": "too_large", "reason": "expected a message of at most 200 bytes"}
+            ]
+            assert texts[-1] == {"ack": 2}
+            assert deliver.payloads == [fits]
+            await kit.until(lambda: site.metric("ingest_connections_closed_total", code="1009") == 1)
+            assert site.metric("ingest_rejected_events_total", reason="too_large") == 1
+
+    asyncio.run(scenario())
+
+
+def test_fragments_count_together_against_the_limit(kit: SimpleNamespace) -> None:
+    async def scenario() -> None:
+        async with kit.running(message_bytes_max=100) as site:
+            client = await site.raw()
+            client.send(kit.frame(1, b'{"n":', fin=False) + kit.frame(9, b"are you there") + kit.frame(0, b"1}"))
+            assert await client.receive() == (10, b"are you there")
+            assert await client.receive() == (1, b'{"ack":1}')
+            for _ in range(5):
+                client.send(kit.frame(1 if not _ else 0, b" " * 30, fin=False))
+            assert (await client.receive_until_closed())[1] == 1009
+
+    asyncio.run(scenario())
+
+
+def test_the_goodbye_reaches_a_client_that_goes_on_sending_megabytes(kit: SimpleNamespace) -> None:
+    async def scenario() -> None:
+        async with kit.running() as site:
+            client = await site.raw()
+            client.text(b'{"n":1}')
+            client.send(kit.frame(1, b"", announced=8 << 20) + b"x" * (8 << 20))
+            texts, code = await asyncio.wait_for(client.receive_until_closed(), 10)
+            assert (texts[-1], code) == ({"ack": 2}, 1009)
+
+    asyncio.run(scenario())
+
+
+def test_an_announced_frame_of_ten_gigabytes_is_refused_at_its_header(kit: SimpleNamespace) -> None:
+    async def scenario() -> None:
+        async with kit.running() as site:
+            client = await site.raw()
+            client.send(kit.frame(1, b"", announced=10 << 30))
+            assert (await client.receive_until_closed())[1] == 1009
+            await honest_exchange(kit, site)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    "broken", [b"\xf1\x80" + b"\0" * 4, b"\x83\x80" + b"\0" * 4, b"\x09\x80" + b"\0" * 4], ids=["reserved bits", "opcode", "cut ping"]
+)
+def test_a_frame_that_breaks_the_protocol_closes_with_1002_after_earlier_acks(kit: SimpleNamespace, broken: bytes) -> None:
+    async def scenario() -> None:
+        async with kit.running() as site:
+            client = await site.raw()
+            client.text(b'{"n":1}')
+            client.send(broken)
+            texts, code = await client.receive_until_closed()
+            assert (texts, code) == ([{"ack": 1}], 1002)
+
+    asyncio.run(scenario())
+
+
+def test_garbage_behind_the_upgrade_never_hurts_others(kit: SimpleNamespace) -> None:
+    seed = int.from_bytes(os.urandom(4), "big")
+    print("seed", seed)
+    rng = random.Random(seed)
+
+    async def scenario() -> None:
+        async with kit.running(close_timeout_s=0.2) as site:
+            clients = [await site.raw(f"g{number}") for number in range(30)]
+            for client in clients:
+                client.send(rng.randbytes(rng.randrange(1, 400)))
+                client.writer.write_eof()
+            await honest_exchange(kit, site)
+            for client in clients:
+                client.writer.transport.abort()
+            await kit.until(lambda: site.metric("ingest_connections") == 0)
+            assert not site.task.done()
+            received = site.metric("ingest_received_events_total")
+            rejected = sum(site.metric("ingest_rejected_events_total", reason=code) for code in ("payload_invalid", "too_large"))
+            assert received == rejected + site.metric("ingest_acked_events_total")
+
+    asyncio.run(scenario())
+
+
+def test_a_silent_client_gets_a_ping_and_then_1008_and_one_that_answers_stays(kit: SimpleNamespace) -> None:
+    async def scenario() -> None:
+        clock = kit.HeldClock()
+        async with kit.running(clock=clock, idle_timeout_s=10.0) as site:
+            silent, lively = await site.raw("silent"), await site.raw("lively")
+            await kit.until(lambda: site.metric("ingest_connections") == 2)
+            for _ in range(4):
+                await clock.advance(4.0)
+                lively.send(kit.frame(10, b""))
+                await asyncio.sleep(0.02)
+            assert await silent.receive() == (9, b"")
+            assert await silent.receive_until_closed() == ([], 1008)
+            assert site.metric("ingest_connections_closed_total", code="1008") == 1
+            lively.text(b'{"n":1}')
+            while (answer := await asyncio.wait_for(lively.receive(), 5))[0] == 9:
+                pass
+            assert answer == (1, b'{"ack":1}')
+
+    asyncio.run(scenario())
+
+
+def test_a_connection_that_is_not_read_is_never_called_idle(kit: SimpleNamespace) -> None:
+    async def scenario() -> None:
+        clock, deliver = kit.HeldClock(), kit.FakeDeliver()
+        deliver.gate.clear()
+        async with kit.running(deliver, clock=clock, idle_timeout_s=10.0, window_messages=1) as site:
+            client = await site.raw()
+            client.text(b'{"n":1}')
+            client.text(b'{"n":2}')
+            await kit.until(lambda: deliver.under_way == 1)
+            await clock.advance(60.0)
+            deliver.gate.set()
+            assert await client.receive() == (1, b'{"ack":1}')
+            assert await client.receive() == (1, b'{"ack":2}')
+
+    asyncio.run(scenario())
+
+
+def test_a_client_that_never_reads_its_acks_is_bounded_and_then_cut_off(kit: SimpleNamespace) -> None:
+    async def scenario() -> None:
+        clock = kit.HeldClock()
+        async with kit.running(clock=clock, window_messages=100, write_timeout_s=30.0) as site:
+            # accepted sockets inherit it, so that the kernel takes few acks
+            site.component._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            client = await site.raw(receive_buffer=4096)
+            client.writer.transport.pause_reading()
+            sending = asyncio.create_task(_send_forever(client, kit.frame(1, b"bad" * 10)))
+            before = -1.0
+            while before != (now := site.metric("ingest_received_events_total")):
+                before = now
+                await asyncio.sleep(0.2)
+            assert now < 5000, "the window is closed and the socket is not read"
+            await honest_exchange(kit, site)
+            await clock.advance(29.0)
+            assert site.metric("ingest_connections_closed_total", code="1006") == 0
+            await clock.advance(5.0)
+            await kit.until(lambda: site.metric("ingest_connections_closed_total", code="1006") == 1)
+            sending.cancel()
+            await asyncio.wait([sending])
+            client.writer.transport.abort()
+
+    asyncio.run(scenario())
+
+
+async def _send_forever(client: SimpleNamespace, data: bytes) -> None:
+    while True:
+        client.send(data)
+        await client.writer.drain()
+
+
+def test_half_a_request_is_not_waited_for_longer_than_the_timeout(kit: SimpleNamespace) -> None:
+    async def scenario() -> None:
+        async with kit.running(request_timeout_s=0.3) as site:
+            reader, writer = await asyncio.open_connection(*site.address)
+            writer.write(b"GET /v1/devices/d1/events HTTP/1.1\r\nHost: x\r\n")
+            assert await asyncio.wait_for(reader.read(), 10) == b""
+            writer.close()
+            half_body = b"POST /v1/devices/d1/events HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 10\r\n\r\n{"
+            assert (await kit.http(site.address, half_body))[0] == 408
+
+    asyncio.run(scenario())
+
+
+def test_a_handshake_without_key_or_with_an_unknown_version_is_refused(kit: SimpleNamespace) -> None:
+    async def scenario() -> None:
+        async with kit.running() as site:
+            for headers in (
+                b"Sec-WebSocket-Version: 5\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n",
+                b"Sec-WebSocket-Version: 13\r\n",
+            ):
+                request = (
+                    b"GET /v1/devices/d1/events HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n" + headers + b"\r\n"
+                )
+                reader, writer = await asyncio.open_connection(*site.address)
+                writer.write(request)
+                assert (await reader.readline()).split()[1] == b"400"
+                writer.close()
+            await kit.until(lambda: site.metric("ingest_connections") == 0)
+
+    asyncio.run(scenario())
+
+
+def test_bytes_right_behind_the_upgrade_request_are_not_lost(kit: SimpleNamespace) -> None:
+    async def scenario() -> None:
+        async with kit.running() as site:
+            reader, writer = await asyncio.open_connection(*site.address)
+            writer.write(
+                b"GET /v1/devices/d1/events HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+                b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n" + kit.frame(1, b'{"n":1}')
+            )
+            await reader.readuntil(b"\r\n\r\n")
+            assert await asyncio.wait_for(reader.readexactly(11), 5) == b'\x81\x09{"ack":1}'
+            writer.close()
+
+    asyncio.run(scenario())
