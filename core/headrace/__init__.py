@@ -3,30 +3,36 @@
 What a plugin needs is importable from here; the hooks and their contracts are in `headrace.hookspecs`.
 """
 
-from headrace.component import Clock, Component, Config, Context, Health
-from headrace.errors import (
-    ConfigError,
-    HeadraceError,
-    HookError,
-    PermanentError,
-    PluginError,
-    QueueError,
-    QueueFormatError,
-    QueueFull,
-    QueueLocked,
-    TransientError,
-)
-from headrace.hookspecs import Deliver, Plan, QueueInfo, QueueRead, QueueSpan, ReaderInfo, hookimpl
-from headrace.position import (
-    NO_ORIGINS,
-    ORIGIN_SCHEMA,
-    Missing,
-    Origin,
-    RangeKey,
-    origin_batch,
-    origins_of,
-)
-from headrace.schema import ENCODING_JSON, EVENT_COLUMNS, RAW_SCHEMA, TIMESTAMP, event_schema
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from headrace.component import Clock, Component, Config, Context, Health
+    from headrace.errors import (
+        ConfigError,
+        HeadraceError,
+        HookError,
+        PermanentError,
+        PluginError,
+        QueueError,
+        QueueFormatError,
+        QueueFull,
+        QueueLocked,
+        TransientError,
+    )
+    from headrace.hookspecs import Deliver, Plan, QueueInfo, QueueRead, QueueSpan, ReaderInfo, hookimpl
+    from headrace.position import (
+        NO_ORIGINS,
+        ORIGIN_SCHEMA,
+        Missing,
+        Origin,
+        RangeKey,
+        origin_batch,
+        origins_of,
+    )
+    from headrace.schema import ENCODING_JSON, EVENT_COLUMNS, RAW_SCHEMA, TIMESTAMP, event_schema
 
 __all__ = [
     "ENCODING_JSON",
@@ -64,3 +70,31 @@ __all__ = [
     "origin_batch",
     "origins_of",
 ]
+
+#: Imported when first asked for: the command line answers --help and mistakes without half a second of Arrow and aiohttp.
+_HOMES: Final = {
+    "headrace.component": ("Clock", "Component", "Config", "Context", "Health"),
+    "headrace.errors": (
+        "ConfigError",
+        "HeadraceError",
+        "HookError",
+        "PermanentError",
+        "PluginError",
+        "QueueError",
+        "QueueFormatError",
+        "QueueFull",
+        "QueueLocked",
+        "TransientError",
+    ),
+    "headrace.hookspecs": ("Deliver", "Plan", "QueueInfo", "QueueRead", "QueueSpan", "ReaderInfo", "hookimpl"),
+    "headrace.position": ("NO_ORIGINS", "ORIGIN_SCHEMA", "Missing", "Origin", "RangeKey", "origin_batch", "origins_of"),
+    "headrace.schema": ("ENCODING_JSON", "EVENT_COLUMNS", "RAW_SCHEMA", "TIMESTAMP", "event_schema"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            value = globals()[name] = getattr(import_module(home), name)
+            return value
+    raise AttributeError(f"module 'headrace' has no attribute {name!r}")

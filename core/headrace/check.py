@@ -103,12 +103,14 @@ def _addresses(site: Site) -> Iterator[tuple[str, tuple[str, int]]]:
 
 def _bind(host: str, port: int) -> str:
     """Why that address cannot be listened on; empty when it can."""
+    if port > 65_535:
+        return "cannot be listened on: ports end at 65535"
     try:
         found: Iterable[Any] = socket.getaddrinfo(host if host != "*" else None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         for family, kind, protocol, _, address in found:
             with socket.socket(family, kind, protocol) as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind(address)
-    except (OSError, OverflowError) as error:
-        return f"cannot be listened on: {getattr(error, 'strerror', None) or error}"
+    except OSError as error:
+        return f"cannot be listened on: {error.strerror or error}"
     return ""

@@ -187,6 +187,9 @@ class Site(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     listeners: dict[str, Entry]
     overrides: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        return f"Site({self.file}, tiers={list(self.tiers)})"  # never the overrides: they may hold secrets
+
     def entries(self) -> Iterator[Entry]:
         """Every entry of every tier, then the listeners."""
         for tier in self.tiers.values():
