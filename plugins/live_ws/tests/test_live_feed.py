@@ -49,7 +49,9 @@ async def next_events(ws: aiohttp.ClientWebSocketResponse, count: int) -> list[d
 async def until(condition: Callable[[], bool]) -> None:
     """Give the loop its turns until the condition holds."""
     async with asyncio.timeout(20):
-        while not condition():
+        while True:
+            if condition():
+                return
             await asyncio.sleep(0.002)
 
 

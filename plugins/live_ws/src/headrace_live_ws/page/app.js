@@ -14,6 +14,7 @@ const fleet = new Fleet();
 const grid = new Grid(get("fleet"));
 const form = get("filters");
 let accent = "";
+let followed = ""; // the filter of what is on the page
 
 // --- what the site tells
 
@@ -24,7 +25,15 @@ function onFrame(frame) {
   else if (frame.snapshot) takeEvents(frame.snapshot, now, true);
   else if (frame.gap) onGap(frame.gap);
   else if (frame.error) notice(`The filter was refused: ${frame.error}.`);
-  else if (frame.filter) forget();
+  else if (frame.filter) onFilter(JSON.stringify(frame.filter));
+}
+
+// After a reconnect the filter is the same, and what is on the page stays.
+function onFilter(filter) {
+  if (filter === followed) return;
+  followed = filter;
+  fleet.clear();
+  grid.clear();
 }
 
 function takeEvents(events, now, fromSnapshot) {
@@ -39,24 +48,19 @@ function onGap(gap) {
   notice(`${count(gap.events)} events were left out (${gap.reason}).`);
 }
 
-function forget() {
-  fleet.clear();
-  grid.clear();
-}
-
 function onState(state) {
   get("state").dataset.phase = state.phase;
   if (state.phase === "waiting") get("state-text").textContent = `not connected, next try in ${duration(state.retryMs)}`;
   else get("state-text").textContent = state.phase;
-  if (state.outageMs) notice(`Connected again after ${duration(state.outageMs)}; events of that time are not in the lines below.`);
+  if (state.outageMs) notice(`Connected again after ${duration(state.outageMs)}; what came in between is not drawn.`);
 }
 
 function notice(text) {
-  const line_ = document.createElement("p");
+  const paragraph = document.createElement("p");
   const clock = document.createElement("time");
   clock.textContent = new Date().toLocaleTimeString();
-  line_.append(clock, ` ${text}`);
-  get("notices").prepend(line_);
+  paragraph.append(clock, ` ${text}`);
+  get("notices").prepend(paragraph);
   while (get("notices").children.length > NOTICES_MAX) get("notices").lastChild.remove();
 }
 
@@ -115,7 +119,6 @@ function second() {
   offer();
   grid.tick(now);
   const active = fleet.active(now, ACTIVE_MS);
-  const hidden = fleet.devices.size - grid.shown - grid.waiting.size;
   get("rate").textContent = fleet.rate < 10 ? String(Number(fleet.rate.toFixed(1))) : count(fleet.rate);
   get("devices").textContent = count(fleet.devices.size);
   get("active").textContent = fleet.devices.size ? `${count(active)} heard in 30 s` : "none heard yet";

@@ -8,6 +8,8 @@ const CLOCKS_DIFFER_MS = 500;
 export class Device {
   constructor(name) {
     this.name = name;
+    this.origin = null;
+    this.position = null;
     this.context = {};
     this.readings = {};
     this.heardAt = 0; // when its newest event was received by the site, in this machine's time
@@ -16,11 +18,14 @@ export class Device {
   }
 
   take(event, heardAt) {
+    const again = event.position === this.position && event.origin === this.origin; // a snapshot repeats what is known
+    this.origin = event.origin;
+    this.position = event.position;
     this.context = event.context;
     this.readings = event.readings;
     this.heardAt = heardAt;
     this.shown = typeof event.readings[this.shown] === "number" ? this.shown : firstNumber(event.readings);
-    if (this.shown === null) return;
+    if (this.shown === null || again) return;
     if (this.points.length === POINTS) this.points.shift();
     this.points.push(event.readings[this.shown]);
   }

@@ -1,4 +1,5 @@
-// The devices on the page: a section for each site, a card for each device. Only cards in sight are kept up to date.
+// The devices on the page: a section for each site, a card for each device. Only cards in sight are kept up to date;
+// the others were filled once, and are again when they come into sight.
 // Everything that a device sends reaches the page as text (textContent), never as markup.
 
 import { POINTS } from "./fleet.js";
@@ -181,7 +182,7 @@ export class Grid {
         this.leave(card);
         this.enter(card);
       }
-      if (card?.visible) card.update(now, color);
+      if (card?.visible || card?.rows.length === 0) card.update(now, color);
     }
     this.dirty.clear();
   }
