@@ -244,7 +244,7 @@ def take_times(rows: list[Readings], received: pa.Array, past_max_s: int, future
 _NO_TIME: Final = -(2**63)
 
 #: A number below the bound counts in the unit: 1e11 s is the year 5138, 1e11 ms is 1973.
-_EPOCH_UNITS: Final = ((1e11, 1_000_000), (1e14, 1_000), (1e17, 1), (1e20, 1e-3))
+_EPOCH_UNITS: Final = ((1e11, 1_000_000, 1), (1e14, 1_000, 1), (1e17, 1, 1), (1e20, 1, 1_000))
 
 
 def parse_time(claim: object) -> int | None:
@@ -257,9 +257,10 @@ def parse_time(claim: object) -> int | None:
 
 def _epoch_us(number: float) -> int | None:
     size = abs(number)
-    for bound, factor in _EPOCH_UNITS:
+    for bound, times, over in _EPOCH_UNITS:
         if size < bound:
-            return round(number * factor)  # an integer stays one: a float has no microseconds left at 1e15
+            # an integer stays one: a float has no microseconds left at 1e15
+            return number * times // over if isinstance(number, int) else round(number * times / over)
     return None
 
 

@@ -67,6 +67,16 @@ def parser() -> argparse.ArgumentParser:
     _common(simulate)
     simulate.set_defaults(run=_simulate)
 
+    written = commands.add_parser(
+        "fleet",
+        help="write the simulated fleet's devices as CSV",
+        description="Write the devices of the simulated fleet as CSV, for headrace context import.",
+    )
+    written.add_argument("--count", type=_whole, default=200, metavar="N", help="devices (default %(default)s)")
+    written.add_argument("--seed", type=int, default=1, help="the same seed makes the same fleet (default %(default)s)")
+    written.add_argument("--csv", type=Path, required=True, metavar="OUT", help="the file to write")
+    written.set_defaults(run=_fleet)
+
     replay = commands.add_parser(
         "replay",
         help="send recorded readings",
@@ -118,6 +128,11 @@ def _simulate(arguments: argparse.Namespace) -> int:
         as_json=arguments.json,
     )
     return _run(drive(how, simulation.feed)).exit_code()
+
+
+def _fleet(arguments: argparse.Namespace) -> int:
+    write_devices_csv(fleet(arguments.count, arguments.seed), arguments.csv)
+    return 0
 
 
 def _replay(arguments: argparse.Namespace) -> int:

@@ -12,7 +12,8 @@ class Narrowing:
 
     def __init__(self) -> None:
         self.limit: int | None = None
-        self._last = 0
+        #: the ends of the failing ranges, each inside the one before it
+        self._ends: list[int] = []
 
     @property
     def active(self) -> bool:
@@ -23,10 +24,12 @@ class Narrowing:
         """The range failed for good. True: it is the one event at fault, set it aside; False: try `limit` positions."""
         if first == last:
             return True
-        self._last = max(self._last, last)
+        self._ends.append(last)
         self.limit = (last - first + 1) // 2
         return False
 
     def done(self, upto: int) -> None:
-        """Everything up to this position is safe, or set aside: the rest of the suspect range comes as a whole."""
-        self.limit = self._last - upto if upto < self._last else None
+        """Everything up to this position is safe, or set aside: the rest of the innermost failing range comes as a whole."""
+        while self._ends and self._ends[-1] <= upto:
+            self._ends.pop()
+        self.limit = self._ends[-1] - upto if self._ends else None

@@ -1,0 +1,44 @@
+# Each target does all its set-up by itself, on a bare Debian machine with Python >= 3.11 and pip.
+SHELL := /bin/sh
+PROJECTS := pyproject.toml constraints.txt $(wildcard plugins/*/pyproject.toml) tools/set_up.sh
+BIN := .venv/bin
+
+.PHONY: help run test lint bench torture soak install clean
+
+help:
+	@echo "make run      the example site with a simulated fleet of 200 devices; Ctrl-C drains"
+	@echo "make test     all tests (under 10 minutes)"
+	@echo "make lint     ruff and mypy"
+	@echo "make bench    the benchmarks: figures, not tests"
+	@echo "make torture  the crash tests in full       make soak  the long runs in full"
+	@echo "make install  the environment in .venv, with the headrace command"
+
+install: .venv/.set-up-run
+
+.venv/.set-up-run: $(PROJECTS)
+	@tools/set_up.sh run
+
+.venv/.set-up-dev: $(PROJECTS)
+	@tools/set_up.sh dev
+	@touch .venv/.set-up-run
+
+run: .venv/.set-up-run
+	@exec examples/demo.sh
+
+test: .venv/.set-up-dev
+	@$(BIN)/python -m pytest -q -n 2 --dist loadgroup $(PYTEST_ARGS)
+
+lint: .venv/.set-up-dev
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+bench: .venv/.set-up-dev
+	@$(BIN)/python benchmarks/bench_site.py
+
+torture: .venv/.set-up-dev
+	@HEADRACE_FULL=1 $(BIN)/python -m pytest -q -x tests/crash plugins/queue_pmem/tests plugins/sink_lake/tests
+
+soak: .venv/.set-up-dev
+	@HEADRACE_FULL=1 $(BIN)/python -m pytest -q -x tests/soak
+
+clean:
+	@rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache

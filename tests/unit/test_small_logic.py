@@ -1,0 +1,117 @@
+"""Backoff, fault points, positions, batches, the register and the dead letters."""
+
+import random
+import sqlite3
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from headrace import NO_ORIGINS, RAW_SCHEMA, ConfigError, Missing, Origin, RangeKey, TransientError, origin_batch
+from headrace.batching import RawBatchBuilder
+from headrace.engine.dead_letters import DeadLetters, Letter
+from headrace.faults import Faults
+from headrace.position import global_ids, join_keys, row_positions
+from headrace.register import QueueRegister, Registered
+from headrace.retry import Backoff
+
+
+def test_backoff_doubles_with_jitter_up_to_its_bound_and_starts_over() -> None:
+    backoff = Backoff(100, 1000, random.Random(1))
+    waits = [backoff.next_s() for _ in range(8)]
+    for wait, step in zip(waits, [0.1, 0.2, 0.4, 0.8, 1.0, 1.0, 1.0, 1.0], strict=True):
+        assert step / 2 <= wait <= step
+    assert backoff.next_s(at_least_s=5) == 5
+    backoff.reset()
+    assert backoff.next_s() <= 0.1
+
+
+def test_faults_act_at_the_named_pass() -> None:
+    faults = Faults("a=error@2,b=bug@*")
+    faults.hit("a")
+    faults.hit("other")
+    with pytest.raises(TransientError):
+        faults.hit("a")
+    faults.hit("a")
+    for _ in range(2):
+        with pytest.raises(RuntimeError):
+            faults.hit("b")
+
+
+@pytest.mark.parametrize("spec", ["a", "a=explode", "a=kill@x", "a=sleep:x"])
+def test_a_fault_that_cannot_be_read_is_refused(spec: str) -> None:
+    with pytest.raises(ConfigError, match="HEADRACE_FAULTS"):
+        Faults(spec)
+
+
+def test_rows_lie_between_the_missing_positions() -> None:
+    assert row_positions(5, 10, (Missing(6, 7, "corrupt"), Missing(10, 10, "corrupt"))).tolist() == [5, 8, 9]
+
+
+def test_keys_join_only_without_a_hole() -> None:
+    joined = join_keys([RangeKey("q", 1, 5, (Missing(2, 3, "corrupt"),)), RangeKey("q", 6, 6, (), (6,))])
+    assert (str(joined), joined.size, joined.missing, joined.dead) == ("q/1-6", 6, (Missing(2, 3, "corrupt"),), (6,))
+    with pytest.raises(ValueError, match="do not follow"):
+        join_keys([RangeKey("q", 1, 5), RangeKey("q", 7, 8)])
+    with pytest.raises(ValueError, match="do not follow"):
+        join_keys([RangeKey("q", 1, 5), RangeKey("r", 6, 8)])
+
+
+def test_events_keep_the_name_that_the_first_durable_queue_gave_them() -> None:
+    origins = origin_batch([Origin("edge-1/0", 100, 101, 1), Origin("edge-2/3", 7, 7, 3), Origin("session", 1, 9, 0, kind=1)])
+    origin, position = global_ids("mine", np.arange(50, 55, dtype=np.uint64), origins)
+    assert origin.to_pylist() == ["mine", "edge-1", "edge-1", "edge-2", "mine"]
+    assert position.to_pylist() == [50, 100, 101, 7, 54]
+    assert global_ids("mine", np.arange(1, 3, dtype=np.uint64), NO_ORIGINS)[1].to_pylist() == [1, 2]
+
+
+def test_the_builder_gives_raw_batches_in_order_and_tells_its_bounds() -> None:
+    builder = RawBatchBuilder(rows_max=3, bytes_max=100)
+    builder.add("a", 1, 1, b"{}")
+    assert not builder.full
+    builder.add("b", 2, 1, b"x" * 100)
+    assert builder.full
+    batch = builder.take()
+    assert batch.schema.equals(RAW_SCHEMA, check_metadata=True)
+    assert batch.column("device").to_pylist() == ["a", "b"]
+    assert batch.column("received").cast(pa.int64()).to_pylist() == [1, 2]
+    assert (builder.rows, builder.bytes, builder.full) == (0, 0, False)
+
+
+def test_the_register_remembers_queues_until_they_are_drained(tmp_path: Path) -> None:
+    register = QueueRegister(tmp_path)
+    assert register.entries() == []
+    register.add(Registered("edge", "queue_pmem", "/a"))
+    register.add(Registered("middle", "queue_pmem", "/b"))
+    register.add(Registered("edge", "queue_pmem", "/a"))
+    assert [entry.path for entry in QueueRegister(tmp_path).orphans({"/b"})] == ["/a"]
+    register.drained("/a")
+    assert [entry.path for entry in register.entries()] == ["/b"]
+
+
+def letter(position: int, output: str = "lake", payload: bytes = b"{}") -> Letter:
+    return Letter("q", position, output, "output", "lake", "too odd", 1, "device", 2, 1, payload)
+
+
+def test_dead_letters_are_kept_once_and_survive(tmp_path: Path) -> None:
+    store = DeadLetters(tmp_path / "dead.db", 1 << 20)
+    assert store.add([letter(1), letter(2), letter(3, "")]) == 3
+    assert store.add([letter(2), letter(4, "other")]) == 1
+    store.close()
+    store.close()
+    again = DeadLetters(tmp_path / "dead.db", 1 << 20)
+    assert again.count == 4
+    assert again.positions("q", 1, 10, "lake") == {1, 2, 3}
+    assert again.positions("q", 2, 2, "lake") == {2}
+    assert again.positions("other", 1, 10, "lake") == set()
+    row = sqlite3.connect(tmp_path / "dead.db").execute("select payload, reason from letters where position = 1").fetchone()
+    assert row == (b"{}", "too odd")
+
+
+def test_full_dead_letters_refuse_and_say_what_to_do(tmp_path: Path) -> None:
+    store = DeadLetters(tmp_path / "dead.db", 64 << 10)
+    store.add([letter(1, payload=b"x" * (80 << 10))])
+    with pytest.raises(TransientError, match=r"are full: \d+ of 65536 bytes; move the file away"):
+        store.add([letter(2)])
+    assert store.positions("q", 1, 9, "lake") == {1}

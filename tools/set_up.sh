@@ -1,0 +1,52 @@
+#!/bin/sh
+# Set headrace up on a bare Debian machine with Python >= 3.11 and pip: a virtual environment in .venv, and what it needs of
+# Debian's packages. Usage: tools/set_up.sh run|dev   (dev adds what the tests need)
+set -eu
+cd "$(dirname "$0")/.."
+python=${PYTHON:-python3}
+kind=${1:-run}
+
+say() { printf '%s\n' "$*" >&2; }
+
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+    { say "headrace needs Python >= 3.11, $python is $("$python" -V 2>&1); set PYTHON=/path/to/python3.11"; exit 1; }
+
+# --- Debian's packages: the persistent-memory library, and for the tests a browser and a database server
+as_root() {
+    if [ "$(id -u)" = 0 ]; then "$@"; elif sudo -n true 2>/dev/null; then sudo "$@"; else return 1; fi
+}
+install_debian() { # PACKAGES... ; false when they cannot be had
+    command -v apt-get >/dev/null || return 1
+    say "installing from Debian's packages: $*"
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null 2>&1 ||
+        { as_root apt-get update -qq >/dev/null 2>&1 &&
+          as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null; }
+}
+has_library() { "$python" -c "import ctypes; ctypes.CDLL('$1')" 2>/dev/null; }
+
+has_library libpmemobj.so.1 || install_debian libpmemobj1 ||
+    say "libpmemobj1 cannot be installed here (neither root nor sudo without a password, or no apt-get): the queue will use a plain file." \
+        "To have it: apt-get install libpmemobj1"
+if [ "$kind" = dev ]; then
+    command -v chromium >/dev/null && command -v chromedriver >/dev/null || install_debian chromium chromium-driver ||
+        say "chromium cannot be installed here: the browser tests will be skipped"
+    ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || install_debian postgresql ||
+        say "postgresql cannot be installed here: its tests will be skipped"
+fi
+
+# --- the virtual environment
+if [ ! -x .venv/bin/python ]; then
+    say "creating .venv"
+    # Debian's python3 may lack ensurepip (package python3-venv): then the pip at hand fills the environment
+    "$python" -m venv .venv >/dev/null 2>&1 || { rm -rf .venv && "$python" -m venv --without-pip .venv; }
+fi
+.venv/bin/python -m pip --version >/dev/null 2>&1 || "$python" -m pip --python .venv/bin/python install -q -c constraints.txt pip
+pip=".venv/bin/python -m pip"
+say "installing Python packages into .venv (kind: $kind)"
+$pip install -q --disable-pip-version-check -c constraints.txt setuptools wheel
+host=.
+[ "$kind" = dev ] && host='.[dev]'
+set -- -e "$host"
+for plugin in plugins/*/; do set -- "$@" -e "$plugin"; done
+$pip install -q --disable-pip-version-check --no-build-isolation -c constraints.txt "$@"
+touch ".venv/.set-up-$kind"
