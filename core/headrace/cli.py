@@ -52,7 +52,7 @@ def _run(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     overrides = [*args.set, *([f'host.log_level="{args.log_level}"'] if args.log_level else [])]
 
-    from headrace.config import examine
+    from headrace.config import examine, reload
 
     site, problems = examine(args.file, overrides)
     if site is None or problems:
@@ -64,7 +64,7 @@ def _run(argv: list[str]) -> int:
 
     from headrace import host
 
-    return host.run(site, args.tier or list(site.tiers))
+    return host.run(site, args.tier or list(site.tiers), lambda: reload(site))
 
 
 def _check(argv: list[str]) -> int:

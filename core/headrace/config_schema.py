@@ -6,21 +6,22 @@ Made for editors: every key has its description, and any value may be a `${...}`
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
+import msgspec.inspect as mi
 
 from headrace.component import Component
 from headrace.discovery import find, installed
-from headrace.hookcheck import roles_of
+from headrace.hookcheck import FACTS, implemented, roles_of
 from headrace.hookspecs import Role
 from headrace.listing import description
-from headrace.options import Secret
+from headrace.option_table import default_of
+from headrace.options import Secret, bare
 from headrace.tables import ID_PATTERN, Admin, Engine, EntryKeys, Host, OutputKeys
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
-REF: Final = "#/$defs/{name}"
+REFERENCE: Final = {"$ref": "#/$defs/reference"}
 FILE_PATTERN: Final = r"^[^:]*(/|\.py)[^:]*:[A-Za-z_]\w*$"
 
 
@@ -36,14 +37,14 @@ def json_schema(plugins: Mapping[str, type[Component]] | None = None) -> dict[st
             "decoders": {"type": "array", "items": _place("decoder", plugins, definitions)},
             "enrichers": {"type": "array", "items": _place("enricher", plugins, definitions)},
             "outputs": _named(_place("output", plugins, definitions)),
-            "engine": _struct(Engine, definitions),
+            "engine": _struct(Engine),
         },
         required=["sources", "outputs"],
     )
     site = _object(
         {
-            "host": _struct(Host, definitions),
-            "admin": _struct(Admin, definitions),
+            "host": _struct(Host),
+            "admin": _struct(Admin),
             "tiers": {**_named(tier), "minProperties": 1},
             "listeners": _named(_place("listener", plugins, definitions)),
         },
@@ -54,16 +55,16 @@ def json_schema(plugins: Mapping[str, type[Component]] | None = None) -> dict[st
 
 def _place(role: Role, plugins: Mapping[str, type[Component]], definitions: dict[str, Any]) -> dict[str, Any]:
     """What may stand where that role is: one schema per plugin of the role, and one for classes in files."""
-    keys = _struct(OutputKeys if role == "output" else EntryKeys, definitions)["properties"]
+    keys = _properties(OutputKeys if role == "output" else EntryKeys)
+    if role not in ("decoder", "enricher"):
+        del keys["id"]  # there the table's name is the id
     choices: list[dict[str, Any]] = []
     for name, plugin in sorted(plugins.items()):
-        if role not in roles_of(plugin) and role != "listener":
+        if not (implemented(plugin) & FACTS if role == "listener" else role in roles_of(plugin)):
             continue
-        options = _struct(plugin.Config, definitions)
         use = {"const": name, "description": description(plugin).partition("\n")[0]}
-        name = f"{role}.{name}"
-        definitions[name] = _object({**keys, **options["properties"], "use": use}, ["use", *options.get("required", ())])
-        choices.append({"$ref": REF.format(name=name)})
+        definitions[f"{role}.{name}"] = _object({**keys, **_properties(plugin.Config), "use": use}, ["use", *_required(plugin.Config)])
+        choices.append({"$ref": f"#/$defs/{role}.{name}"})
     in_file = {"type": "string", "pattern": FILE_PATTERN, "description": "A class in a file of the site's own."}
     choices.append({"type": "object", "properties": {**keys, "use": in_file}, "required": ["use"]})
     # A table that is switched off is not read any further.
@@ -71,45 +72,55 @@ def _place(role: Role, plugins: Mapping[str, type[Component]], definitions: dict
     return {"type": "object", "anyOf": choices}
 
 
-def _struct(kind: type[msgspec.Struct], definitions: dict[str, Any]) -> dict[str, Any]:
-    """The schema of one struct; structs nested in it go into the definitions, under the outer module's name."""
-    (_,), components = msgspec.json.schema_components([kind], schema_hook=_custom, ref_template=REF)
-    own = next(name for name in components if name == kind.__name__ or len(components) == 1)
-    schema = components.pop(own)
-    prefix = f"{kind.__module__}.{kind.__qualname__}."
-    renames = {REF.format(name=name): REF.format(name=prefix + name) for name in components}
-    for name, component in components.items():
-        definitions[prefix + name] = _fillable(_renamed(component, renames))
-    return _fillable(_renamed(schema, renames))
+def _struct(kind: type[msgspec.Struct]) -> dict[str, Any]:
+    return _object(_properties(kind), _required(kind))
 
 
-def _fillable(schema: dict[str, Any]) -> dict[str, Any]:
-    """Let every value of an object be a `${...}`, where a string would not do anyway."""
-    properties = {
-        name: value if value.get("type") == "string" and not value.keys() & {"pattern", "enum"} else _or_reference(value)
-        for name, value in schema.get("properties", {}).items()
-    }
-    return {**schema, "properties": properties} if properties else schema
+def _properties(kind: type[msgspec.Struct]) -> dict[str, Any]:
+    return {option.encode_name: _option(option) for option in cast(mi.StructType, mi.type_info(kind)).fields}
 
 
-def _or_reference(value: dict[str, Any]) -> dict[str, Any]:
-    about: dict[str, Any] = {key: value[key] for key in ("description", "default") if key in value}
-    rest = {key: item for key, item in value.items() if key not in about}
-    return {**about, "anyOf": [*(rest.pop("anyOf", None) or [rest]), {"$ref": REF.format(name="reference")}]}
+def _required(kind: type[msgspec.Struct]) -> list[str]:
+    return [option.encode_name for option in cast(mi.StructType, mi.type_info(kind)).fields if option.required]
 
 
-def _renamed(value: Any, renames: Mapping[str, str]) -> Any:
-    if isinstance(value, dict):
-        return {key: renames.get(item, item) if key == "$ref" else _renamed(item, renames) for key, item in value.items()}
-    return [_renamed(item, renames) for item in value] if isinstance(value, list) else value
+def _option(option: mi.Field) -> dict[str, Any]:
+    about = dict(option.type.extra_json_schema or {}) if isinstance(option.type, mi.Metadata) else {}
+    if (default := default_of(option)) is not None:
+        about["default"] = default
+    value = _value(option.type)
+    if value == {} or (value.get("type") == "string" and not value.keys() & {"pattern", "enum"}):
+        return {**about, **value}
+    return {**about, "anyOf": [value, REFERENCE]}
 
 
-def _custom(kind: type[Any]) -> dict[str, Any]:
-    if kind is Secret:
-        return {"type": "string", "writeOnly": True}
-    if kind is Path:
-        return {"type": "string"}
-    raise NotImplementedError(f"options of type {kind!r} are not supported")
+def _value(kind: mi.Type) -> dict[str, Any]:
+    """The schema of one type. msgspec's own generator cannot be used: it fails on the default of a Secret."""
+    kind = bare(kind)
+    if isinstance(kind, mi.StructType):
+        return _struct(kind.cls)
+    if isinstance(kind, mi.UnionType):
+        return {"anyOf": [_value(one) for one in kind.types if not isinstance(one, mi.NoneType)]}  # TOML has no null
+    if isinstance(kind, mi.LiteralType | mi.EnumType):
+        return {"enum": list(kind.values) if isinstance(kind, mi.LiteralType) else [one.value for one in kind.cls]}
+    if isinstance(kind, mi.DictType):
+        return {"type": "object", "additionalProperties": _value(kind.value_type), **_limits(kind, "minProperties", "maxProperties")}
+    if isinstance(kind, mi.CollectionType):
+        return {"type": "array", "items": _value(kind.item_type), **_limits(kind, "minItems", "maxItems")}
+    if isinstance(kind, mi.CustomType):
+        return {"type": "string", "writeOnly": True} if kind.cls is Secret else {"type": "string"}
+    names = {mi.StrType: "string", mi.IntType: "integer", mi.FloatType: "number", mi.BoolType: "boolean"}
+    name = names.get(type(kind))
+    return {"type": name, **_limits(kind, "minLength", "maxLength")} if name else {}
+
+
+def _limits(kind: mi.Type, shortest: str, longest: str) -> dict[str, Any]:
+    words = {
+        "ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum", "multiple_of": "multipleOf",
+        "pattern": "pattern", "min_length": shortest, "max_length": longest,
+    }  # fmt: skip
+    found = {word: getattr(kind, name, None) for name, word in words.items()}
+    return {word: limit for word, limit in found.items() if limit is not None}
 
 
 def _object(properties: dict[str, Any], required: list[str]) -> dict[str, Any]:

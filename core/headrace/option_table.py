@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple, cast
 
 import msgspec
 import msgspec.inspect as mi
@@ -76,14 +76,22 @@ def _type_name(kind: mi.Type) -> str:
     return names.get(type(kind), type(kind).__name__.removesuffix("Type").lower())
 
 
-def _default(field: mi.Field) -> str | None:
-    if field.required:
+def default_of(option: mi.Field) -> Any:
+    """An option's default as a plain value (a secret masked); None where it has none or is required."""
+    if option.required:
         return None
-    value = field.default if field.default is not msgspec.NODEFAULT else field.default_factory()
-    return "" if value is None else msgspec.json.encode(value, enc_hook=encode).decode()
+    value = option.default if option.default is not msgspec.NODEFAULT else option.default_factory()
+    return msgspec.to_builtins(value, enc_hook=encode)
 
 
-def _limits(kind: mi.Type | None) -> str:
+def _default(option: mi.Field) -> str | None:
+    if option.required:
+        return None
+    value = default_of(option)
+    return "" if value is None else msgspec.json.encode(value).decode()
+
+
+def _limits(kind: mi.Type) -> str:
     kind = bare(kind)
     parts = []
     for name, sign in (("gt", "> "), ("ge", ">= "), ("lt", "< "), ("le", "<= "), ("multiple_of", "multiple of ")):

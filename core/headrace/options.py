@@ -207,7 +207,6 @@ def _type_at(kind: type[msgspec.Struct], at: list[str | int]) -> mi.Type | None:
     """The declared type at a place, through nested structs, lists, dicts and optionals."""
     here: mi.Type | None = mi.type_info(kind)
     for step in at:
-        here = bare(here)
         if isinstance(here, mi.StructType):
             here = next((field.type for field in here.fields if field.encode_name == step), None)
         elif isinstance(here, mi.DictType):
@@ -216,10 +215,11 @@ def _type_at(kind: type[msgspec.Struct], at: list[str | int]) -> mi.Type | None:
             here = here.item_type
         else:
             return None
-    return bare(here)
+        here = bare(here) if here else None
+    return here
 
 
-def bare(kind: mi.Type | None) -> mi.Type | None:
+def bare(kind: mi.Type) -> mi.Type:
     """The type without Optional around it and Meta upon it."""
     while True:
         if isinstance(kind, mi.Metadata):

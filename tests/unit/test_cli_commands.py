@@ -7,6 +7,7 @@ import sys
 import types
 
 import pytest
+
 from headrace import discovery
 from headrace.cli import main
 
@@ -69,7 +70,7 @@ def host(monkeypatch):
     """A stand-in for headrace.host that keeps what it was called with."""
     module = types.ModuleType("headrace.host")
     module.calls = []
-    module.run = lambda site, tiers: module.calls.append((site, tiers)) or 3
+    module.run = lambda site, tiers, reload: module.calls.append((site, tiers, reload)) or 3
     monkeypatch.setitem(sys.modules, "headrace.host", module)
     monkeypatch.setattr("headrace.host", module, raising=False)
     return module
@@ -131,10 +132,11 @@ def test_help_imports_nothing_heavy():
 
 def test_run_hands_the_site_and_its_tiers_to_the_host(file, host):
     assert main(["run", file, "--set", "tiers.site.sources.dev.wait_ms_max=7", "--log-level", "debug"]) == 3
-    [(site, tiers)] = host.calls
+    [(site, tiers, reload)] = host.calls
     assert tiers == ["site"]
     assert site.tiers["site"].sources["dev"].config.wait_ms_max == 7
     assert site.host.log_level == "debug"
+    assert reload().host.log_level == "debug"
 
 
 def test_run_of_one_tier(file, host, capsys):
@@ -157,7 +159,7 @@ def test_config_errors_of_the_host_end_with_78_too(file, host, capsys):
     from headrace.errors import HookError, QueueLocked
 
     def fail(error):
-        def run(site, tiers):
+        def run(site, tiers, reload):
             raise error
 
         return run
@@ -170,7 +172,7 @@ def test_config_errors_of_the_host_end_with_78_too(file, host, capsys):
 
 
 def test_interrupt_ends_quietly(file, host, capsys):
-    def run(site, tiers):
+    def run(site, tiers, reload):
         raise KeyboardInterrupt
 
     host.run = run
