@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Final, TextIO
 
 import sqlalchemy as sa
-from headrace.errors import did_you_mean
 
+from headrace.errors import did_you_mean
 from headrace_enricher_context.csv_rows import CsvError, CsvFile, Kind, Row, guesses
 from headrace_enricher_context.database import Database
 from headrace_enricher_context.upsert import ROWS_PER_CHUNK, Converter, Counts, Refused, Upsert, converter, create_table, engine_for
@@ -100,7 +100,9 @@ def _fail(message: str, code: int) -> int:
 def _import(file: CsvFile, url: sa.URL, database: Database, table_name: str, key: str) -> tuple[Counts, list[str]]:
     names = file.header()
     if key not in names:
-        hint = did_you_mean(key, names) or "; name the column with the device's id by --key, or another --delimiter"
+        hint = did_you_mean(key, names) or "; name the column with the device's id by --key"
+        if len(names) == 1 and (other := next((one for one in ";\t|" if one in names[0]), "")):
+            hint = f"; try --delimiter {'tab' if other == chr(9) else repr(other)}"
         raise file.error(1, f"a column {key!r}", f"{', '.join(map(repr, names))}{hint}")
     size_bytes = file.path.stat().st_size
     kinds, repeated, notes = _survey(file, names, key, Progress("checked", size_bytes, sys.stderr))

@@ -8,10 +8,10 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 import sqlalchemy as sa
-from headrace import Component
-from headrace.config import Secret
 from msgspec import Meta
 
+from headrace import Component
+from headrace.config import Secret
 from headrace_enricher_context.cells import TypeName
 
 _SELECT: Final = re.compile(r"(?:\s|--[^\n]*\n|/\*.*?\*/)*(?:select|with|values|table)\b", re.IGNORECASE | re.DOTALL)

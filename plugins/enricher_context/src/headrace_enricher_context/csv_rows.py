@@ -16,7 +16,7 @@ Kind = Literal["int", "float", "text"]
 
 #: A code such as 007 is text: as a number it would lose its zeros.
 _INT: Final = re.compile(r"[+-]?(?:0|[1-9][0-9]{0,18})")
-_FLOAT: Final = re.compile(r"[+-]?(?:0|[1-9][0-9]*)?(?:\.[0-9]*)?(?:[eE][+-]?[0-9]{1,3})?")
+_FLOAT: Final = re.compile(r"[+-]?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
 
 
 class CsvError(Exception):
@@ -115,7 +115,7 @@ def kind_of(cell: str) -> Kind:
     text = cell.strip()
     if _INT.fullmatch(text) and -(2**63) <= int(text) < 2**63:
         return "int"
-    if any(character.isdigit() for character in text) and _FLOAT.fullmatch(text) and abs(float(text)) != float("inf"):
+    if _FLOAT.fullmatch(text) and abs(float(text)) != float("inf"):
         return "float"
     return "text"
 

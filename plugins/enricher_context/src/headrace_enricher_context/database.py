@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import sqlalchemy as sa
+from sqlalchemy.pool import NullPool
+
 from headrace import ConfigError, TransientError
 from headrace.errors import did_you_mean
-from sqlalchemy.pool import NullPool
 
 ROWS_PER_CHUNK: Final = 10_000
 

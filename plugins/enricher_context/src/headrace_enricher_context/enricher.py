@@ -8,8 +8,8 @@ import threading
 from typing import Any, ClassVar
 
 import pyarrow as pa
-from headrace import Component, Context, Health, TransientError, hookimpl
 
+from headrace import Component, Context, Health, TransientError, hookimpl
 from headrace_enricher_context.cells import ARROW_TYPES
 from headrace_enricher_context.config import ContextConfig
 from headrace_enricher_context.database import Database, Unavailable, config_error
@@ -94,8 +94,8 @@ class EnricherContext(Component):
 
     def check(self) -> list[str]:
         """A driver that is not installed."""
-        error = config_error(f"{self.context.tier}.{self.context.id}", self._database)
-        return [str(error)] if error else []
+        problem = self._database.driver_problem()
+        return [f"database: {problem}"] if problem else []
 
     def health(self) -> Health:
         return Health("degraded" if self._problem else "ok", self._reason())

@@ -11,6 +11,9 @@ from headrace_enricher_context.lookup import DeviceIndex, hash_order
 #: Name of the key column, which no added field can have.
 KEY: Final = "headrace.key"
 
+#: A text column is kept dictionary-encoded where that saves more than this.
+COMPACT_BYTES_MIN: Final = 1 << 20
+
 
 class Held:
     """What is known of every device at one moment; never changed after it was built.
@@ -25,8 +28,9 @@ class Held:
         rows = pa.array(order)
         keys = keys.take(rows)
         self.fields = fields
-        self._columns = [_compact(_one_chunk(table.column(name)).take(rows)) for name in fields.names]
-        self.table = pa.table([keys, *self._columns], [KEY, *fields.names])
+        columns = [_compact(_one_chunk(table.column(name)).take(rows)) for name in fields.names]
+        self.table = pa.table([keys, *columns], [KEY, *fields.names])
+        self._columns = pa.RecordBatch.from_arrays(columns, fields.names)
         self._index = DeviceIndex(keys, hashes)
 
     @classmethod
@@ -51,7 +55,7 @@ class Held:
         encoded = devices.dictionary_encode()
         found = self._index.find(encoded.dictionary)
         rows = found.take(encoded.indices)
-        columns = [_plain(column.take(rows)) for column in self._columns]
+        columns = [_plain(column) for column in self._columns.take(rows).columns]
         unknown = encoded.dictionary.filter(found.is_null()) if found.null_count else encoded.dictionary.slice(0, 0)
         return Joined(pa.RecordBatch.from_arrays(columns, schema=self.fields), rows.null_count, unknown)
 
@@ -74,11 +78,11 @@ def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
 
 
 def _compact(column: pa.Array) -> pa.Array:
-    # A class or a site repeats: four bytes a device rather than the text, and as fast to read.
+    # A class or a site repeats: four bytes a device rather than its text. Where little is saved the text is quicker to give.
     if not pa.types.is_string(column.type):
         return column
     encoded = column.dictionary_encode()
-    return encoded if encoded.nbytes < column.nbytes else column
+    return encoded if encoded.nbytes + COMPACT_BYTES_MIN < column.nbytes else column
 
 
 def _plain(column: pa.Array) -> pa.Array:

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 Hashes = npt.NDArray[np.uint64]
 Rows = npt.NDArray[np.int64]
+HashOf = Callable[[pa.StringArray], Hashes]
 
 _SEED: Final = np.uint64(0x9E3779B97F4A7C15)
 _MIX: Final = np.uint64(0xD6E8FEB86659FD93)
@@ -27,13 +28,16 @@ _WORD: Final = 8
 class DeviceIndex:
     """Rows of a key column by key. The column is given in hash order (`hash_order`), without nulls or repeated keys."""
 
-    def __init__(self, keys: pa.StringArray, hashes: Hashes, hash_of: Callable[[pa.StringArray], Hashes] | None = None) -> None:
+    def __init__(self, keys: pa.StringArray, hashes: Hashes, hash_of: HashOf | None = None) -> None:
         self._keys = keys
-        self._hashes = hashes
         self._hash_of = hash_of or hash_strings
-        bits = max(1, len(keys).bit_length())
+        bits = len(keys).bit_length() + 1
         self._shift = np.uint64(64 - bits)
-        self._starts = np.searchsorted(hashes >> self._shift, np.arange(2**bits + 1, dtype=np.uint64)).astype(np.int32)
+        starts = np.searchsorted(hashes >> self._shift, np.arange(2**bits + 1, dtype=np.uint64))
+        self._starts = starts.astype(np.int32)
+        self._fullest = int(np.diff(starts).max())
+        # Looking on behind a short bucket does no harm, for only the same hash counts; behind the last one lies padding.
+        self._hashes = np.concatenate((hashes, np.zeros(self._fullest, np.uint64)))
 
     @property
     def nbytes(self) -> int:
@@ -43,27 +47,30 @@ class DeviceIndex:
     def find(self, devices: pa.StringArray) -> pa.Int64Array:
         """The row of each device, null where there is none; `devices` has no nulls."""
         hashes = self._hash_of(devices)
+        at = self._starts[(hashes >> self._shift).astype(np.int64)].astype(np.int64)
         rows = np.full(len(devices), -1, dtype=np.int64)
-        bucket = (hashes >> self._shift).astype(np.int64)
-        at, end = self._starts[bucket], self._starts[bucket + 1]
-        asked = np.arange(len(devices))
-        # One turn per place in the fullest bucket; a bucket holds one key in the mean.
-        while len(asked := asked[inside := at < end]):
-            at, end = at[inside], end[inside]
-            found = self._hashes[at] == hashes[asked]
-            if found.any():
-                found[found] = self._same(at[found], devices, asked[found])
-                rows[asked[found]] = at[found]
-            asked, at, end = asked[~found], at[~found] + 1, end[~found]
+        for place in range(self._fullest - 1, -1, -1):  # backwards, so that the first of equal hashes remains
+            candidates = at + place
+            np.copyto(rows, candidates, where=self._hashes[candidates] == hashes)
+        rows[rows >= len(self._keys)] = -1  # a device whose hash is zero met the padding
+        found = np.flatnonzero(rows >= 0)
+        asked = devices if len(found) == len(devices) else devices.take(pa.array(found))
+        equal = pc.equal(self._keys.take(pa.array(rows[found])), asked)
+        if not pc.all(equal, min_count=0).as_py():
+            for place in found[~equal.to_numpy(zero_copy_only=False)].tolist():
+                rows[place] = self._among_equal_hashes(int(rows[place]), devices[place].as_py())
         return pa.array(rows, mask=rows < 0)
 
-    def _same(self, at: npt.NDArray[np.int32], devices: pa.StringArray, asked: Rows) -> npt.NDArray[np.bool_]:
-        equal = pc.equal(self._keys.take(pa.array(at)), devices.take(pa.array(asked)))
-        same: npt.NDArray[np.bool_] = equal.to_numpy(zero_copy_only=False)
-        return same
+    def _among_equal_hashes(self, row: int, device: str) -> int:
+        for other in range(row, len(self._keys)):
+            if self._hashes[other] != self._hashes[row]:
+                break
+            if self._keys[other].as_py() == device:
+                return other
+        return -1
 
 
-def hash_order(keys: pa.StringArray, hash_of: Callable[[pa.StringArray], Hashes] | None = None) -> tuple[Rows, Hashes, int]:
+def hash_order(keys: pa.StringArray, hash_of: HashOf | None = None) -> tuple[Rows, Hashes, int]:
     """The rows to keep, in the order of their hashes, those hashes, and how many rows a later one of the same key replaced."""
     hashes = (hash_of or hash_strings)(keys)
     order = np.argsort(hashes, kind="stable")

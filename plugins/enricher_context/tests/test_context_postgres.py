@@ -1,0 +1,164 @@
+"""The component over a real PostgreSQL server: down at start, killed later, started again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from context_driver import added, classes, enricher, next_reading, until
+from pg_server import PASSWORD, PostgresServer
+
+from headrace.testing import FakeClock, living, run
+from headrace_enricher_context.config import Column
+
+TABLE = """CREATE TABLE devices (device text PRIMARY KEY, class varchar(20), type text, site text,
+    latitude numeric(9, 4), longitude double precision)"""
+
+
+def fill(server: PostgresServer, *classes_: str) -> None:
+    values = ", ".join(f"('d{number}', '{name}', 't', 'größe', 45.5231, -122.5)" for number, name in enumerate(classes_))
+    server.execute(TABLE, f"INSERT INTO devices VALUES {values}")
+
+
+def test_numeric_text_and_null_cells_arrive(postgres: PostgresServer, tmp_path: Path) -> None:
+    fill(postgres, "meter")
+    postgres.execute("INSERT INTO devices (device) VALUES ('bare')")
+    component, context = enricher(postgres.url, tmp_path / "data")
+    run(component.open())
+    assert context.statuses == [("ok", "")]
+    known, bare = added(component, "d0", "bare")
+    assert known == {"class": "meter", "type": "t", "site": "größe", "latitude": 45.5231, "longitude": -122.5}
+    assert set(bare.values()) == {None}
+
+
+def test_schemas_odd_names_uuids_and_times(postgres: PostgresServer, tmp_path: Path) -> None:
+    postgres.execute(
+        "CREATE SCHEMA plant",
+        'CREATE TABLE plant."Assets" (id uuid PRIMARY KEY, "Tags" jsonb, since timestamptz, active boolean, "100%" int)',
+        """INSERT INTO plant."Assets" VALUES
+           ('00000000-0000-0000-0000-00000000000a', '{"line": 3}', '2026-11-23 13:00:00+01', true, 5)""",
+    )
+    columns = {
+        "tags": Column(source="Tags"),
+        "since": Column(type="timestamp"),
+        "active": Column(type="bool"),
+        "share": Column(source="100%", type="int64"),
+    }
+    component, context = enricher(postgres.url, tmp_path / "data", table="plant.Assets", key="id", columns=columns)
+    run(component.open())
+    assert context.statuses == [("ok", "")]
+    (got,) = added(component, "00000000-0000-0000-0000-00000000000a")
+    assert got.pop("since").isoformat() == "2026-11-23T12:00:00+00:00"
+    assert got == {"tags": '{"line": 3}', "active": True, "share": 5}
+
+
+def test_a_query_with_casts_patterns_and_percent_signs(postgres: PostgresServer, tmp_path: Path) -> None:
+    fill(postgres, "a", "b")
+    query = """SELECT device, (class || ' 10% :x')::text AS class FROM devices
+               WHERE device LIKE 'd%' AND '12:30'::time IS NOT NULL ORDER BY device"""
+    component, context = enricher(postgres.url, tmp_path / "data", query=query, columns={"class": Column()})
+    run(component.open())
+    assert context.statuses == [("ok", "")]
+    assert classes(component, "d0", "d1") == ["a 10% :x", "b 10% :x"]
+
+
+def test_a_view_and_rows_of_one_device_in_a_fixed_order(postgres: PostgresServer, tmp_path: Path) -> None:
+    fill(postgres, "a", "c", "b")
+    postgres.execute("CREATE VIEW both_names AS SELECT 'one' AS device, class FROM devices")
+    component, context = enricher(postgres.url, tmp_path / "data", table="both_names", columns={"class": Column()})
+    run(component.open())
+    assert classes(component, "one") == ["c"]
+    assert context.metric("enrich_row_problems_total", reason="duplicate") == 2
+
+
+def test_nothing_is_written_and_no_connection_stays(postgres: PostgresServer, tmp_path: Path) -> None:
+    fill(postgres, "a")
+    postgres.execute("CREATE FUNCTION wipe() RETURNS text LANGUAGE sql AS 'DELETE FROM devices RETURNING device'")
+    query = "SELECT wipe() AS device, 'x' AS class"
+    component, context = enricher(postgres.url, tmp_path / "data", query=query, columns={"class": Column()})
+    run(component.open())
+    assert "read-only" in context.statuses[-1][1]
+    assert postgres.execute("SELECT count(*) FROM devices") == [(1,)]
+    assert postgres.execute("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'headrace context'") == [(0,)]
+
+
+def test_a_slow_query_is_ended_by_the_server(postgres: PostgresServer, tmp_path: Path) -> None:
+    query = "SELECT 'a' AS device, 'x' AS class FROM pg_sleep(60)"
+    component, context = enricher(
+        postgres.url, tmp_path / "data", query=query, columns={"class": Column()}, query_timeout_s=0.2, connect_timeout_s=20
+    )
+    run(component.open())
+    assert "statement timeout" in context.statuses[-1][1]
+
+
+def test_more_rows_than_a_chunk_arrive_whole(postgres: PostgresServer, tmp_path: Path) -> None:
+    query = "SELECT 'd' || n AS device, n AS floor FROM generate_series(1, 25000) AS n"
+    component, context = enricher(postgres.url, tmp_path / "data", query=query, columns={"floor": Column(type="int64")})
+    run(component.open())
+    assert context.metric("enrich_devices") == 25_000
+    assert [one["floor"] for one in added(component, "d1", "d10000", "d10001", "d25000", "d25001")] == [1, 10_000, 10_001, 25_000, None]
+
+
+def test_a_server_that_is_down_at_start_is_found_when_it_comes(postgres: PostgresServer, tmp_path: Path) -> None:
+    fill(postgres, "meter")
+    postgres.stop()
+    clock = FakeClock()
+    component, context = enricher(postgres.url, tmp_path / "data", clock=clock)
+
+    async def check() -> None:
+        async with living(component, "enricher"):
+            assert classes(component, "d0") == [None]
+            status, reason = context.statuses[-1]
+            assert status == "degraded"
+            assert "refused" in reason
+            assert PASSWORD not in reason
+            assert "***" in reason
+            postgres.start()
+            await until(lambda: component.health().status == "ok", clock)
+            assert classes(component, "d0") == ["meter"]
+
+    run(check())
+
+
+def test_a_server_that_is_killed_keeps_the_context_and_is_found_again(postgres: PostgresServer, tmp_path: Path) -> None:
+    fill(postgres, "meter")
+    clock = FakeClock()
+    component, context = enricher(postgres.url, tmp_path / "data", clock=clock)
+
+    async def check() -> None:
+        async with living(component, "enricher"):
+            postgres.kill()
+            for _ in range(3):
+                await next_reading(clock, context, 61)
+            assert classes(component, "d0") == ["meter"]
+            assert context.statuses[-1][0] == "degraded"
+            assert PASSWORD not in str(context.statuses)
+            postgres.start()
+            postgres.execute("UPDATE devices SET class = 'pump'")
+            await until(lambda: component.health().status == "ok", clock)
+            assert classes(component, "d0") == ["pump"]
+
+    run(check())
+    assert (context.metric("enrich_refresh_failures_total") or 0) >= 3
+
+
+def test_a_restart_while_the_server_is_down_knows_the_last_context(postgres: PostgresServer, tmp_path: Path) -> None:
+    fill(postgres, "meter")
+    first, _ = enricher(postgres.url, tmp_path / "data")
+    run(first.open())
+    postgres.kill()
+    second, context = enricher(postgres.url, tmp_path / "data", on_start="wait")
+    run(second.open())
+    assert classes(second, "d0") == ["meter"]
+    assert "1 devices" in context.statuses[-1][1]
+
+
+def test_a_wrong_password_and_a_missing_right_are_told_without_the_password(postgres: PostgresServer, tmp_path: Path) -> None:
+    fill(postgres, "meter")
+    component, context = enricher(postgres.url.replace(PASSWORD, "wrong-secret"), tmp_path / "data")
+    run(component.open())
+    reason = context.statuses[-1][1]
+    assert "password authentication failed" in reason
+    assert "wrong-secret" not in reason
+    component, context = enricher(postgres.url, tmp_path / "data2", table="absent.devices")
+    run(component.open())
+    assert "no table 'absent.devices'" in context.statuses[-1][1]
