@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pyarrow as pa
+
 from headrace import Context, Missing, RangeKey, TransientError, event_schema
 from headrace.component import SystemClock
 from headrace.log import Log

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import lake_driver
 import pytest
+
 from headrace_sink_lake import SinkLake
 
 TOTAL, ROLL = 400, 60

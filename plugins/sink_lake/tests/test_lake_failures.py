@@ -13,9 +13,10 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 import pytest
+from lake_driver import START_US, events, held, make_lake, positions, store
+
 from headrace import Missing, PermanentError, RangeKey, TransientError
 from headrace_sink_lake import CommitRecord, SinkLake
-from lake_driver import START_US, events, held, make_lake, positions, store
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts a tmpfs")
 

@@ -9,8 +9,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from headrace import EVENT_COLUMNS, Missing, RangeKey
 from lake_driver import START_US, events, make_lake, positions, read, store
+
+from headrace import EVENT_COLUMNS, Missing, RangeKey
 
 
 def stored(path: Path, *batches: pa.RecordBatch, **options: Any) -> None:

@@ -17,41 +17,40 @@ OTHER = "_other"
 TIME_KEYS = {"date": "D", "hour": "h"}
 #: File names end at 255 bytes on most filesystems; the rest is for the key and a margin.
 VALUE_BYTES_MAX = 180
+#: Codes below it index small tables; above it they are renumbered, which sorts.
+CODES_MAX = 1 << 16
 
 
 class Part(NamedTuple):
-    """A run of rows of a split batch: `folder` below the lake's root, `overflow` the one for when there are too many."""
+    """One partition of a batch: `folder` below the lake's root, `overflow` the one for when there are too many, its rows."""
 
     folder: str
     overflow: str
-    start: int
-    stop: int
+    rows: int
 
 
-def split(batch: pa.RecordBatch, keys: Sequence[str]) -> tuple[pa.RecordBatch, list[Part]]:
-    """The rows ordered by partition (within one as they came), as a copy, and where each partition lies in it."""
+def partition(batch: pa.RecordBatch, keys: Sequence[str]) -> tuple[Any, list[Part]]:
+    """For each row the number of its partition (an int array), and the partitions that the numbers stand for."""
     if batch.num_rows == 0:
-        return batch, []
+        return np.zeros(0, dtype=np.int64), []
     columns = [_coded(batch, key) for key in keys]
     combined = np.zeros(batch.num_rows, dtype=np.int64)
     for codes, values in columns:
         combined = combined * len(values) + codes
-        if int(combined.max()) >= 1 << 31:
+        if int(combined.max()) >= CODES_MAX:
             combined = np.unique(combined, return_inverse=True)[1].astype(np.int64)
-    # numpy sorts 16 bits by radix, which is several times as fast; most batches fit.
-    small = combined.astype(np.uint16) if int(combined.max()) < 1 << 16 else combined
-    order = np.argsort(small, kind="stable")
-    ordered = combined[order]
-    starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
-    stops = np.append(starts[1:], batch.num_rows)
+    counts = np.bincount(combined)
+    used = np.flatnonzero(counts)
+    example = np.zeros(len(counts), dtype=np.int64)
+    example[combined] = np.arange(batch.num_rows)
     parts = []
-    for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
-        row = order[start]
+    for row, rows in zip(example[used].tolist(), counts[used].tolist(), strict=True):
         pairs = [(key, values[int(codes[row])]) for key, (codes, values) in zip(keys, columns, strict=True)]
         others = [(key, value if key in TIME_KEYS else OTHER) for key, value in pairs]
-        parts.append(Part(folder_of(pairs), folder_of(others), start, stop))
-    # Taken even where the order is unchanged: the copy lets go of the queue's memory that the batch may be a view of.
-    return batch.take(pa.array(order)), parts
+        parts.append(Part(folder_of(pairs), folder_of(others), rows))
+    numbers = np.zeros(len(counts), dtype=np.int64)
+    numbers[used] = np.arange(len(used))
+    return numbers[combined], parts
 
 
 def folder_of(pairs: Sequence[tuple[str, str]]) -> str:

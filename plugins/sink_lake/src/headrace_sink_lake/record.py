@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import msgspec
+
 from headrace import Missing, RangeKey
 
 RECORD_FORMAT = 1

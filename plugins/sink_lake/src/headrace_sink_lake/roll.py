@@ -6,14 +6,16 @@ import hashlib
 import json
 import secrets
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from headrace_sink_lake import columns
 from headrace_sink_lake.ledger import TEMPORARIES, attempt_name
-from headrace_sink_lake.partition import split
+from headrace_sink_lake.partition import Part, partition
 from headrace_sink_lake.record import LakeFile
 from headrace_sink_lake.store import OutFile, Store
 
@@ -22,7 +24,7 @@ class Roll:
     """Collects rows by partition in memory and writes them as temporary Parquet files.
 
     Methods do blocking I/O; they may raise OSError, and pyarrow's errors for what Parquet cannot store. Memory: about
-    `buffer_bytes_max` of rows and one partition's copy while it is written; beyond that rows go to temporary files early.
+    `buffer_bytes_max` of rows, twice that while they are written; beyond it rows go to temporary files before the flush.
     """
 
     def __init__(self, store: Store, config: Any, queue_id: str, first: int, on_overflow: Callable[[int], None]) -> None:
@@ -32,26 +34,31 @@ class Roll:
         self.attempt = attempt_name(queue_id, first, secrets.token_hex(8))
         self.files: list[LakeFile] = []
         self.schemas: dict[str, dict[str, dict[str, str]]] = {}
-        self._buffers: dict[str, list[pa.RecordBatch]] = {}
-        self._folders: set[str] = set()
+        self._batches: list[pa.RecordBatch] = []
+        self._partitions: list[Any] = []
+        self._folders: dict[str, int] = {}
         self._buffered_bytes = 0
         self._unsynced: list[OutFile] = []
         self._begun = False
 
     def add(self, batch: pa.RecordBatch) -> None:
         """Take rows in the order of their positions."""
-        batch, parts = split(batch, self._config.partition_by)
-        for part in parts:
-            folder = part.folder
-            if folder not in self._folders and len(self._folders) >= self._config.partitions_max:
-                folder = part.overflow
-                self._on_overflow(part.stop - part.start)
-            self._folders.add(folder)
-            self._buffers.setdefault(folder, []).append(batch.slice(part.start, part.stop - part.start))
+        if batch.num_rows == 0:
+            return
+        numbers, parts = partition(batch, self._config.partition_by)
+        self._partitions.append(np.array([self._number(part) for part in parts])[numbers])
+        self._batches.append(columns.copied(batch))
         self.rows += batch.num_rows
         self._buffered_bytes += batch.nbytes
         if self._buffered_bytes > self._config.buffer_bytes_max:
             self.write_out()
+
+    def _number(self, part: Part) -> int:
+        folder = part.folder
+        if folder not in self._folders and len(self._folders) >= self._config.partitions_max:
+            folder = part.overflow
+            self._on_overflow(part.rows)
+        return self._folders.setdefault(folder, len(self._folders))
 
     def begin(self) -> None:
         """Make the folder of the temporaries, once."""
@@ -62,10 +69,17 @@ class Roll:
     def write_out(self) -> None:
         """Write what is buffered as temporary files."""
         self.begin()
-        for folder in list(self._buffers):
-            for table in columns.grouped(self._buffers[folder]):
-                self._write(folder, columns.storable(columns.ordered(table)))
-            del self._buffers[folder]
+        folders = list(self._folders)
+        for table, members in columns.grouped(self._batches):
+            table, numbers = columns.ordered(table, np.concatenate([self._partitions[index] for index in members]))
+            bounds = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)]
+            for start, stop in pairwise(bounds):
+                self._write(folders[numbers[start]], columns.storable(table.slice(start, stop - start)))
+        self._let_go()
+
+    def _let_go(self) -> None:
+        self._batches.clear()
+        self._partitions.clear()
         self._buffered_bytes = 0
 
     def sync(self) -> None:
@@ -80,7 +94,7 @@ class Roll:
                 self._unsynced.pop().finish()
             except OSError:
                 continue  # they are given up anyway
-        self._buffers.clear()
+        self._let_go()
 
     def _write(self, folder: str, table: pa.Table) -> None:
         number = len(self.files)

@@ -14,8 +14,8 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 import pyarrow as pa
-from headrace import EVENT_COLUMNS, Component, Config, Context, Missing, PermanentError, RangeKey, TransientError, hookimpl
 
+from headrace import EVENT_COLUMNS, Component, Config, Context, Missing, PermanentError, RangeKey, TransientError, hookimpl
 from headrace_sink_lake import columns, record
 from headrace_sink_lake.ledger import Ledger
 from headrace_sink_lake.record import CommitRecord
