@@ -91,8 +91,9 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
-            **_fields(record),
         }
+        # a field never hides what every line has: `level` of a queue becomes `level_`
+        line.update({f"{key}_" if key in line else key: value for key, value in _fields(record).items()})
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str)

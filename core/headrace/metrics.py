@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, TypeVar, cast
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.metrics import MetricWrapperBase
 
 PREFIX: Final = "headrace_"
+
+# the `_created` series double the number of counters, and nobody asks for them
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 #: From a ring commit on memory (2 us) to a lake roll that waits for a slow disk.
 DURATION_BUCKETS_S: Final = (
