@@ -1,0 +1,133 @@
+"""Group commit: while one commit is under way in a thread, the next collects."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from headrace_queue_pmem.frame import Entry
+from headrace_queue_pmem.ring import Ring
+
+Waiter = asyncio.Future[None]
+
+
+class Committer:
+    """Commits reserved entries in their order, in a thread of its own.
+
+    `lock` also guards the step from "what is held already" to "reserved": when a commit fails, everything behind it fails
+    with it, and nobody may have relied on a mark that goes back.
+    """
+
+    def __init__(
+        self,
+        ring: Ring,
+        wait_s: float,
+        bytes_max: int,
+        committed: Callable[[Sequence[Entry], float], None],
+        failed: Callable[[Exception, int], None],
+    ) -> None:
+        self._ring, self._wait_s, self._bytes_max = ring, wait_s, bytes_max
+        self._committed, self._failed = committed, failed
+        self.lock = threading.Lock()
+        self._work = threading.Condition(self.lock)
+        self._pending: deque[tuple[Entry | None, Waiter]] = deque()
+        self._under_way = False
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name=f"queue-commit-{ring.name}", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Commit what is pending, then end the thread."""
+        with self.lock:
+            self._stopping = True
+            self._work.notify()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is pending or under way. Under the lock."""
+        return not self._pending and not self._under_way
+
+    def submit(self, entry: Entry | None, loop: asyncio.AbstractEventLoop) -> Waiter:
+        """Have a reserved entry committed (None: only wait for all before it). Under the lock."""
+        waiter: Waiter = loop.create_future()
+        self._pending.append((entry, waiter))
+        self._work.notify()
+        return waiter
+
+    def _run(self) -> None:
+        while (group := self._next_group()) is not None:
+            entries = [entry for entry, _ in group if entry is not None]
+            error: Exception | None = None
+            started = time.perf_counter()
+            try:
+                if entries:
+                    self._ring.commit(entries)
+            except Exception as caught:
+                error = caught
+                with self.lock:
+                    group += self._pending
+                    self._pending.clear()
+                    lost = [entry for entry, _ in group if entry is not None]
+                    self._ring.give_up(lost)
+                self._failed(caught, len(lost))
+            else:
+                if entries:
+                    self._committed(entries, time.perf_counter() - started)
+            with self.lock:
+                self._under_way = False
+                self._work.notify_all()
+            settle([waiter for _, waiter in group], error)
+
+    def _next_group(self) -> list[tuple[Entry | None, Waiter]] | None:
+        with self.lock:
+            while not self._pending:
+                if self._stopping:
+                    return None
+                self._work.wait()
+            if self._wait_s and not self._stopping:
+                self._collect()
+            group: list[tuple[Entry | None, Waiter]] = []
+            size = 0
+            while self._pending and (not group or size < self._bytes_max):
+                group.append(self._pending.popleft())
+                entry = group[-1][0]
+                size += entry.size if entry else 0
+            self._under_way = True
+            return group
+
+    def _collect(self) -> None:
+        """Wait for company, within both bounds."""
+        until = time.monotonic() + self._wait_s
+        while (left := until - time.monotonic()) > 0 and not self._stopping:
+            if sum(entry.size for entry, _ in self._pending if entry) >= self._bytes_max:
+                return
+            self._work.wait(left)
+
+
+def settle(waiters: Sequence[Waiter], error: Exception | None) -> None:
+    """Tell the loops of these waiters: one call per loop."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[Waiter]] = {}
+    for waiter in waiters:
+        by_loop.setdefault(waiter.get_loop(), []).append(waiter)
+    for loop, theirs in by_loop.items():
+        try:
+            loop.call_soon_threadsafe(_resolve, theirs, error)
+        except RuntimeError:
+            continue  # that loop is closed: nobody waits there any more
+
+
+def _resolve(waiters: Sequence[Waiter], error: Exception | None) -> None:
+    for waiter in waiters:
+        if waiter.done():
+            continue  # cancelled: the outcome is unknown to the caller by contract
+        if error is None:
+            waiter.set_result(None)
+        else:
+            waiter.set_exception(error)

@@ -1,0 +1,78 @@
+"""The few C functions that Python does not offer as we need them: memory that outlives objects, and calls without the GIL.
+
+cffi releases the GIL around every call of a function found by `dlopen`, which `ffi.memmove` and `mmap.flush` do not do
+for us in the same way: a copy that faults pages in from a disk must not hold up the loop that acknowledges devices.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from typing import Any, Final, cast
+
+from cffi import FFI
+
+ffi = FFI()
+ffi.cdef(
+    """
+    void *mmap(void *addr, size_t length, int prot, int flags, int fd, long offset);
+    int munmap(void *addr, size_t length);
+    int msync(void *addr, size_t length, int flags);
+    int madvise(void *addr, size_t length, int advice);
+    void *memcpy(void *dest, const void *src, size_t n);
+    void *memset(void *s, int c, size_t n);
+    """
+)
+libc: Any = ffi.dlopen(None)
+
+PAGE: Final = mmap.PAGESIZE
+MS_SYNC: Final = 4
+MAP_SHARED_VALIDATE: Final = 0x03
+MAP_SYNC: Final = 0x080000
+MADV_WILLNEED: Final = 3
+MADV_POPULATE_READ: Final = 22
+
+
+def map_file(fd: int, length: int, writable: bool, flags: int = mmap.MAP_SHARED) -> int:
+    """Map the first `length` bytes of a file; return the address. OSError tells why it cannot be."""
+    protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+    address = libc.mmap(ffi.NULL, length, protection, flags, fd, 0)
+    if int(ffi.cast("intptr_t", address)) == -1:
+        raise OSError(ffi.errno, os.strerror(ffi.errno))
+    return int(ffi.cast("uintptr_t", address))
+
+
+def unmap(address: int, length: int) -> None:
+    """Give a mapping back."""
+    libc.munmap(ffi.cast("void *", address), length)
+
+
+def view(address: int, length: int) -> memoryview:
+    """Memory as a writable memoryview; the caller keeps the mapping alive."""
+    return memoryview(ffi.buffer(ffi.cast("char *", address), length))
+
+
+def sync(address: int, length: int) -> None:
+    """Write a range of a mapping to its device and wait: one device flush. OSError when the device refused.
+
+    We call msync ourselves because libpmemobj's own msync aborts the process on EIO and ENOSPC.
+    """
+    start = address & ~(PAGE - 1)
+    if libc.msync(ffi.cast("void *", start), address + length - start, MS_SYNC):
+        raise OSError(ffi.errno, f"msync: {os.strerror(ffi.errno)}")
+
+
+def copy(address: int, source: Any, length: int) -> None:
+    """memcpy from any buffer, without the GIL."""
+    libc.memcpy(ffi.cast("void *", address), ffi.from_buffer(source), length)
+
+
+def fill(address: int, length: int) -> None:
+    """Zero a range, without the GIL."""
+    libc.memset(ffi.cast("void *", address), 0, length)
+
+
+def populate(address: int, length: int) -> bool:
+    """Bring a range into memory without the GIL, so that no later access faults; False where the kernel cannot (< 5.14)."""
+    start = address & ~(PAGE - 1)
+    return cast(int, libc.madvise(ffi.cast("void *", start), address + length - start, MADV_POPULATE_READ)) == 0

@@ -1,0 +1,46 @@
+"""One process per queue: an flock that the kernel drops with the process, and who holds it in the file."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+
+from headrace import QueueLocked
+
+
+class Lock:
+    """The queue's `lock` file, held until `close`."""
+
+    def __init__(self, directory: Path) -> None:
+        path = directory / "lock"
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            who = holder(path)
+            os.close(self._descriptor)
+            raise QueueLocked(str(directory), who) from None
+        command = " ".join(sys.argv)[:200] or "python"
+        record = msgspec.json.encode({"pid": os.getpid(), "command": command, "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, record, 0)
+
+    def close(self) -> None:
+        """Let go; safe twice."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def holder(path: Path) -> str:
+    """Who holds the lock, as it says of itself."""
+    try:
+        record = msgspec.json.decode(path.read_bytes())
+        return f"process {record['pid']} ({record['command']}, since {record['since']})"
+    except (OSError, msgspec.DecodeError, KeyError, TypeError):
+        return "another process"

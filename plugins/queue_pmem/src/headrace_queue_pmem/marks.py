@@ -1,0 +1,155 @@
+"""The highest position held per origin, with what is in flight on top, and the note that keeps it across releases. No I/O.
+
+Queue origins and device sessions are separate tables: the mark of a live queue is never evicted, the sessions' oldest idle is.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, NamedTuple
+
+import pyarrow as pa
+
+from headrace import TransientError
+from headrace.position import ORIGIN_MISSING, ORIGIN_QUEUE, ORIGIN_SESSION
+from headrace_queue_pmem.layout import CELL_CRC, checksum
+
+_MAGIC: Final = b"HRQMARK1"
+_SCHEMA: Final = pa.schema(
+    [
+        pa.field("kind", pa.uint8(), nullable=False),
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("last", pa.uint64(), nullable=False),
+        pa.field("note", pa.binary()),
+    ]
+)
+
+
+class Mark(NamedTuple):
+    """That everything up to `last` of an origin is held. kind is ORIGIN_QUEUE or ORIGIN_SESSION."""
+
+    kind: int
+    id: str
+    last: int
+    note: bytes | None = None
+
+
+class Marks:
+    """Marks whose frames are durable, plus those in flight. Called under the ring's lock."""
+
+    def __init__(self, sessions_max: int, sessions_per_device_max: int, queues_max: int) -> None:
+        self._sessions_max, self._per_device_max, self._queues_max = sessions_max, sessions_per_device_max, queues_max
+        self._queues: dict[str, Mark] = {}
+        self._sessions: OrderedDict[str, Mark] = OrderedDict()
+        self._devices: dict[str, OrderedDict[str, None]] = {}
+        self._in_flight: dict[str, list[int]] = {}
+        self.evicted = 0
+
+    def __len__(self) -> int:
+        return len(self._queues) + len(self._sessions)
+
+    def position(self, origin: str) -> int | None:
+        """The durable mark."""
+        mark = self._queues.get(origin) or self._sessions.get(origin)
+        return mark.last if mark else None
+
+    def mark(self, origin: str) -> Mark | None:
+        """The durable mark with its note."""
+        return self._queues.get(origin) or self._sessions.get(origin)
+
+    def staged(self, origin: str) -> int | None:
+        """The mark with what is in flight."""
+        pending = self._in_flight.get(origin)
+        return pending[-1] if pending else self.position(origin)
+
+    def in_flight(self, origin: str) -> bool:
+        return origin in self._in_flight
+
+    def stage(self, marks: Iterable[Mark]) -> None:
+        """Marks of a frame that is about to be written. TransientError when the table of queues is full."""
+        new = {mark.id for mark in marks if mark.kind == ORIGIN_QUEUE and mark.id not in self._queues and mark.id not in self._in_flight}
+        if new and len(self._queues) + len(new) > self._queues_max:
+            raise TransientError(
+                f"origin {min(new)!r}: the table of {self._queues_max} queue origins is full; raise queue_origins_max", 60.0
+            )
+        for mark in marks:
+            self._in_flight.setdefault(mark.id, []).append(mark.last)
+
+    def settle(self, marks: Iterable[Mark], durable: bool) -> None:
+        """The frame of staged marks is durable, or was given up: then the marks go back."""
+        for mark in marks:
+            pending = self._in_flight[mark.id]
+            pending.remove(mark.last)
+            if not pending:
+                del self._in_flight[mark.id]
+            if durable:
+                self.put(mark)
+
+    def put(self, mark: Mark) -> None:
+        """Raise a durable mark; marks never go back. The last note stands."""
+        if mark.kind == ORIGIN_QUEUE:
+            held = self._queues.get(mark.id)
+            if held is None or mark.last > held.last:
+                self._queues[mark.id] = mark
+            return
+        held = self._sessions.get(mark.id)
+        if held is not None and held.last > mark.last:
+            mark = held
+        self._sessions[mark.id] = mark
+        self._sessions.move_to_end(mark.id)
+        device = mark.id.rpartition("/")[0]
+        of_device = self._devices.setdefault(device, OrderedDict())
+        of_device[mark.id] = None
+        of_device.move_to_end(mark.id)
+        if len(of_device) > self._per_device_max:
+            self._forget(next(iter(of_device)))
+        elif len(self._sessions) > self._sessions_max:
+            self._forget(next(iter(self._sessions)))
+
+    def snapshot(self) -> list[Mark]:
+        """All durable marks, oldest idle first."""
+        return [*self._queues.values(), *self._sessions.values()]
+
+    def _forget(self, session: str) -> None:
+        del self._sessions[session]
+        device = session.rpartition("/")[0]
+        del self._devices[device][session]
+        if not self._devices[device]:
+            del self._devices[device]
+        self.evicted += 1
+
+
+def marks_of(origins: pa.RecordBatch) -> tuple[Mark, ...]:
+    """The marks that a frame's origins amount to: one per origin, the highest."""
+    if origins.num_rows == 0:
+        return ()
+    marks: dict[str, Mark] = {}
+    for row in origins.to_pylist():
+        kind, name, last = row["kind"], row["id"], row["last"]
+        # A declared gap says as much about its queue as rows do: nothing up to `last` will come any more.
+        stored = Mark(ORIGIN_QUEUE if kind == ORIGIN_MISSING else kind, name, last, row["note"] if kind == ORIGIN_SESSION else None)
+        if name not in marks or marks[name].last <= last:
+            marks[name] = stored
+    return tuple(marks.values())
+
+
+def pack(marks: list[Mark], upto: int) -> bytes:
+    """A checkpoint: the marks of all frames up to position `upto`."""
+    columns: list[Sequence[Any]] = list(zip(*marks, strict=True)) if marks else [[]] * 4
+    batch = pa.RecordBatch.from_arrays(
+        [pa.array(column, field.type) for column, field in zip(columns, _SCHEMA, strict=True)], schema=_SCHEMA
+    )
+    body = upto.to_bytes(8, "little") + bytes(batch.serialize())
+    return _MAGIC + CELL_CRC.pack(checksum(body)) + body
+
+
+def unpack(content: bytes | None) -> tuple[list[Mark], int] | None:
+    """The marks and the position of a checkpoint, or None when it is not intact."""
+    if content is None or content[:8] != _MAGIC or len(content) < 20:
+        return None
+    body = content[12:]
+    if checksum(body) != CELL_CRC.unpack_from(content, 8)[0]:
+        return None
+    batch = pa.ipc.read_record_batch(pa.py_buffer(body[8:]), _SCHEMA)
+    return [Mark(*row) for row in zip(*(column.to_pylist() for column in batch.columns), strict=True)], int.from_bytes(body[:8], "little")

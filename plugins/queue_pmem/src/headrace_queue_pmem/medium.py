@@ -1,0 +1,209 @@
+"""What the ring needs of a medium, and the plain one: preallocated files in a directory, mapped into memory.
+
+A medium keeps *areas* (mapped files of fixed size: the head and the segments) and *notes* (small files replaced as a
+whole). `persist` does what the durability level asks for; `sync` always goes to the device.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, Literal, Protocol
+
+from headrace_queue_pmem import libc
+from headrace_queue_pmem.layout import HEAD_MAGIC, MAGIC_AT, SEGMENT_MAGIC
+
+Level = Literal["process", "power"]
+
+AREA_MAGICS: Final = (HEAD_MAGIC, SEGMENT_MAGIC)
+
+
+class Area:
+    """A mapped file. It lives as long as anybody refers to it, so a zero-copy batch keeps its bytes valid by itself.
+
+    `address` and `size` are those of the usable part; `view` is the same as a memoryview (read-only maps must not be written).
+    """
+
+    def __init__(
+        self,
+        address: int,
+        size: int,
+        persist: Callable[[int, int], None],
+        sync: Callable[[int, int], None],
+        release: Callable[[], None] | None,
+    ) -> None:
+        self.address, self.size = address, size
+        self.view = libc.view(address, size)
+        self._persist, self._sync = persist, sync
+        self._finalizer = weakref.finalize(self, release) if release else None
+        if self._finalizer:
+            # At interpreter exit batches may still be alive; the kernel takes the mapping back.
+            self._finalizer.atexit = False
+
+    def write(self, offset: int, source: Any, length: int) -> None:
+        """Copy bytes in; they are durable only after `persist`."""
+        libc.copy(self.address + offset, source, length)
+
+    def persist(self, offset: int, length: int) -> None:
+        """Make a range durable at the medium's level. OSError: it may not be."""
+        self._persist(self.address + offset, length)
+
+    def sync(self, offset: int, length: int) -> None:
+        """Make a range survive power loss, whatever the level."""
+        self._sync(self.address + offset, length)
+
+    def populate(self, offset: int, length: int) -> None:
+        """Bring a range into memory without holding the GIL."""
+        libc.populate(self.address + offset, length)
+
+
+class Medium(Protocol):
+    """A directory of areas and notes. OSError is the only error that these calls raise for what the disk does."""
+
+    level: Level
+    name: str  # "file", "pmem": what the config calls it
+    filesystem: str
+    method: str
+
+    def names(self) -> list[str]:
+        """The names of all areas and notes."""
+
+    def create(self, name: str, size: int) -> Area:
+        """Make an area of `size` bytes on disk, fully allocated and zeroed. Fails cleanly when the disk is full."""
+
+    def open(self, name: str) -> Area:
+        """Map an area for writing."""
+
+    def read(self, name: str) -> Area:
+        """Map an area for reading only: needs nothing but the file, however damaged the rest is."""
+
+    def size(self, name: str) -> int:
+        """Bytes of an area's file on disk."""
+
+    def rename(self, old: str, new: str) -> None:
+        """Rename durably, replacing what is there."""
+
+    def remove(self, name: str) -> None:
+        """Remove a file; the areas that are mapped stay valid."""
+
+    def save(self, name: str, content: bytes) -> None:
+        """Replace a note as a whole, surviving power loss."""
+
+    def load(self, name: str) -> bytes | None:
+        """A note's content, or None."""
+
+    def usable(self, size: int) -> int:
+        """How many bytes of an area of `size` bytes on disk are ours."""
+
+
+class FileMedium:
+    """Preallocated files: the medium where libpmemobj is missing or not wanted."""
+
+    name = "file"
+
+    def __init__(self, directory: Path, level: Level, filesystem: str = "file", dax: bool = False) -> None:
+        self.directory, self.level, self.filesystem, self.dax = directory, level, filesystem, dax
+        self.method = "msync" if level == "power" else "page-cache"
+
+    def names(self) -> list[str]:
+        return sorted(entry.name for entry in os.scandir(self.directory) if entry.is_file())
+
+    def create(self, name: str, size: int) -> Area:
+        path = self.directory / name
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                # Blocks are taken now, so that a full disk is met here and never as a SIGBUS at a store.
+                os.posix_fallocate(descriptor, 0, size)
+                address = libc.map_file(descriptor, size, writable=True)
+            except OSError:
+                path.unlink()
+                raise
+        finally:
+            os.close(descriptor)
+        # Zeroed through the map and not by write(2): big writes leave large folios, and then each commit of one page writes back 1 MiB.
+        libc.fill(address, size)
+        area = self._area(address, size, size)
+        if self.level == "power":
+            area.sync(0, size)
+        self._sync_directory()
+        return area
+
+    def open(self, name: str) -> Area:
+        return self._map(name, writable=True)
+
+    def read(self, name: str) -> Area:
+        return self._map(name, writable=False)
+
+    def size(self, name: str) -> int:
+        return (self.directory / name).stat().st_size
+
+    def rename(self, old: str, new: str) -> None:
+        (self.directory / old).replace(self.directory / new)
+        self._sync_directory()
+
+    def remove(self, name: str) -> None:
+        (self.directory / name).unlink(missing_ok=True)
+
+    def save(self, name: str, content: bytes) -> None:
+        temporary = self.directory / (name + ".tmp")
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            remaining = memoryview(content)
+            while remaining:
+                remaining = remaining[os.write(descriptor, remaining) :]
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        self.rename(temporary.name, name)
+
+    def load(self, name: str) -> bytes | None:
+        try:
+            return (self.directory / name).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def usable(self, size: int) -> int:
+        return size
+
+    def _map(self, name: str, writable: bool) -> Area:
+        descriptor = os.open(self.directory / name, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
+        try:
+            length = os.fstat(descriptor).st_size // libc.PAGE * libc.PAGE
+            if length < libc.PAGE:
+                raise OSError(5, f"{name} has {length} bytes, too few for a queue file")
+            address = libc.map_file(descriptor, length, writable)
+        finally:
+            os.close(descriptor)
+        offset = find_area(address, length)
+        return self._area(address, length, length - offset, offset)
+
+    def _area(self, address: int, length: int, size: int, offset: int = 0) -> Area:
+        persist = libc.sync if self.level == "power" else _nothing
+        return Area(address + offset, size, persist, libc.sync, lambda: libc.unmap(address, length))
+
+    def _sync_directory(self) -> None:
+        descriptor = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def find_area(address: int, length: int) -> int:
+    """Where in a mapped file our bytes begin: at the start, or behind libpmemobj's own at the next page with our magic.
+
+    0 when no magic is found, so that the caller meets (and reports) what stands there instead.
+    """
+    memory = libc.view(address, length)
+    # libpmemobj 1.12 puts the root object at 3.5 MiB; 8 MiB is beyond what any version needs.
+    for offset in range(0, min(length, 8 << 20) - libc.PAGE + 1, libc.PAGE):
+        if any(bytes(memory[offset + at : offset + at + 8]) in AREA_MAGICS for at in MAGIC_AT):
+            return offset
+    return 0
+
+
+def _nothing(_address: int, _length: int) -> None:
+    """At level `process` a store into a shared map is enough: the page cache outlives the process."""

@@ -1,0 +1,64 @@
+"""Leave out of a batch what is held already: positions are compared, never frames. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pyarrow as pa
+
+from headrace import NO_ORIGINS, Origin, PermanentError, origin_batch, origins_of
+from headrace.position import ORIGIN_MISSING, ORIGIN_QUEUE, ORIGIN_SESSION
+
+
+class Trimmed(NamedTuple):
+    """What is new of a batch, and how many rows were not."""
+
+    batch: pa.RecordBatch
+    origins: pa.RecordBatch
+    dropped: int
+
+
+def trim(batch: pa.RecordBatch, origins: pa.RecordBatch, held: Callable[[str], int | None]) -> Trimmed:
+    """Drop the rows of queue origins at or below `held(id)`, and declared gaps that are known.
+
+    Sessions are left alone: their numbers count messages, and the source trims them. PermanentError when an origin does not
+    have as many rows as positions.
+    """
+    rows = origins_of(origins)
+    ends = [row.row_offset for row in rows[1:]] + [batch.num_rows]
+    marks: dict[str, int] = {}
+    pieces: list[tuple[int, int]] = [(0, rows[0].row_offset)] if rows and rows[0].row_offset else []
+    kept: list[Origin] = []
+    count = rows[0].row_offset if rows else 0
+    changed = False
+    for row, end in zip(rows, ends, strict=True):
+        _check(row, end)
+        start, first = row.row_offset, row.first
+        if row.kind != ORIGIN_SESSION:
+            mark = marks[row.id] if row.id in marks else held(row.id)
+            marks[row.id] = row.last if mark is None else max(mark, row.last)
+            if mark is not None and first <= mark:
+                changed = True
+                first = min(mark, row.last) + 1
+                if row.kind == ORIGIN_QUEUE:
+                    start += first - row.first
+                if first > row.last:
+                    if row.kind == ORIGIN_MISSING and end > start:
+                        raise PermanentError(f"declared gap of {row.id!r} has {end - start} rows, expected none")
+                    continue
+        kept.append(row._replace(first=first, row_offset=count))
+        pieces.append((start, end))
+        count += end - start
+    if not changed:
+        return Trimmed(batch, origins, 0)
+    batches = [batch.slice(start, end - start) for start, end in pieces if end > start]
+    new = batches[0] if len(batches) == 1 else pa.concat_batches(batches) if batches else batch.slice(0, 0)
+    return Trimmed(new, origin_batch(kept) if kept else NO_ORIGINS, batch.num_rows - count)
+
+
+def _check(row: Origin, end: int) -> None:
+    rows, positions = end - row.row_offset, row.last - row.first + 1
+    expected = positions if row.kind == ORIGIN_QUEUE else 0 if row.kind == ORIGIN_MISSING else rows
+    if row.kind not in (ORIGIN_QUEUE, ORIGIN_SESSION, ORIGIN_MISSING) or rows != expected or rows < 0 or positions < 1:
+        raise PermanentError(f"origin {row.id!r} of kind {row.kind} names positions {row.first}-{row.last}, but {rows} rows came with it")

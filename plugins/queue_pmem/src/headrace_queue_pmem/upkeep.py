@@ -1,0 +1,147 @@
+"""What a ring does beside appending and reading, away from both: seal full segments, keep a spare one, make cursors durable,
+give back what every reader has passed. One call is one pass; nothing here is in anybody's way."""
+
+from __future__ import annotations
+
+from headrace import QueueFull
+from headrace_queue_pmem.layout import SEGMENT_DATA_AT
+from headrace_queue_pmem.marks import pack
+from headrace_queue_pmem.recovery import MARKS
+from headrace_queue_pmem.ring import Ring
+from headrace_queue_pmem.segment import Segment, prepare, seal
+
+
+def upkeep(ring: Ring) -> int:
+    """One pass. Returns how many segments were given back. OSError: the medium refused; the next pass tries again."""
+    _seal(ring)
+    store_cursors(ring)
+    given_back = _give_back(ring)
+    _unmap(ring)
+    _spare(ring)
+    return given_back
+
+
+def store_cursors(ring: Ring) -> None:
+    """Make cursors durable that moved."""
+    with ring.head_lock:
+        for reader in list(ring.head.readers.values()):
+            cursor = reader.cursor
+            if cursor != reader.durable:
+                ring.head.store_cursor(reader, cursor)
+        ring.head.mirror()
+
+
+def checkpoint(ring: Ring) -> None:
+    """Keep the marks of all committed frames in a note of their own, so that the frames may go."""
+    with ring.lock:
+        upto, snapshot = ring.upto, ring.marks.snapshot()
+        dirty = [(segment, segment.end) for segment in ring.segments if segment.synced < segment.end]
+    if ring.medium.level == "process":
+        # A mark must never outlive its frames: the note survives power loss, so they have to.
+        for segment, end in dirty:
+            area = segment.writer or segment.area
+            if area is not None:
+                area.sync(segment.synced, end - segment.synced)
+                segment.synced = end
+    content = pack(snapshot, upto)
+    for note in MARKS:
+        ring.medium.save(note, content)
+    ring.checkpoint_upto = upto
+
+
+def close(ring: Ring) -> None:
+    """Leave everything durable: cursors, marks, and where the log ends."""
+    store_cursors(ring)
+    with ring.head_lock:
+        if ring.span is not None:
+            span = ring.span
+            span.last = ring.upto
+            ring.head.store_span(span)
+            ring.head.mirror()
+    if ring.checkpoint_upto < ring.upto:
+        checkpoint(ring)
+    with ring.lock:
+        spare, ring.spare = ring.spare, None
+    if spare is not None:
+        ring.medium.remove(spare[0])
+
+
+def _seal(ring: Ring) -> None:
+    with ring.lock:
+        full = [segment for segment in ring.segments[:-1] if not segment.sealed]
+        ending = ring.segments[-1] if ring.segments else None
+    for segment in full:
+        # The commit that began the next segment may still be under way; its frames here are not in `end` yet.
+        with ring.commit_lock:
+            if ending is None or ending.frames == 0:
+                return
+        writer = segment.writer or ring.medium.open(segment.name)
+        seal(segment, writer)
+        segment.sealed = True
+        del writer
+        segment.unmap()
+
+
+def _give_back(ring: Ring) -> int:
+    with ring.lock:
+        slowest = min((reader.durable for reader in ring.head.readers.values()), default=ring.tail - 1)
+        count = 0
+        for segment in ring.segments[:-1]:
+            if not segment.sealed or segment.last > slowest:
+                break
+            count += 1
+    if not count:
+        return 0
+    checkpoint(ring)
+    ring.fault("queue_pmem.before_release")
+    with ring.lock:
+        gone = ring.forget_segments(count)
+    for segment in gone:
+        _recycle(ring, segment)
+    ring.fault("queue_pmem.after_release")
+    return count
+
+
+def _recycle(ring: Ring, segment: Segment) -> None:
+    """Make a segment that nobody looks at any more the spare one; remove it when a view still lives or there is one."""
+    segment.unmap()
+    if ring.spare is None and not segment.viewed():
+        try:
+            fresh = ring.medium.open(segment.name)
+        except OSError:
+            ring.medium.remove(segment.name)
+            return
+        if fresh.size == ring.medium.usable(ring.options.segment_bytes):
+            prepare(fresh)
+            with ring.lock:
+                ring.spare = (segment.name, fresh)
+            return
+    ring.medium.remove(segment.name)
+
+
+def _unmap(ring: Ring) -> None:
+    """Let go of maps that no reader stands in, so that memory does not grow with depth."""
+    with ring.lock:
+        near = {track.places[-1].segment for track in ring.tracks.values() if track.places}
+        for segment in ring.segments[:-1]:
+            if segment.sealed and segment not in near:
+                segment.unmap()
+
+
+def _spare(ring: Ring) -> None:
+    """Make the next segment before it is needed: a full disk is met here, and no append waits for the allocation."""
+    with ring.lock:
+        active = ring.segments[-1] if ring.segments else None
+        wanted = ring.spare is None and len(ring.segments) < ring.options.segments_max
+        half = active is None or active.end - SEGMENT_DATA_AT >= (active.header.data_end - SEGMENT_DATA_AT) // 2
+    if not (wanted and half):
+        return
+    try:
+        spare = ring.make_spare()
+    except QueueFull:
+        return  # the append that needs it will say so
+    with ring.lock:
+        if ring.spare is None:
+            ring.spare = spare
+            return
+    ring.medium.remove(spare[0])
