@@ -16,6 +16,7 @@ from headrace.config import Entry, Site, examine
 from headrace.discovery import distribution_of
 from headrace.log import Log, describe
 from headrace.metrics import Metrics
+from headrace.register import QueueRegister
 
 
 class Finding(NamedTuple):
@@ -25,9 +26,11 @@ class Finding(NamedTuple):
     text: str
 
 
-def check(file: Path, overrides: Sequence[str] = (), environ: Mapping[str, str] = os.environ, ports: bool = True) -> list[Finding]:
-    """All findings, good and bad. `ports`: also try whether every `listen` address is free."""
-    site, problems = examine(file, overrides, environ)
+def check(
+    file: Path, overrides: Sequence[str] = (), environ: Mapping[str, str] = os.environ, only: Sequence[str] = (), ports: bool = True
+) -> list[Finding]:
+    """All findings, good and bad. `only`: the tiers asked for; `ports`: also try whether every `listen` address is free."""
+    site, problems = examine(file, overrides, environ, only)
     findings = [Finding(False, "\n  ".join([str(error), *getattr(error, "__notes__", ())])) for error in problems]
     if site is None:
         return findings
@@ -35,7 +38,24 @@ def check(file: Path, overrides: Sequence[str] = (), environ: Mapping[str, str] 
     for entry in site.entries():
         findings += _component(site, entry)
     findings += _listeners(site, ports)
+    findings += _orphans(site)
     return findings
+
+
+def _orphans(site: Site) -> Iterator[Finding]:
+    """Queues that may still hold events and that no tier opens any more (DELIVERY 10)."""
+    if site.only:
+        return  # the others may well open them
+    queues = [tier.queue.config for tier in site.tiers.values() if tier.queue]
+    opened = {str(Path(config.path).absolute()) for config in queues if getattr(config, "path", None)}
+    try:
+        orphans = QueueRegister(Path(site.host.data_dir)).orphans(opened)
+    except (OSError, ValueError, TypeError) as error:
+        yield Finding(False, f"the register of queues in {site.host.data_dir} cannot be read: {describe(error)}")
+        return
+    for orphan in orphans:
+        holds = f"a {orphan.plugin} of tier {orphan.tier!r} may still hold events, but no tier opens it"
+        yield Finding(False, f"{orphan.path}: {holds}; give it back its tier until it is empty")
 
 
 def _data_dir(site: Site) -> Iterator[Finding]:

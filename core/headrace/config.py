@@ -19,7 +19,7 @@ import msgspec
 
 from headrace.component import Component
 from headrace.discovery import find, is_file
-from headrace.errors import ConfigError, HeadraceError, HookError
+from headrace.errors import ConfigError, HeadraceError, HookError, did_you_mean
 from headrace.hookcheck import PLACES, hook_problems, implemented, wrapper_problems
 from headrace.hookspecs import Role
 from headrace.options import Secret, config_problems, convert, shown, unknown_key
@@ -37,20 +37,26 @@ T = TypeVar("T")
 K = TypeVar("K", bound=msgspec.Struct)
 
 
-def load(file: Path, overrides: Sequence[str] = (), environ: Mapping[str, str] = os.environ) -> Site:
-    """Read the file; raise the first ConfigError or PluginError. `overrides` are `key.path=value`."""
-    site, problems = examine(file, overrides, environ)
+def load(file: Path, overrides: Sequence[str] = (), environ: Mapping[str, str] = os.environ, only: Sequence[str] = ()) -> Site:
+    """Read the file; raise the first ConfigError or PluginError.
+
+    `overrides` are `key.path=value`. `only` names the tiers to read (none: all): of the others neither the plugins need be
+    installed nor the variables and secrets be there, so that every container can have the same file.
+    """
+    site, problems = examine(file, overrides, environ, only)
     if site is None or problems:
         raise problems[0]
     return site
 
 
 def reload(site: Site, environ: Mapping[str, str] = os.environ) -> Site:
-    """Read the site's file again, under the same overrides; raises as `load` does."""
-    return load(site.file, site.overrides, environ)
+    """Read the site's file again, under the same overrides and for the same tiers; raises as `load` does."""
+    return load(site.file, site.overrides, environ, site.only)
 
 
-def examine(file: Path, overrides: Sequence[str] = (), environ: Mapping[str, str] = os.environ) -> tuple[Site | None, list[HeadraceError]]:
+def examine(
+    file: Path, overrides: Sequence[str] = (), environ: Mapping[str, str] = os.environ, only: Sequence[str] = ()
+) -> tuple[Site | None, list[HeadraceError]]:
     """Every problem that can be found, and the site: whole without problems, else what could be read of it, or None."""
     try:
         tables = read(file)
@@ -58,7 +64,7 @@ def examine(file: Path, overrides: Sequence[str] = (), environ: Mapping[str, str
     except ConfigError as error:
         return None, [error]
     reader = _Reader(file, environ)
-    return reader.site(tables, tuple(overrides)), reader.problems
+    return reader.site(tables, tuple(overrides), tuple(only)), reader.problems
 
 
 class _Reader:
@@ -68,19 +74,24 @@ class _Reader:
         self.problems: list[HeadraceError] = []
         self._file, self._folder, self._environ = str(file), file.parent, environ
 
-    def site(self, tables: dict[str, Any], overrides: tuple[str, ...]) -> Site:
+    def site(self, tables: dict[str, Any], overrides: tuple[str, ...], only: tuple[str, ...]) -> Site:
         self._known(tables, ("host", "admin", "tiers", "listeners"), "")
         host = {"data_dir": DATA_DIR, **self._table(tables, "host", "")}
         tiers = self._table(tables, "tiers", "")
         if not tiers:
             self._problem("tiers", "at least one [tiers.<name>] table", "none")
+        for name in only:
+            if name not in tiers:
+                self._problem("tiers", f"a tier named {name!r}", ", ".join(tiers), did_you_mean(name, tiers).removeprefix("; "))
+        wanted = [name for name in tiers if (not only or name in only) and self._is_id(name, f"tiers.{name}")]
         return Site(
             file=Path(self._file),
             host=self._keys(Host, host, "host"),
             admin=self._keys(Admin, self._table(tables, "admin", ""), "admin"),
-            tiers={name: self._tier(name, self._table(tiers, name, "tiers")) for name in tiers if self._is_id(name, f"tiers.{name}")},
+            tiers={name: self._tier(name, self._table(tiers, name, "tiers")) for name in wanted},
             listeners=self._named("listener", tables, "listeners", ""),
             overrides=overrides,
+            only=only,
         )
 
     def _tier(self, name: str, table: dict[str, Any]) -> Tier:

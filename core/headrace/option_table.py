@@ -50,11 +50,15 @@ def _options(kind: type[msgspec.Struct], prefix: str) -> Iterator[Option]:
     for field in cast(mi.StructType, mi.type_info(kind)).fields:
         name = prefix + field.encode_name
         inner = bare(field.type)
+        if not isinstance(inner, mi.StructType):
+            extra = field.type.extra_json_schema or {} if isinstance(field.type, mi.Metadata) else {}
+            yield Option(name, _type_name(field.type), _default(field), unit_of(name), _limits(field.type), extra.get("description", ""))
+        if isinstance(inner, mi.DictType):
+            name, inner = f"{name}.<name>", bare(inner.value_type)
+        elif isinstance(inner, mi.CollectionType):
+            name, inner = f"{name}[]", bare(inner.item_type)
         if isinstance(inner, mi.StructType):
             yield from _options(inner.cls, f"{name}.")
-            continue
-        extra = field.type.extra_json_schema or {} if isinstance(field.type, mi.Metadata) else {}
-        yield Option(name, _type_name(field.type), _default(field), unit_of(name), _limits(field.type), extra.get("description", ""))
 
 
 def _type_name(kind: mi.Type) -> str:

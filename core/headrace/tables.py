@@ -178,7 +178,7 @@ class Tier(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
 
 class Site(msgspec.Struct, frozen=True, kw_only=True, eq=False):
-    """The whole file. overrides: the `--set key=value` under which it was read."""
+    """The whole file, or of its tiers only those asked for. overrides: the `--set key=value` under which it was read."""
 
     file: Path
     host: Host
@@ -186,6 +186,7 @@ class Site(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     tiers: dict[str, Tier]
     listeners: dict[str, Entry]
     overrides: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return f"Site({self.file}, tiers={list(self.tiers)})"  # never the overrides: they may hold secrets

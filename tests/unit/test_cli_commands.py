@@ -10,6 +10,7 @@ import pytest
 
 from headrace import discovery
 from headrace.cli import main
+from headrace.register import QueueRegister, Registered
 
 PLUGINS = '''
 from typing import Annotated
@@ -142,7 +143,7 @@ def test_run_hands_the_site_and_its_tiers_to_the_host(file, host):
 def test_run_of_one_tier(file, host, capsys):
     assert main(["run", file, "--tier", "site"]) == 3
     assert main(["run", file, "--tier", "sit"]) == 78
-    assert "expected --tier to name one of site, got 'sit'; did you mean 'site'?" in capsys.readouterr().err
+    assert "tiers: expected a tier named 'sit', got site; did you mean 'site'?" in capsys.readouterr().err
 
 
 def test_run_refuses_a_bad_config_with_all_problems_and_78(file, host, capsys):
@@ -296,6 +297,16 @@ def test_check_finds_a_data_dir_that_cannot_be(file, tmp_path, capsys):
     assert code == 78
     assert "host.data_dir: " in out
     assert "plain is not a folder" in out
+
+
+def test_check_finds_a_queue_that_no_tier_opens(file, tmp_path, capsys):
+    QueueRegister(tmp_path / "data").add(Registered("old", "queue_pmem", "/var/old/queue"))
+    code, out = checked(capsys, file)
+    assert code == 78
+    assert "problem  /var/old/queue: a queue_pmem of tier 'old' may still hold events, but no tier opens it" in out
+    assert checked(capsys, file, "--tier", "site")[0] == 0
+    (tmp_path / "data" / "queues.json").write_text("{")
+    assert "the register of queues in data cannot be read: JSONDecodeError" in checked(capsys, file)[1]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

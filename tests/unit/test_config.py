@@ -1,11 +1,13 @@
 """A site's file: what it says arrives typed; what is wrong is refused with file, key path, expected, came, and a hint."""
 
+import random
 from pathlib import Path
 
 import msgspec
 import pytest
+
 from headrace.config import Secret, changed, examine, load, redacted, reload
-from headrace.errors import ConfigError, HookError, PluginBroken, PluginNotFound
+from headrace.errors import ConfigError, HeadraceError, HookError, PluginBroken, PluginNotFound
 from headrace.tables import RESERVED
 
 PLUGINS = """
@@ -518,3 +520,33 @@ def test_reload_keeps_the_overrides(write):
     second = reload(first, {})
     assert second.tiers["site"].sources["dev"].config.rows_max == 7
     assert changed(first, second) == [LAKE]
+
+
+def test_only_the_tiers_asked_for_need_their_plugins_and_secrets(write):
+    text = SITE + '[tiers.store.sources.a]\nuse = "not_installed"\ntoken = "${file:/not/there}"\n'
+    assert examine(write(text), (), {})[1]
+    loaded = load(write(text), (), {}, only=["site"])
+    assert list(loaded.tiers) == ["site"]
+    assert list(reload(loaded, {}).tiers) == ["site"]
+    _, problems = examine(write(text), (), {}, only=["stor"])
+    assert "tiers: expected a tier named 'stor', got site, store; did you mean 'store'?" in str(problems[0])
+
+
+PLACES = ["", "host.", "admin.", "tiers.", "tiers.site.", "tiers.site.engine.", "tiers.site.queue.", "tiers.site.enrichers.0."]
+PLACES += [f"{DEV}.", f"{DEV}.tls.", f"{LAKE}.", "tiers.site.outputs.more.", "tiers.site.decoders.", "listeners.x."]
+KEYS = ["tiers", "host", "admin", "listeners", "site", "sources", "queue", "enrichers", "decoders", "outputs", "engine"]
+KEYS += ["use", "id", "wrap", "enabled", "hold", "start", "hold_window_s", "tls", "depth", "codes", "tokens", "rows_max", "listen", "name"]
+VALUES = ["3", "-1.5", "true", "[]", "{}", "[[]]", "[{}]", "'x'", "''", "{a = 1}", "['${X}']", "${", "${X:-3}", "1979-05-27", "nan"]
+VALUES += ["window", "after:lake", "./p.py:Nope", "['./p.py:Audit', 3]", "a:b/c:d", "${file:/}", "{'A B' = {}}", "{a = [1, {}]}"]
+VALUES += ["[{use = 3}]", "[{use = './p.py:Sink', id = []}]", "{use = './p.py:Sink'}", "{a = {use = './p.py:Source', tls = []}}"]
+
+
+def test_no_value_anywhere_makes_the_reader_raise(write):
+    """Whatever stands wherever: problems are told, never an exception that is a bug."""
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    chance, file = random.Random(seed), write()
+    for _ in range(100):
+        overrides = [chance.choice(PLACES) + chance.choice(KEYS) + "=" + chance.choice(VALUES) for _ in range(chance.randint(1, 3))]
+        _, problems = examine(file, overrides, {})
+        assert all(isinstance(problem, HeadraceError) and str(problem) for problem in problems), overrides

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import pytest
 from msgspec import Meta
 
@@ -49,6 +50,21 @@ def test_section_shows_unit_range_and_what_is_required():
     assert "Its table: `[tiers.<tier>.sources.<id>]`." in section
     assert "| `wait_ms_max` | integer | `5` | milliseconds | `>= 1, <= 9` | This \\| or that. |" in section
     assert "| `name` | string | required |" in section
+
+
+def test_nested_options_get_dotted_names():
+    class Column(msgspec.Struct):
+        type: str = "string"
+
+    class Nested(Source):
+        class Config(headrace.Config, frozen=True, kw_only=True):
+            tls: Column = Column()
+            columns: dict[str, Column] = msgspec.field(default_factory=dict)
+            keys: list[Column] = msgspec.field(default_factory=list)
+            flat: Annotated[tuple[int, ...] | None, Meta(description="Flat.")] = None
+
+    names = [option.name for option in option_table(Nested.Config)]
+    assert names == ["tls.type", "columns", "columns.<name>.type", "keys", "keys[].type", "flat"]
 
 
 def test_plugin_without_options_says_so():
