@@ -193,6 +193,7 @@ def test_an_unreachable_database_is_code_1_without_the_password(tmp_path: Path, 
     assert "hush" not in told
 
 
+@pytest.mark.xdist_group("postgres")
 def test_postgresql_takes_an_import_whole_or_not_at_all(
     postgres: PostgresServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -367,6 +367,25 @@ def test_a_database_that_never_answers_is_given_up_in_time(tmp_path: Path) -> No
     assert context.metric("enrich_refresh_failures_total") == 1
 
 
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("sqlite:///{file}?timeout=soon", "soon"),
+        ("postgresql+psycopg://site:hush@127.0.0.1:1/db?colour=blue", "colour"),
+        ("postgresql+psycopg://site@127.0.0.1:1/db?password=hush", "refused"),
+        ("postgresql+psycopg://site:hush@127.0.0.1:1/db?connect_timeout=never", "connect_timeout"),
+    ],
+)
+def test_wrong_options_in_the_url_degrade_without_the_password(tmp_path: Path, url: str, expected: str) -> None:
+    devices(tmp_path / "c.db", [row("a")])
+    component, context = enricher(url.format(file=tmp_path / "c.db"), tmp_path / "data")
+    run(component.open())
+    status, reason = context.statuses[-1]
+    assert status == "degraded"
+    assert expected in reason
+    assert "hush" not in reason
+
+
 def test_a_driver_that_is_not_installed_is_a_config_error(tmp_path: Path) -> None:
     component, _ = enricher("firebird+none://site:hush@db/x", tmp_path / "data")
     (problem,) = component.check()

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from context_driver import added, classes, enricher, next_reading, until
 from pg_server import PASSWORD, PostgresServer
 
 from headrace.testing import FakeClock, living, run
 from headrace_enricher_context.config import Column
+
+# one server for all of them, where the tests run in several processes
+pytestmark = pytest.mark.xdist_group("postgres")
 
 TABLE = """CREATE TABLE devices (device text PRIMARY KEY, class varchar(20), type text, site text,
     latitude numeric(9, 4), longitude double precision)"""

@@ -59,6 +59,8 @@ def main(argv: list[str]) -> int:
         counts, notes = _import(CsvFile(options.csv, options.delimiter), url, database, options.table, options.key)
     except (CsvError, ImportFailed) as error:
         return _fail(f"{error}; nothing was imported", EXIT_FAILED)
+    except KeyboardInterrupt:
+        return _fail("interrupted; nothing was imported", EXIT_FAILED)
     except (sa.exc.SQLAlchemyError, OSError) as error:
         return _fail(f"{database.name}: {database.plain(error)}; nothing was imported", EXIT_FAILED)
     for note in notes:

@@ -17,7 +17,7 @@ from headrace_enricher_context.cells import TypeName
 _SELECT: Final = re.compile(r"(?:\s|--[^\n]*\n|/\*.*?\*/)*(?:select|with|values|table)\b", re.IGNORECASE | re.DOTALL)
 
 
-class Column(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Column(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """One added field: where it comes from, and its type."""
 
     source: Annotated[str, Meta(description="Column of the table or query. Empty: the same name as the added field.")] = ""
