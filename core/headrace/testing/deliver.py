@@ -28,14 +28,14 @@ class Taken(NamedTuple):
 
 
 class ScriptedDeliver:
-    """`headrace.Deliver` that follows `steps`, one per call, and says ok when they are used up.
+    """`headrace.Deliver` that follows `steps`, one per call, and repeats `then` when they are used up.
 
     `calls` counts all calls. `committed` has what was taken, in the order of the positions; held batches come into it when
     they are let go. Positions count from 1.
     """
 
-    def __init__(self, *steps: Step, info: QueueInfo | None = None) -> None:
-        self._steps = deque(steps)
+    def __init__(self, *steps: Step, then: Step = "ok", info: QueueInfo | None = None) -> None:
+        self._steps, self._then = deque(steps), then
         self._info = info
         self._changed = asyncio.Condition()
         self._held: deque[asyncio.Future[bool]] = deque()
@@ -49,7 +49,7 @@ class ScriptedDeliver:
 
     async def __call__(self, batch: pa.RecordBatch, origins: pa.RecordBatch = NO_ORIGINS) -> tuple[int, int]:
         """As the script says; returns (first, last) once 'durable'."""
-        step = self._steps.popleft() if self._steps else "ok"
+        step = self._steps.popleft() if self._steps else self._then
         self.calls += 1
         await self._tell()
         if step == "full":

@@ -1,0 +1,147 @@
+"""A site as a real process: started on free ports, killed, stopped, asked."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from headrace.faults import VARIABLE as FAULTS_VARIABLE
+
+POLL_S: Final = 0.02
+
+
+class SiteError(Exception):
+    """The process did not do what was asked; the text holds the end of its log."""
+
+
+class SiteProcess:
+    """`headrace run FILE` in a process of its own, with its data and its log in `folder`.
+
+    Every `listen` of the file is to be overridden with port 0; `urls` holds the real addresses by component id (and
+    `admin`), read from the log. The process can be started again after `kill` or `stop`, on the same data.
+    """
+
+    def __init__(self, file: Path, folder: Path, overrides: Sequence[str] = (), environ: Mapping[str, str] | None = None) -> None:
+        self.file, self.folder, self.overrides = file, folder, list(overrides)
+        self.environ = {**os.environ, "HEADRACE_DATA": str(folder / "data"), **(environ or {})}
+        self.urls: dict[str, str] = {}
+        self.process: subprocess.Popen[bytes] | None = None
+        self.log = folder / "site.log"
+        self.starts = 0
+
+    def start(self, faults: str = "", ready: bool = True, timeout_s: float = 60.0) -> None:
+        """Start it; with `ready`, return when `/readyz` says so. `faults` as in HEADRACE_FAULTS."""
+        self.starts += 1
+        self.urls.clear()
+        self._log_from = self.log.stat().st_size if self.log.exists() else 0
+        overrides = [word for override in self.overrides for word in ("--set", override)]
+        command = [sys.executable, "-m", "headrace", "run", str(self.file), *overrides]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(command, env={**self.environ, FAULTS_VARIABLE: faults}, stdout=log, stderr=log)
+        if ready:
+            self._wait_for(self.is_ready, "to be ready", timeout_s)
+
+    def _wait_for(self, done: Any, what: str, timeout_s: float) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not done():
+            if self.died() is not None:
+                raise SiteError(f"the site ended with code {self.died()} when it was expected {what}\n{self.log_end()}")
+            if time.monotonic() > deadline:
+                raise SiteError(f"waited {timeout_s:.0f} s for the site {what}\n{self.log_end()}")
+            time.sleep(POLL_S)
+
+    def died(self) -> int | None:
+        """The exit code (negative: the signal), or None while it runs."""
+        assert self.process is not None
+        return self.process.poll()
+
+    def wait_until_dead(self, timeout_s: float = 60.0) -> int:
+        """Wait for its end; the exit code."""
+        assert self.process is not None
+        return self.process.wait(timeout_s)
+
+    def is_ready(self) -> bool:
+        """Whether `/readyz` says ok."""
+        return self.url("admin") is not None and self._get("/readyz")[0] == 200
+
+    def url(self, component: str) -> str | None:
+        """The address that a component listens on, or None while it does not."""
+        if component not in self.urls:
+            self._read_urls()
+        return self.urls.get(component)
+
+    def _read_urls(self) -> None:
+        for line in self.lines():
+            if line.get("message") == "listening":
+                self.urls[line["component"]] = line["url"]
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The log lines since the last start."""
+        with self.log.open("rb") as log:
+            log.seek(self._log_from)
+            return [json.loads(line) for line in log if line.startswith(b"{") and line.endswith(b"}\n")]
+
+    def log_end(self, lines: int = 40) -> str:
+        """The last lines of the log, whole."""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+    def kill(self) -> None:
+        """SIGKILL, as `kill -9`."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self, timeout_s: float = 60.0) -> str:
+        """SIGTERM; the summary that it printed. SiteError when it does not end well."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        code = self.process.wait(timeout_s)
+        if code != 0:
+            raise SiteError(f"the site ended with code {code}\n{self.log_end()}")
+        return next((line for line in reversed(self.log.read_text().splitlines()) if line.startswith("received ")), "")
+
+    def _get(self, path: str) -> tuple[int, str]:
+        try:
+            with urllib.request.urlopen(self.urls["admin"] + path, timeout=5) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+        except OSError:
+            return 0, ""
+
+    def probe(self, path: str) -> tuple[int, str]:
+        """Status and body of an admin page (0 when it does not answer)."""
+        return self._get(path)
+
+    def components(self) -> dict[str, dict[str, Any]]:
+        """`/components` by component id."""
+        return {row["component"]: row for row in json.loads(self._get("/components")[1])["components"]}
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of a metric's samples (`headrace_` is added) that carry these labels."""
+        families = text_string_to_metric_families(self._get("/metrics")[1])
+        samples = (sample for family in families for sample in family.samples if sample.name == f"headrace_{name}")
+        return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
+
+    def wait_for_metric(self, name: str, at_least: float, timeout_s: float = 60.0, **labels: str) -> float:
+        """Wait until the metric has grown to that; its value."""
+        self._wait_for(lambda: self.metric(name, **labels) >= at_least, f"to have {name} >= {at_least}", timeout_s)
+        return self.metric(name, **labels)
+
+    def __enter__(self) -> SiteProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.kill()
