@@ -18,6 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import websockets
+
 from headrace import Context, QueueFull, QueueInfo
 from headrace.component import SystemClock
 from headrace.log import Log

@@ -137,7 +137,7 @@ def test_garbage_behind_the_upgrade_never_hurts_others(kit: SimpleNamespace) -> 
     asyncio.run(scenario())
 
 
-def test_a_silent_client_gets_a_ping_and_then_1008_and_one_that_answers_stays(kit: SimpleNamespace) -> None:
+def test_a_silent_client_gets_a_ping_and_then_1001_and_one_that_answers_stays(kit: SimpleNamespace) -> None:
     async def scenario() -> None:
         clock = kit.HeldClock()
         async with kit.running(clock=clock, idle_timeout_s=10.0) as site:
@@ -148,8 +148,8 @@ def test_a_silent_client_gets_a_ping_and_then_1008_and_one_that_answers_stays(ki
                 lively.send(kit.frame(10, b""))
                 await asyncio.sleep(0.02)
             assert await silent.receive() == (9, b"")
-            assert await silent.receive_until_closed() == ([], 1008)
-            assert site.metric("ingest_connections_closed_total", code="1008") == 1
+            assert await silent.receive_until_closed() == ([], 1001)
+            assert site.metric("ingest_connections_closed_total", code="1001") == 1
             lively.text(b'{"n":1}')
             while (answer := await asyncio.wait_for(lively.receive(), 5))[0] == 9:
                 pass

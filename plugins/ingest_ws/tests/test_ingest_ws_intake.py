@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
 from headrace import QueueFull, TransientError
 from headrace.component import SystemClock
 from headrace.log import Log

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from headrace_ingest_ws.message import events_of, lines_of
 from headrace_ingest_ws.protocol import Refusal
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from aiohttp import ClientSession
+
 from headrace import TransientError
 
 JSON, NDJSON = "application/json", "application/x-ndjson"

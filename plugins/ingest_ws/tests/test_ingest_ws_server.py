@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import websockets
+
 from headrace import RAW_SCHEMA, ConfigError, TransientError
 from headrace_ingest_ws import IngestWs
 

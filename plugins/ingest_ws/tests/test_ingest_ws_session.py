@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 
-from headrace_ingest_ws.protocol import CLOSE_RESTART, Refusal, close_frame, device_problem, reject, text_frame
-from headrace_ingest_ws.session import Session
 from hypothesis import given
 from hypothesis import strategies as st
+
+from headrace_ingest_ws.protocol import CLOSE_RESTART, Refusal, close_frame, device_problem, reject, text_frame
+from headrace_ingest_ws.session import Session
 
 BAD = Refusal("payload_invalid", "because")
 

@@ -7,7 +7,6 @@ import socket
 from typing import ClassVar
 
 from headrace import Component, ConfigError, Context, Deliver, Health, QueueFull, TransientError, hookimpl
-
 from headrace_ingest_ws.config import IngestWsConfig, listen_problem, parse_listen
 from headrace_ingest_ws.counters import Counters
 from headrace_ingest_ws.intake import AFTER_ACK, AFTER_DELIVER, BEFORE_DELIVER, Intake

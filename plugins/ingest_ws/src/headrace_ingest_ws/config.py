@@ -5,8 +5,9 @@ from __future__ import annotations
 import ipaddress
 from typing import Annotated, Literal
 
-from headrace import Component
 from msgspec import Meta
+
+from headrace import Component
 
 
 class IngestWsConfig(Component.Config, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -40,7 +41,7 @@ class IngestWsConfig(Component.Config, frozen=True, kw_only=True, forbid_unknown
     idle_timeout_s: Annotated[
         float,
         Meta(
-            ge=0.1, le=86_400, description="A connection silent for so long is closed with 1008; after half of it the server sends a ping."
+            ge=0.1, le=86_400, description="A connection silent for so long is closed with 1001; after half of it the server sends a ping."
         ),
     ] = 120.0
     request_timeout_s: Annotated[

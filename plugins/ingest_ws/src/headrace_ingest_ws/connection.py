@@ -11,9 +11,9 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from aiohttp import WSMsgType, web
+
 from headrace import ENCODING_JSON
 from headrace.log import Log
-
 from headrace_ingest_ws.config import IngestWsConfig
 from headrace_ingest_ws.counters import Counters
 from headrace_ingest_ws.intake import Intake

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from headrace.metrics import Metrics
 from prometheus_client import Counter
 
+from headrace.metrics import Metrics
 from headrace_ingest_ws.protocol import CLOSE_CODES
 
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 import pyarrow as pa
+
 from headrace import Clock, Deliver, QueueFull, TransientError
 from headrace.batching import RawBatchBuilder
 from headrace.log import Log
-
 from headrace_ingest_ws.counters import Counters
 
 #: Acks are written to so many peers before the loop gets a turn: about 0.5 ms of work.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from headrace.decoding import check, split
-
 from headrace_ingest_ws.protocol import PAYLOAD_INVALID, TOO_LARGE, Refusal
 
 _SPACE = b" \t\r\n"

@@ -7,8 +7,8 @@ from typing import Any, Final
 
 import msgspec
 from aiohttp import web
-from headrace import ENCODING_JSON
 
+from headrace import ENCODING_JSON
 from headrace_ingest_ws.intake import Intake
 from headrace_ingest_ws.message import events_of, lines_of
 from headrace_ingest_ws.protocol import TOO_LARGE, Refusal

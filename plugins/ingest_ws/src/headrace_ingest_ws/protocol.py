@@ -10,11 +10,11 @@ SUBPROTOCOL: Final = "headrace.v1.json"
 
 # Close codes (RFC 6455 section 7.4.1 and the IANA registry)
 CLOSE_NORMAL: Final = 1000
+CLOSE_AWAY: Final = 1001
 CLOSE_PROTOCOL: Final = 1002
 CLOSE_NO_CODE: Final = 1005
 CLOSE_LOST: Final = 1006
 CLOSE_NOT_TEXT: Final = 1007
-CLOSE_POLICY: Final = 1008
 CLOSE_TOO_BIG: Final = 1009
 CLOSE_BUG: Final = 1011
 CLOSE_RESTART: Final = 1012

@@ -12,15 +12,15 @@ from typing import Final
 
 import msgspec
 from aiohttp import web
+
 from headrace import Clock, Deliver
 from headrace.log import Log
-
 from headrace_ingest_ws.config import IngestWsConfig
 from headrace_ingest_ws.connection import Connection
 from headrace_ingest_ws.counters import Counters
 from headrace_ingest_ws.intake import Intake
 from headrace_ingest_ws.post import Post, answer_status, content_type_problem, read_body
-from headrace_ingest_ws.protocol import BUSY, CLOSE_POLICY, PAYLOAD_INVALID, TOO_LARGE, Refusal, device_problem, hello
+from headrace_ingest_ws.protocol import BUSY, CLOSE_AWAY, PAYLOAD_INVALID, TOO_LARGE, Refusal, device_problem, hello
 
 EVENTS_PATH: Final = "/v1/devices/{device}/events"
 
@@ -75,7 +75,7 @@ class Server:
                 now = self._clock.monotonic()
                 for turn, connection in enumerate(list(self._connections), start=1):
                     if (why := connection.tick(now)) is not None:
-                        closing.create_task(connection.finish(CLOSE_POLICY, why.reason))
+                        closing.create_task(connection.finish(CLOSE_AWAY, why.reason))
                     if turn % TICKS_PER_TURN == 0:
                         await asyncio.sleep(0)
 
