@@ -53,7 +53,7 @@ def test_section_shows_unit_range_and_what_is_required():
 
 
 def test_nested_options_get_dotted_names():
-    class Column(msgspec.Struct):
+    class Column(msgspec.Struct, frozen=True):
         type: str = "string"
 
     class Nested(Source):
