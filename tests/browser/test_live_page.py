@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 import pytest
+
 from headrace import EVENT_COLUMNS, TIMESTAMP, Context, RangeKey
 from headrace.component import SystemClock
 from headrace.log import Log

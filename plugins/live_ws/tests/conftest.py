@@ -14,6 +14,7 @@ import aiohttp
 import msgspec
 import pyarrow as pa
 import pytest
+
 from headrace import EVENT_COLUMNS, TIMESTAMP, Context, RangeKey
 from headrace.component import SystemClock
 from headrace.log import Log
@@ -62,7 +63,7 @@ class Feed:
 
     async def connect(self, query: str = "", **options: Any) -> aiohttp.ClientWebSocketResponse:
         """A client that has read its first frame, so that every later event concerns it."""
-        ws = await self.session.ws_connect(f"{self.url}/v1/live{query}", max_msg_size=0, **options)
+        ws: aiohttp.ClientWebSocketResponse = await self.session.ws_connect(f"{self.url}/v1/live{query}", max_msg_size=0, **options)
         assert "heartbeat" in await receive(ws)
         return ws
 

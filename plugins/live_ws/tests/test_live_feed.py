@@ -12,6 +12,7 @@ from typing import Any
 import aiohttp
 import msgspec
 import pytest
+
 from headrace import TransientError
 
 Running = Callable[..., AbstractAsyncContextManager[Any]]
@@ -367,7 +368,8 @@ def test_more_events_than_the_budget_of_a_tick_are_left_out_and_counted_for_each
 
 
 async def gap_and_events(ws: aiohttp.ClientWebSocketResponse, written: int) -> tuple[int, list[dict[str, Any]]]:
-    missed, events = 0, []
+    missed = 0
+    events: list[dict[str, Any]] = []
     async with asyncio.timeout(20):
         while missed + len(events) < written:
             frame = msgspec.json.decode(await ws.receive_str())

@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 import pytest
+
 from headrace_live_ws.client import Chunk, Client, EveryEvent, NewestPerDevice
 from headrace_live_ws.filters import Facets, Filter, FilterError, filter_of_json, filter_of_query
 from headrace_live_ws.hub import Subscription, share_out
@@ -103,7 +104,7 @@ def test_filter_on_a_context_field_that_is_a_number_or_a_dictionary_compares_its
 
 
 def test_rendered_events_leave_nulls_out_and_keep_every_kind_of_value(event_batch: MakeBatch) -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"device": "a", "readings": {"t": 1.5, "on": True, "note": 'quote " and \\ and \n <b>é 漢 🌊</b>'}, "position": 2**63},
         {"device": "b", "readings": {"t": math.nan, "on": None, "note": None}, "context": {"class": "meter", "tags": ["x", "y"]}},
         {"device": "c", "readings": {"t": math.inf, "on": False, "note": ""}, "context": {"class": None, "tags": None}},

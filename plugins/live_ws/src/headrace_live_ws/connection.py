@@ -8,8 +8,8 @@ from typing import Final
 
 import msgspec
 from aiohttp import WSCloseCode, WSMsgType, web
-from headrace import Context
 
+from headrace import Context
 from headrace_live_ws.client import CLOSED, Client
 from headrace_live_ws.filters import Filter, FilterError, filter_of_json
 from headrace_live_ws.hub import Hub
@@ -75,6 +75,7 @@ class Connection:
                     await self._send(self._heartbeat())
             self._client.ready.clear()
             await self._flush()
+        self._meters.closed("drain")
         code, reason = self._client.closing
         await self._ws.close(code=code, message=reason.encode())
 

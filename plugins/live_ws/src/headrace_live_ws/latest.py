@@ -34,7 +34,7 @@ class Latest:
         """Put a batch aside; true when it is time to `thin`."""
         self._batches.append(batch)
         self._pending_rows += batch.num_rows
-        self._pending_bytes += batch.nbytes
+        self._pending_bytes += batch.get_total_buffer_size()  # what it keeps in memory, and 20 times cheaper than nbytes
         self._pending_batches += 1
         return (
             self._pending_rows >= PENDING_ROWS_MAX or self._pending_batches >= PENDING_BATCHES_MAX or self._pending_bytes >= self._bytes_max
@@ -59,6 +59,8 @@ class Compacted(NamedTuple):
 
 def compact(batches: Sequence[pa.RecordBatch], devices_max: int, bytes_max: int) -> Compacted:
     """Keep the last event of each device; where there are more devices or bytes than allowed, forget the oldest."""
+    if len(batches) > PIECES_MAX:
+        batches = join(batches)  # copies every row, but once for all columns is less than many small takes
     facets = Facets(batches)
     newest = facets.newest_per_device(np.arange(facets.rows, dtype=np.int64))
     pieces = join([plain(piece) for piece in take(batches, newest[-devices_max:])])[-2 * PIECES_MAX :]

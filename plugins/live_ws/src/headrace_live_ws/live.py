@@ -5,8 +5,8 @@ from __future__ import annotations
 import socket
 
 import pyarrow as pa
-from headrace import Component, Context, RangeKey, TransientError, hookimpl
 
+from headrace import Component, Context, RangeKey, TransientError, hookimpl
 from headrace_live_ws.hub import Hub
 from headrace_live_ws.latest import Latest
 from headrace_live_ws.meters import Meters

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from headrace import Component
 from msgspec import Meta
+
+from headrace import Component
 
 
 class LiveConfig(Component.Config, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -15,14 +15,12 @@ PIECES_MAX: Final = 32
 
 
 def take(batches: Sequence[pa.RecordBatch], rows: Rows) -> list[pa.RecordBatch]:
-    """The given rows (ascending, counted through all batches), as one smaller batch for each batch that has some."""
+    """Copies of the given rows (ascending, counted through all batches), as one batch for each batch that has some."""
     taken = []
     offset = 0
     for batch in batches:
         begin, end = np.searchsorted(rows, (offset, offset + batch.num_rows))
-        if end - begin == batch.num_rows and batch.num_rows:
-            taken.append(batch)
-        elif end > begin:
+        if end > begin:
             taken.append(batch.take(pa.array(rows[begin:end] - offset)))
         offset += batch.num_rows
     return taken
@@ -54,5 +52,8 @@ def _unified(one: pa.Schema, other: pa.Schema) -> pa.Schema | None:
 
 
 def _concat(run: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
-    tables = [pa.Table.from_batches([batch]) for batch in run]
-    return pa.concat_tables(tables, promote_options="permissive").combine_chunks().to_batches()[0]
+    if all(batch.schema.equals(run[0].schema) for batch in run):
+        table = pa.Table.from_batches(run)
+    else:
+        table = pa.concat_tables([pa.Table.from_batches([batch]) for batch in run], promote_options="permissive")
+    return table.combine_chunks().to_batches()[0]

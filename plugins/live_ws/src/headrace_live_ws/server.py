@@ -12,8 +12,8 @@ from typing import Final, cast, get_args
 from urllib.parse import urlsplit
 
 from aiohttp import WSCloseCode, web
-from headrace import Context
 
+from headrace import Context
 from headrace_live_ws.client import Client, Mode
 from headrace_live_ws.connection import CLOSE_WAIT_S, Connection
 from headrace_live_ws.filters import FilterError, filter_of_query

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 
 import pyarrow as pa
-from headrace import Context
 
+from headrace import Context
 from headrace_live_ws.filters import Facets, Filter
 from headrace_live_ws.latest import Compacted, Latest
 from headrace_live_ws.meters import Meters

@@ -10,9 +10,10 @@ export function reading(value) {
   if (typeof value === "number") {
     const size = Math.abs(value);
     if (size >= 1e9 || (size > 0 && size < 1e-3)) return value.toExponential(2);
-    return size >= 10000 ? whole.format(value) : String(Number(value.toPrecision(4)));
+    if (Number.isInteger(value) || size >= 10000) return whole.format(value);
+    return size >= 1000 ? value.toFixed(1) : value.toPrecision(4); // trailing zeros stay, so that the digits do not jump
   }
-  if (typeof value === "boolean") return value ? "on" : "off";
+  if (typeof value === "boolean") return value ? "yes" : "no";
   if (value === null) return "not a number";
   return typeof value === "string" ? value : JSON.stringify(value);
 }

@@ -6,7 +6,7 @@ import { POINTS } from "./fleet.js";
 import { count, duration, line, reading } from "./draw.js";
 
 const CARDS_MAX = 3000;
-const CARDS_PER_FRAME = 150;
+const CARDS_PER_FRAME = 60;
 const READINGS_SHOWN = 4;
 const QUIET_MS = 30000;
 const order = new Intl.Collator("en", { numeric: true });
@@ -74,6 +74,7 @@ class Card {
     }
     setText(row.name, name);
     setText(row.value, value);
+    row.root.classList.toggle("drawn", name === this.device.shown);
   }
 
   tell(now) {
