@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ def rows(first: int, count: int, size: int = 20) -> pa.RecordBatch:
     return pa.RecordBatch.from_pydict(
         {
             "device": [f"d{number % 7}" for number in numbers],
-            "received": [number for number in numbers],
+            "received": list(numbers),
             "encoding": [1] * count,
             "payload": [str(number).encode().rjust(size, b" ") for number in numbers],
         },
@@ -56,10 +56,10 @@ def numbers(batch: pa.RecordBatch | None) -> list[int]:
 
 
 @pytest.fixture(params=["pmem-process", "pmem-power", "file-process", "file-power"])
-def flavour(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
+def flavour(request: pytest.FixtureRequest) -> dict[str, Any]:
     """The options that tell the four kinds of queue apart."""
     medium, level = request.param.split("-")
-    yield {"medium": medium, "level": level}
+    return {"medium": medium, "level": level}
 
 
 @pytest.fixture

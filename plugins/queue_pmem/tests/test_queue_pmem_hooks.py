@@ -41,6 +41,23 @@ async def drained(queue: Any, reader: str, after: int = 0, rows_max: int = 1000)
     return found
 
 
+async def fill(queue: Any) -> int:
+    """Append hundreds of rows until the queue is full; returns how many it took."""
+    number = 0
+    try:
+        while True:
+            await queue.queue_append(rows(number, 100, 2000), NO_ORIGINS)
+            number += 100
+    except QueueFull:
+        return number
+
+
+async def until(condition: Any) -> None:
+    """Poll for what another thread does; the test's own timeout bounds it."""
+    while not condition():  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
+
+
 def test_append_gives_positions_in_order_and_read_gives_the_rows_back(make, flavour):
     async def body():
         queue = make(**flavour)
@@ -107,8 +124,7 @@ def test_read_waits_for_an_append_and_wakes_from_another_loop(make, flavour):
         await queue.open()
         await queue.queue_reader_open("lake", "oldest")
         reading = asyncio.get_running_loop().run_in_executor(None, lambda: asyncio.run(queue.queue_read("lake", 0, 10, 1 << 20)))
-        while not queue._waiters:
-            await asyncio.sleep(0)
+        await until(lambda: queue._waiters)
         await queue.queue_append(rows(1, 1), NO_ORIGINS)
         part = await reading
         assert numbers(part.batch) == [1]
@@ -343,11 +359,9 @@ def test_queue_full_takes_nothing_and_ends_when_a_segment_is_given_back(make, fl
         queue = make(**flavour, size_bytes_max=16 * MIB)
         await queue.open()
         await queue.queue_reader_open("lake", "oldest")
-        number = 0
+        number = await fill(queue)
         with pytest.raises(QueueFull) as caught:
-            while True:
-                await queue.queue_append(rows(number, 100, 2000), NO_ORIGINS)
-                number += 100
+            await queue.queue_append(rows(number, 100, 2000), NO_ORIGINS)
         info = queue.queue_info()
         assert caught.value.size_bytes_max == info.size_bytes_max < 16 * MIB
         assert info.size_bytes > 0.9 * info.size_bytes_max, "sources wait until it is less"
@@ -355,8 +369,7 @@ def test_queue_full_takes_nothing_and_ends_when_a_segment_is_given_back(make, fl
         with pytest.raises(QueueFull):
             await queue.queue_append(rows(number, 100, 2000), NO_ORIGINS)
         await queue.queue_release("lake", number // 2 + 200)
-        while queue.queue_info().tail == 1:
-            await asyncio.sleep(0.001)
+        await until(lambda: queue.queue_info().tail > 1)
         assert await queue.queue_append(rows(number, 100, 2000), NO_ORIGINS) == (number + 1, number + 100)
         tail = queue.queue_info().tail
         part = await queue.queue_read("lake", 0, 100, 1 << 20)

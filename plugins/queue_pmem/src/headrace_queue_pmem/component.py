@@ -383,8 +383,8 @@ class QueuePmem(Component):
             close(ring)
         except OSError as error:
             self.context.log.error("queue close incomplete", error=str(error), path=self.config.path)
-        for segment in ring.segments:
-            segment.unmap()
+        ring.close()
+        self._committer = self._upkeep = None
         self._let_go()
 
     def _let_go(self) -> None:

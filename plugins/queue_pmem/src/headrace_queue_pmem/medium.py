@@ -42,6 +42,11 @@ class Area:
             # At interpreter exit batches may still be alive; the kernel takes the mapping back.
             self._finalizer.atexit = False
 
+    def close(self) -> None:
+        """Give the mapping back now: for areas of which no batch can be a view."""
+        if self._finalizer:
+            self._finalizer()
+
     def write(self, offset: int, source: Any, length: int) -> None:
         """Copy bytes in; they are durable only after `persist`."""
         libc.copy(self.address + offset, source, length)

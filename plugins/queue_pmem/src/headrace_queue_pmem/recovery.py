@@ -103,7 +103,7 @@ def _head(path: str, medium: Medium, names: list[str], options: Options, report:
     try:
         area = medium.open(HEAD)
     except OSError as error:
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN):
             raise
         report.repairs.append(f"the head file cannot be opened as a {medium.name} area ({error}): it is made again from its content")
         try:

@@ -109,6 +109,7 @@ class Ring:
         self._write_at = SEGMENT_DATA_AT  # where the next frame of the active segment goes
         self._planned_segments = 0
         self._planned_room = 0
+        self.closed = False
         self._refused = False  # whether the last append met a full queue
         self._span_named = False  # whether the log holds the frame that names `span`
         self._capacity = data_end(medium.usable(options.segment_bytes)) - SEGMENT_DATA_AT - SPAN_FRAME_BYTES
@@ -122,6 +123,15 @@ class Ring:
         if segments:
             self._write_at = segments[-1].end
         self._replan(())
+
+    def close(self) -> None:
+        """Let go of all maps; those of segments live on while a batch refers to them."""
+        with self.head_lock, self.lock:
+            self.closed = True
+            self.head.area.close()
+            for segment in self.segments:
+                segment.unmap()
+            self.spare = None
 
     # --- append ------------------------------------------------------------------------------------------------------
 
@@ -307,6 +317,7 @@ class Ring:
     def open_reader(self, name: str, start: str) -> ReaderInfo:
         """Open a reader, creating it where it is new; durable on return."""
         with self.head_lock:
+            self._check_open()
             with self.lock:
                 known = name in self.head.readers
                 cursor = 0 if known else self._start(name, start)
@@ -318,6 +329,7 @@ class Ring:
     def drop_reader(self, name: str) -> None:
         """Forget a reader; nothing is held for it from now on."""
         with self.head_lock:
+            self._check_open()
             if name in self.head.readers:
                 self.head.drop_reader(name)
         with self.lock:
@@ -326,6 +338,7 @@ class Ring:
     def plan(self, name: str, plan: Plan | None) -> None:
         """Keep a reader's plan; durable on return."""
         with self.head_lock:
+            self._check_open()
             reader = self._reader(name)
             if reader.plan != plan:
                 self.head.store_plan(reader, plan)
@@ -351,6 +364,10 @@ class Ring:
     def slowest(self) -> int:
         """The lowest cursor: what lies above is held. Without readers everything is."""
         return min((reader.cursor for reader in self.head.readers.values()), default=self.tail - 1)
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise QueueError(f"queue {self.name!r} is closed")
 
     def _reader(self, name: str) -> Reader:
         try:
