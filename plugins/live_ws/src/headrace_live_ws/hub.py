@@ -71,6 +71,7 @@ class Hub:
         self.clients: set[Client] = set()
         self.wake = asyncio.Event()  # events wait for a tick
         self.left = asyncio.Event()  # a client has gone
+        self._ticking = asyncio.Lock()  # a tick begun in drain must not overtake the one before
         self._budget = events_per_tick_max
         self._meters = meters
         self._batches: deque[pa.RecordBatch] = deque()
@@ -111,6 +112,10 @@ class Hub:
 
     async def tick(self) -> None:
         """Bring the waiting events to the clients' backlogs."""
+        async with self._ticking:
+            await self._tick()
+
+    async def _tick(self) -> None:
         batches, first = list(self._batches), self._first
         self._batches.clear()
         self._first, self._bytes = self._next, 0

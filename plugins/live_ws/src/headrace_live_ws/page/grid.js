@@ -42,6 +42,7 @@ class Card {
     if (visible && !this.canvas) {
       this.canvas = element("canvas", "spark", this.root);
       this.canvas.setAttribute("role", "img");
+      this.label();
     } else if (!visible && this.canvas) {
       this.canvas.remove(); // a canvas costs memory that a card out of sight need not hold
       this.canvas = null;
@@ -59,10 +60,15 @@ class Card {
     while (this.rows.length > used) this.rows.pop().root.remove();
     this.tell(now);
     if (this.canvas) {
-      const label = device.shown === null ? "no number to draw" : `recent values of ${device.shown}`;
-      if (this.canvas.ariaLabel !== label) this.canvas.ariaLabel = this.canvas.title = label;
+      this.label();
       line(this.canvas, device.points, POINTS, color);
     }
+  }
+
+  label() {
+    const { shown } = this.device;
+    const text = shown === null ? "no number to draw" : `recent values of ${shown}`;
+    if (this.canvas.ariaLabel !== text) this.canvas.ariaLabel = this.canvas.title = text;
   }
 
   row(index, name, value) {
