@@ -8,8 +8,7 @@ from context_driver import devices, row, sqlite_url
 
 from headrace import Component, Context
 from headrace.config import Secret
-from headrace.testing import DEVICES
-from headrace.testing.enrichers import EnricherContract
+from headrace.testing import DEVICES, EnricherContract
 from headrace_enricher_context import EnricherContext
 
 

@@ -49,10 +49,12 @@ class EnricherContext(Component):
 
     @hookimpl
     def enrich_fields(self) -> pa.Schema:
+        """One nullable field per entry of `columns`, in their order."""
         return self._fields
 
     @hookimpl
     def enrich(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """What the context in use says of each event's device; nulls, and a count, where it says nothing."""
         joined = self._held.join(batch.column("device"))
         if joined.unknown_events:
             self._metrics.unknown.inc(joined.unknown_events)
@@ -140,7 +142,8 @@ class EnricherContext(Component):
         if changed:
             self._held = held
             self.context.fault("context_swapped")
-            self.context.log.info("context read", devices=len(held), before=len(before), bytes=held.nbytes)
+            tell = self.context.log.info if len(held) else self.context.log.warning
+            tell("context read", devices=len(held), before=len(before), bytes=held.nbytes)
         self._as_of = at
         self._metrics.hold(len(self._held), at)
         for reason, count in reading.problems.items():
@@ -199,6 +202,7 @@ class EnricherContext(Component):
         new = set(unknown.slice(0, STRANGERS_MAX).to_pylist()) - self._strangers
         if new and room:
             self._strangers.update(sorted(new)[:room])
+            self.context.log.info("unknown devices", count=len(new), examples=sorted(new)[:3])
             self._schedule.ask_early()
 
 
