@@ -15,10 +15,9 @@ import msgspec
 import pyarrow as pa
 import pytest
 
-from headrace import EVENT_COLUMNS, TIMESTAMP, Context, RangeKey
+from headrace import EVENT_COLUMNS, TIMESTAMP, RangeKey
 from headrace.component import SystemClock
-from headrace.log import Log
-from headrace.metrics import Metrics
+from headrace.testing import fake_context, living
 from headrace_live_ws import LiveWs
 
 pytestmark = pytest.mark.browser
@@ -73,28 +72,9 @@ class Site:
 @contextlib.asynccontextmanager
 async def serving(folder: Path, listen: str = "127.0.0.1:0") -> AsyncIterator[Site]:
     """An open and running LiveWs; drained and closed at the end, as the host does."""
-    context = Context(
-        id="live",
-        tier="site",
-        plugin="live_ws",
-        log=Log("live"),
-        metrics=Metrics(),
-        clock=SystemClock(),
-        random=random.Random(1),
-        data_dir=folder,
-        fault=lambda name: None,
-        status=lambda status, reason: None,
-    )
-    live = LiveWs(msgspec.convert({"listen": listen}, LiveWs.Config), context)
-    await live.open()
-    loop = asyncio.create_task(live.run())
-    try:
+    live = LiveWs(msgspec.convert({"listen": listen}, LiveWs.Config), fake_context(folder, clock=SystemClock()))
+    async with living(live, "output"):
         yield Site(live)
-    finally:
-        loop.cancel()
-        await live.drain(1.0)
-        await live.close()
-        context.close()
 
 
 def choose(name: str, value: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -15,11 +14,9 @@ import msgspec
 import pyarrow as pa
 import pytest
 
-from headrace import EVENT_COLUMNS, TIMESTAMP, Context, RangeKey
+from headrace import EVENT_COLUMNS, TIMESTAMP, RangeKey
 from headrace.component import SystemClock
-from headrace.log import Log
-from headrace.metrics import Metrics
-from headrace.schema import ORIGIN_TYPE
+from headrace.testing import FakeContext, fake_context, living
 from headrace_live_ws import LiveWs
 
 QUEUE = "5f0c7f9e"
@@ -38,7 +35,7 @@ def make_batch(rows: Sequence[Row], readings: pa.DataType | None = None, context
         times,
         structs(rows, "readings", readings),
         structs(rows, "context", context),
-        pa.array([row.get("origin", QUEUE) for row in rows], pa.string()).cast(ORIGIN_TYPE),
+        pa.array([row.get("origin", QUEUE) for row in rows], pa.string()).dictionary_encode(),
         pa.array(positions, pa.uint64()),
     ]
     return pa.RecordBatch.from_arrays(columns, names=list(EVENT_COLUMNS))
@@ -53,8 +50,8 @@ def structs(rows: Sequence[Row], name: str, kind: pa.DataType | None) -> pa.Stru
 class Feed:
     """A running LiveWs, and what a test does with it."""
 
-    def __init__(self, live: LiveWs, session: aiohttp.ClientSession, context: Context) -> None:
-        self.live, self.session, self.context = live, session, context
+    def __init__(self, live: LiveWs, hook: Any, session: aiohttp.ClientSession, context: FakeContext) -> None:
+        self.live, self.hook, self.session, self.context = live, hook, session, context
         self.position = 0
 
     @property
@@ -72,11 +69,11 @@ class Feed:
         first = self.position + 1
         self.position += len(rows)
         numbered = [{"position": first + index, **row} for index, row in enumerate(rows)]
-        await self.live.sink_write(make_batch(numbered, **options), RangeKey(QUEUE, first, self.position))
+        await self.hook.sink_write(batch=make_batch(numbered, **options), key=RangeKey(QUEUE, first, self.position))
 
     def metric(self, name: str, **labels: str) -> float:
         """The value of one of the component's metrics; 0 when it never moved."""
-        return self.context.metrics.registry.get_sample_value(f"headrace_{name}", labels) or 0.0
+        return self.context.metric(name, **labels) or 0.0
 
 
 async def receive(ws: aiohttp.ClientWebSocketResponse) -> dict[str, Any]:
@@ -89,31 +86,11 @@ async def receive(ws: aiohttp.ClientWebSocketResponse) -> dict[str, Any]:
 
 @contextlib.asynccontextmanager
 async def running(data_dir: Path, **options: Any) -> AsyncIterator[Feed]:
-    """A LiveWs on a free port, opened, run and closed as the host does."""
-    statuses: list[tuple[str, str]] = []
-    context = Context(
-        id="live",
-        tier="site",
-        plugin="live_ws",
-        log=Log("live"),
-        metrics=Metrics(),
-        clock=SystemClock(),
-        random=random.Random(1),
-        data_dir=data_dir,
-        fault=lambda name: None,
-        status=lambda status, reason: statuses.append((status, reason)),
-    )
+    """A LiveWs on a free port, living as the host lets it."""
+    context = fake_context(data_dir, clock=SystemClock(), plugin="live_ws")
     live = LiveWs(msgspec.convert({"listen": "127.0.0.1:0", "tick_ms": 10, **options}, LiveWs.Config), context)
-    await live.open()
-    loop = asyncio.create_task(live.run())
-    async with aiohttp.ClientSession() as session:
-        yield Feed(live, session, context)
-        if loop.done():
-            loop.result()
-        loop.cancel()
-        await live.close()
-        await live.close()
-        context.close()
+    async with aiohttp.ClientSession() as session, living(live, "output") as hook:
+        yield Feed(live, hook, session, context)
 
 
 Running = Callable[..., AbstractAsyncContextManager[Feed]]
