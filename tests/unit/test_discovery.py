@@ -6,10 +6,11 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from stevedore import ExtensionManager
+
 from headrace import Component
 from headrace.discovery import COMMANDS, PLUGINS, command, commands, distribution_of, find, installed, is_file, names
 from headrace.errors import PluginBroken, PluginClash, PluginNotFound
-from stevedore import ExtensionManager
 
 SINK = """
 from headrace import Component, hookimpl

@@ -8,6 +8,7 @@ import random
 
 import pluggy
 import pytest
+
 from headrace import Component, HookError, hookimpl
 from headrace.hookcheck import FACTS, SPECS, hook_problems, roles_of
 from headrace.hookspecs import NAMESPACES, ROLES

@@ -2,8 +2,9 @@
 
 import importlib
 
-import headrace
 import pytest
+
+import headrace
 
 
 @pytest.mark.parametrize("name", headrace.__all__)
