@@ -36,7 +36,8 @@ class DeviceIndex:
         starts = np.searchsorted(hashes >> self._shift, np.arange(2**bits + 1, dtype=np.uint64))
         self._starts = starts.astype(np.int32)
         self._fullest = int(np.diff(starts).max())
-        # Looking on behind a short bucket does no harm, for only the same hash counts; behind the last one lies padding.
+        # Looking on behind a short bucket does no harm, for only the same hash counts. Behind the last bucket lie zeros; only
+        # the hash 0 equals them, and it looks in the first bucket, never so far.
         self._hashes = np.concatenate((hashes, np.zeros(self._fullest, np.uint64)))
 
     @property
@@ -52,7 +53,6 @@ class DeviceIndex:
         for place in range(self._fullest - 1, -1, -1):  # backwards, so that the first of equal hashes remains
             candidates = at + place
             np.copyto(rows, candidates, where=self._hashes[candidates] == hashes)
-        rows[rows >= len(self._keys)] = -1  # a device whose hash is zero met the padding
         found = np.flatnonzero(rows >= 0)
         asked = devices if len(found) == len(devices) else devices.take(pa.array(found))
         equal = pc.equal(self._keys.take(pa.array(rows[found])), asked)
