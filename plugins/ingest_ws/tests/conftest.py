@@ -7,16 +7,18 @@ import contextlib
 import json
 import os
 import random
+import socket
 import struct
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
 import pytest
+import uvloop
 import websockets
 
 from headrace import Context, QueueFull, QueueInfo
@@ -182,8 +184,6 @@ class RawClient:
 
     @classmethod
     async def connect(cls, address: tuple[str, int], device: str, extra: str = "", receive_buffer: int | None = None) -> RawClient:
-        import socket
-
         sock = socket.socket()
         if receive_buffer is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
@@ -258,3 +258,12 @@ def kit() -> SimpleNamespace:
         receive_until_ack=receive_until_ack,
         http=http,
     )
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def each_loop(request: pytest.FixtureRequest) -> Iterator[None]:
+    """`asyncio.run` on the standard loop, and on the one that the host runs."""
+    before = asyncio.get_event_loop_policy()
+    asyncio.set_event_loop_policy(uvloop.EventLoopPolicy() if request.param == "uvloop" else asyncio.DefaultEventLoopPolicy())
+    yield
+    asyncio.set_event_loop_policy(before)

@@ -10,6 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("each_loop")
+
 
 async def honest_exchange(kit: SimpleNamespace, site: SimpleNamespace) -> None:
     async with site.connect("honest") as ws:

@@ -236,14 +236,58 @@ def test_a_queue_that_breaks_while_it_is_full_ends_the_intake_with_its_own_error
     asyncio.run(scenario())
 
 
-def test_a_queue_that_says_full_too_late_is_never_acked_and_never_reordered(kit: SimpleNamespace) -> None:
+def test_a_disk_that_fills_up_under_way_pauses_and_nothing_is_lost_or_told_early(kit: SimpleNamespace) -> None:
     async def scenario() -> None:
-        deliver = kit.FakeDeliver(QueueFull("queue", 1, 1), "ok")
+        late = QueueFull("queue", 1, 1, "disk full")
+        deliver = kit.FakeDeliver(late, late)
+        deliver.gate.clear()
         async with bench(deliver) as b:
             b.send(b.a, b"1")
-            with pytest.raises(QueueFull):
-                await asyncio.wait_for(b.task, 5)
+            await kit.until(lambda: deliver.under_way == 1)
+            b.send(b.a, b"2")
+            await kit.until(lambda: deliver.under_way == 2)
+            b.send(b.b, b"3")
+            deliver.gate.set()
+            await kit.until(lambda: b.intake.paused)
             assert b.told == []
+            deliver.has_room.set()
+            await b.intake.quiet()
+            assert deliver.payloads == [b"1", b"2", b"3"]
+            assert b.told == [("a", 1), ("a", 2), ("b", 1)]
+            assert not b.intake.paused
+            assert not b.intake.full
+
+    asyncio.run(scenario())
+
+
+def test_a_commit_behind_a_refused_one_is_told_only_after_it(kit: SimpleNamespace) -> None:
+    async def scenario() -> None:
+        deliver = kit.FakeDeliver(QueueFull("queue", 1, 1, "disk full"), "ok")
+        deliver.gate.clear()
+        async with bench(deliver) as b:
+            b.send(b.a, b"1")
+            await kit.until(lambda: deliver.under_way == 1)
+            b.send(b.b, b"2")
+            await kit.until(lambda: deliver.under_way == 2)
+            deliver.gate.set()
+            await kit.until(lambda: deliver.payloads == [b"2"])
+            await asyncio.sleep(0.01)
+            assert b.told == []
+            deliver.has_room.set()
+            await b.intake.quiet()
+            assert b.told == [("a", 1), ("b", 1)]
+
+    asyncio.run(scenario())
+
+
+def test_a_queue_that_has_room_and_then_has_none_is_not_asked_in_a_busy_loop(kit: SimpleNamespace) -> None:
+    async def scenario() -> None:
+        deliver = kit.FakeDeliver(*["full"] * 1000)
+        deliver.has_room.set()
+        async with bench(deliver) as b:
+            b.send(b.a, b"1")
+            await asyncio.sleep(0.2)
+            assert 2 <= deliver.calls <= 8
 
     asyncio.run(scenario())
 

@@ -12,6 +12,9 @@ from aiohttp import ClientSession
 
 from headrace import TransientError
 
+pytestmark = pytest.mark.usefixtures("each_loop")
+
+
 JSON, NDJSON = "application/json", "application/x-ndjson"
 
 

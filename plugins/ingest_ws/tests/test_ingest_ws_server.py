@@ -14,6 +14,8 @@ import websockets
 from headrace import RAW_SCHEMA, ConfigError, TransientError
 from headrace_ingest_ws import IngestWs
 
+pytestmark = pytest.mark.usefixtures("each_loop")
+
 
 def event(number: int) -> str:
     return json.dumps({"n": number})

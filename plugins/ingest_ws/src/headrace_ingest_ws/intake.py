@@ -46,6 +46,7 @@ class Commit:
     since: float
     done: asyncio.Event = field(default_factory=asyncio.Event)
     error: BaseException | None = None
+    refused: int = 0  # times that the queue was full
 
 
 class Intake:
@@ -76,8 +77,10 @@ class Intake:
         self._commits: asyncio.Queue[Commit] = asyncio.Queue()  # as long as there are slots
         self._unsettled = 0
         self._work, self._room, self._quiet, self._stop = asyncio.Event(), asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._go = asyncio.Event()  # cleared while paused: no later batch may overtake one that the queue refused
         self._room.set()
         self._quiet.set()
+        self._go.set()
         self.paused = False
         self.stopped = False
 
@@ -123,7 +126,7 @@ class Intake:
         """Commit and acknowledge until `stop`."""
         try:
             async with asyncio.TaskGroup() as tasks:
-                loops = [tasks.create_task(self._commit(deliver, tasks)), tasks.create_task(self._acknowledge())]
+                loops = [tasks.create_task(self._commit(deliver, tasks)), tasks.create_task(self._acknowledge(deliver))]
                 await self._stop.wait()
                 for loop in loops:
                     loop.cancel()
@@ -140,12 +143,15 @@ class Intake:
             if self._wait_s and not self.full:
                 await self._clock.sleep(self._wait_s)
             await self._slots.acquire()
+            await self._go.wait()
             commit = self._take()
             if commit.batch is None:
                 commit.done.set()
             else:
-                await self._start(deliver, commit, tasks)
+                tasks.create_task(self._deliver(deliver, commit))
             self._commits.put_nowait(commit)
+            # QueueFull comes at once, before anything waits: after the first step of the task we are paused, or not
+            await asyncio.sleep(0)
 
     def _take(self) -> Commit:
         rows = self._builder.rows
@@ -156,62 +162,55 @@ class Intake:
         self._room.set()
         return commit
 
-    async def _start(self, deliver: Deliver, commit: Commit, tasks: asyncio.TaskGroup) -> None:
-        """Start one `deliver`; on QueueFull hold this batch, so that no later one overtakes it, and try again."""
-        refused = 0
-        while True:
-            tasks.create_task(self._deliver(deliver, commit))
-            # QueueFull comes at once, before anything waits: the first step of the task tells
-            await asyncio.sleep(0)
-            if not isinstance(commit.error, QueueFull):
-                break
-            self._pause(commit.error)
-            commit.error = None
-            commit.done.clear()
-            if refused:
-                await self._clock.sleep(min(1.0, REFUSED_AGAIN_S * 2.0 ** min(refused, 10)))
-            refused += 1
-            await deliver.room()
-        if self.paused:
-            self._resume()
-
     def _pause(self, error: QueueFull) -> None:
         if not self.paused:
             self.paused = True
             self._room.clear()
+            self._go.clear()
             self._counters.paused.set(1)
             self._log.warning("queue full, reading paused", queue=error.queue, bytes=error.size_bytes, bytes_max=error.size_bytes_max)
 
     def _resume(self) -> None:
         self.paused = False
+        self._go.set()
         self._counters.paused.set(0)
         if not self._builder.full:
             self._room.set()
         self._log.info("reading resumed")
 
     async def _deliver(self, deliver: Deliver, commit: Commit) -> None:
+        """One attempt; how it ended stands in the commit."""
+        commit.error = None
         try:
             self._fault(BEFORE_DELIVER)
             await deliver(commit.batch)
-        except BaseException as error:
-            # a cancelled commit too: nobody knows whether it is durable, so nobody is told that it is
+        except QueueFull as error:
             commit.error = error
-            if not isinstance(error, Exception):
+            self._pause(error)
+        except Exception as error:
+            commit.error = error
+        except asyncio.CancelledError as error:
+            # nobody knows whether it is durable, so nobody is told that it is
+            commit.error = error
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
                 raise
         finally:
             commit.done.set()
 
-    async def _acknowledge(self) -> None:
+    async def _acknowledge(self, deliver: Deliver) -> None:
         """Settle commits in their order, whatever the order in which they end: acks are cumulative."""
         while True:
             commit = await self._commits.get()
             await commit.done.wait()
-            self._slots.release()
+            while isinstance(commit.error, QueueFull):
+                await self._retry(deliver, commit)
             if isinstance(commit.error, Exception):
                 raise commit.error
             if commit.error is not None:
                 raise TransientError("deliver was cancelled under a commit of ingest_ws; its outcome is unknown, nothing of it was acked")
             # From here on the batch is durable: only now may anybody be told.
+            self._slots.release()
             self._fault(AFTER_DELIVER)
             self._counters.acked.inc(commit.rows)
             for turn, (peer, last) in enumerate(commit.peers.items(), start=1):
@@ -221,5 +220,19 @@ class Intake:
             self._counters.ack_duration.observe(self._clock.monotonic() - commit.since)
             self._fault(AFTER_ACK)
             self._unsettled -= 1
-            if not self._unsettled and not self._peers:
-                self._quiet.set()
+            if not self._unsettled:
+                self._all_settled()
+
+    async def _retry(self, deliver: Deliver, commit: Commit) -> None:
+        """The queue took nothing: wait for room and try again, while everything behind this commit waits."""
+        if commit.refused:
+            await self._clock.sleep(min(1.0, REFUSED_AGAIN_S * 2.0 ** min(commit.refused, 10)))
+        commit.refused += 1
+        await deliver.room()
+        await self._deliver(deliver, commit)
+
+    def _all_settled(self) -> None:
+        if self.paused:
+            self._resume()
+        if not self._peers:
+            self._quiet.set()
