@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from typing import Any, Final
 
 from headrace.component import Component
@@ -18,6 +19,7 @@ ORIGIN: Final = "5f0c7e4a-0000-4000-8000-00000000000a"
 ROWS_MAX: Final = 30
 OVERLAP_MAX: Final = 6
 ROOM_WAIT_S: Final = 0.01
+LARGE_BYTES: Final = 64 * 1024
 
 
 class QueueDriver:
@@ -31,14 +33,15 @@ class QueueDriver:
         self._component, self._journal, self._random = component, journal, random.Random(seed)
         self._number = max((note.last for note in journal.notes() if note.kind == "sent"), default=0)
 
-    async def run(self, goal: int) -> None:
-        """Append until event `goal`, releasing behind."""
+    async def run(self, goal: int, seconds_min: float = 0.0) -> None:
+        """Append until event `goal`, and for so long at least, releasing behind."""
+        end = time.monotonic() + seconds_min
         async with living(self._component, "queue") as hook:
             reader = await hook.queue_reader_open(reader=READER, start="oldest")
             self._journal.note("cursor", reader.cursor)
             releasing = asyncio.create_task(self._release(hook, reader.cursor))
             try:
-                while self._number < goal:
+                while self._number < goal or time.monotonic() < end:
                     overlap = self._random.randint(1, OVERLAP_MAX)
                     await asyncio.gather(*(self._append(hook) for _ in range(overlap)))
             finally:
@@ -50,7 +53,9 @@ class QueueDriver:
     async def _append(self, hook: Any) -> None:
         first = self._number + 1
         self._number = last = self._number + self._random.randint(1, ROWS_MAX)
-        batch, origins = raw_batch(last - first + 1, first), NO_ORIGINS
+        # some batches are large, so that the queue goes round
+        payload_bytes = LARGE_BYTES // (last - first + 1) if self._random.random() < 0.25 else 0
+        batch, origins = raw_batch(last - first + 1, first, payload_bytes=payload_bytes), NO_ORIGINS
         if self._random.random() < 0.5:
             origins = origin_batch([Origin(ORIGIN, first, last)])
         self._journal.note("sent", first, last)
