@@ -9,6 +9,7 @@ from collections import Counter as Tally
 from pathlib import Path
 
 import pytest
+
 from headrace.devices import signals
 from headrace.devices.fleet import CLASSES, SITES, fleet, write_devices_csv
 from headrace.devices.replay import Recording, ReplayError, recordings, rows

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
+
 from headrace.devices.outbox import Message, Outbox, ProtocolError
 from headrace.devices.totals import Totals
 

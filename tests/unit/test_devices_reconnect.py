@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
+
 from headrace.devices.reconnect import RETRY_AFTER_S_MAX, GaveUp, Reconnect, retry_after_s
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
+
 from headrace.devices.client import DeviceClient
 from headrace.devices.command import main
 from headrace.devices.drive import Drive, drive

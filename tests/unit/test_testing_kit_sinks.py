@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
 import pytest
+
 from headrace import Component, Config, Context, PermanentError, RangeKey, TransientError, hookimpl
 from headrace.testing import SinkContract, event_batch, failures
 from headrace.testing.sink_driver import way_of

@@ -9,6 +9,8 @@ from typing import Final
 
 #: 2026-11-23 12:00:00 UTC: a fixed day, so that what a test writes does not depend on today.
 WALL_START_S: Final = 1_795_435_200.0
+#: How often a woken task may give way before it counts as waiting again.
+LOOP_TURNS: Final = 4
 
 
 class FakeClock:
@@ -44,14 +46,13 @@ class FakeClock:
     async def advance(self, seconds: float) -> None:
         """Move on by `seconds`; each sleeper wakes at its own time, and may sleep again within the same move."""
         end = self._monotonic + seconds
-        await asyncio.sleep(0)  # tasks that were just started reach their sleep
+        await _turn_loop()  # tasks that were just started reach their sleep
         while self._sleepers and self._sleepers[0][0] <= end:
             due, _, future = heapq.heappop(self._sleepers)
             self._move_to(max(due, self._monotonic))
             if not future.done():
                 future.set_result(None)
-                await asyncio.sleep(0)
-                await asyncio.sleep(0)
+                await _turn_loop()
         self._move_to(end)
 
     def jump_wall(self, seconds: float) -> None:
@@ -61,3 +62,8 @@ class FakeClock:
     def _move_to(self, monotonic: float) -> None:
         self._wall += monotonic - self._monotonic
         self._monotonic = monotonic
+
+
+async def _turn_loop() -> None:
+    for _ in range(LOOP_TURNS):
+        await asyncio.sleep(0)
