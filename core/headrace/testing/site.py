@@ -38,13 +38,15 @@ class SiteProcess:
         self.urls: dict[str, str] = {}
         self.process: subprocess.Popen[bytes] | None = None
         self.log = folder / "site.log"
+        self.log.touch()
+        self._log_from = 0
         self.starts = 0
 
     def start(self, faults: str = "", ready: bool = True, timeout_s: float = 60.0) -> None:
         """Start it; with `ready`, return when `/readyz` says so. `faults` as in HEADRACE_FAULTS."""
         self.starts += 1
         self.urls.clear()
-        self._log_from = self.log.stat().st_size if self.log.exists() else 0
+        self._log_from = self.log.stat().st_size
         overrides = [word for override in self.overrides for word in ("--set", override)]
         command = [sys.executable, "-m", "headrace", "run", str(self.file), *overrides]
         with self.log.open("ab") as log:
