@@ -124,6 +124,22 @@ def test_filter_can_be_changed_and_holds_for_all_that_follows_the_answer(feed: R
     asyncio.run(scenario())
 
 
+def test_events_that_waited_when_the_filter_changed_do_not_come_under_the_new_one(feed: Running) -> None:
+    async def scenario() -> None:
+        async with feed(tick_ms=10_000) as live:
+            ws = await live.connect("?class=pump")
+            await live.write(fleet(3))
+            await next_events(ws, 1)  # the tick is over, the next is far
+            await live.write(fleet(3))
+            await ws.send_str('{"filter":{}}')
+            await next_frame(ws, "filter")
+            await live.write(fleet(1, 7))
+            await live.live._hub.tick()
+            assert devices(await next_events(ws, 1)) == ["d0007"]
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize(
     "message",
     [
