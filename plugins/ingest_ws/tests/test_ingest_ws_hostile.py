@@ -203,6 +203,53 @@ def test_a_client_that_never_reads_its_acks_is_bounded_and_then_cut_off(kit: Sim
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("goodbye", ["failure", "drain"])
+def test_a_client_that_never_reads_cannot_hold_up_the_end(kit: SimpleNamespace, goodbye: str) -> None:
+    async def scenario() -> None:
+        deliver = kit.FakeDeliver()
+        async with kit.running(deliver, close_timeout_s=0.3, window_messages=10_000) as site:
+            site.component._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            client = await site.raw(receive_buffer=4096)
+            client.writer.transport.pause_reading()
+            sending = asyncio.create_task(_send_forever(client, kit.frame(1, b"bad" * 10)))
+            before = -1.0
+            while before != (now := site.metric("ingest_received_events_total")):
+                before = now
+                await asyncio.sleep(0.2)
+            if goodbye == "failure":
+                deliver.script.append(RuntimeError("bug"))
+                async with site.connect("honest") as ws:
+                    await ws.send('{"ok":1}')
+                    await asyncio.wait([site.task], timeout=10)
+            else:
+                await site.component.drain(10.0)
+                await asyncio.wait([site.task], timeout=10)
+            assert site.task.done()
+            assert site.metric("ingest_connections") == 0
+            sending.cancel()
+            await asyncio.wait([sending])
+            client.writer.transport.abort()
+
+    asyncio.run(scenario())
+
+
+def test_a_flood_of_pings_that_are_never_read_is_bounded(kit: SimpleNamespace) -> None:
+    async def scenario() -> None:
+        async with kit.running(close_timeout_s=0.3) as site:
+            site.component._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            client = await site.raw(receive_buffer=4096)
+            client.writer.transport.pause_reading()
+            for _ in range(5000):
+                client.send(kit.frame(9, b"p" * 125))
+            client.text(b'{"n":1}')
+            await kit.until(lambda: site.metric("ingest_acked_events_total") == 1)
+            (connection,) = site.component._server._connections
+            assert connection._transport.get_write_buffer_size() < 80_000
+            client.writer.transport.abort()
+
+    asyncio.run(scenario())
+
+
 async def _send_forever(client: SimpleNamespace, data: bytes) -> None:
     while True:
         client.send(data)

@@ -31,6 +31,7 @@ from headrace_ingest_ws.protocol import (
     TOO_LARGE,
     Refusal,
     close_frame,
+    pong_frame,
     text_frame,
 )
 from headrace_ingest_ws.session import Session
@@ -40,7 +41,7 @@ UNREAD_BYTES_MAX: Final = 65_536
 
 #: Closes that aiohttp starts on its own, when a client breaks RFC 6455 or sends too much.
 _PROTOCOL_ERRORS: Final = frozenset({CLOSE_PROTOCOL, CLOSE_NOT_TEXT, CLOSE_TOO_BIG})
-LINGER_POLL_S: Final = 0.05
+POLL_S: Final = 0.05
 
 #: Messages of one connection before another connection gets a turn: about 0.2 ms of work.
 MESSAGES_PER_TURN: Final = 64
@@ -55,6 +56,7 @@ class Connection:
         self._socket = _Socket(self._before_close, lambda: self._transport, config)
         self._transport: asyncio.Transport | None = None
         self._refusing = False  # draining or closing: what still arrives is neither counted nor acknowledged
+        self._said_goodbye = False  # no frame may follow a close frame
         self._close_code = CLOSE_LOST
         # Set whenever the session moved or the connection ends; who waits looks again.
         self._moved = asyncio.Event()
@@ -74,7 +76,7 @@ class Connection:
         self._counters.opened.inc()
         try:
             if self._socket.ws_protocol == SUBPROTOCOL:
-                transport.write(text_frame(hello()))
+                self._write(text_frame(hello()))
             await self._read()
             if self._finishing:
                 await self._ended.wait()  # aiohttp hangs up when this handler returns
@@ -105,7 +107,7 @@ class Connection:
                 if turn % MESSAGES_PER_TURN == 0:
                     await asyncio.sleep(0)
             elif kind is WSMsgType.PING:
-                await self._socket.pong(message.data)
+                self._write(pong_frame(message.data))
             elif kind is WSMsgType.CLOSE:
                 self._close_code = message.data or CLOSE_NO_CODE
                 await self._socket.close(code=message.data or CLOSE_NORMAL)
@@ -153,28 +155,35 @@ class Connection:
 
     def _flush(self) -> None:
         """Write rejects and one ack, if the client reads at all."""
-        transport, session = self._transport, self._session
-        if transport is None or transport.is_closing() or self._socket.closed:
-            self._moved.set()
-            return
-        if not session.ack_due or transport.get_write_buffer_size() > UNREAD_BYTES_MAX:
-            return
-        transport.write(b"".join(map(text_frame, session.due())))
+        if self._session.ack_due and self._writable:
+            self._write(b"".join(map(text_frame, self._session.due())))
         self._moved.set()
+
+    def _write(self, frames: bytes) -> None:
+        """Write whole frames, or nothing when the client does not read or the connection ends."""
+        if self._writable:
+            assert self._transport is not None
+            self._transport.write(frames)
+
+    @property
+    def _writable(self) -> bool:
+        if self._gone or self._said_goodbye:
+            return False
+        assert self._transport is not None
+        return self._transport.get_write_buffer_size() <= UNREAD_BYTES_MAX
 
     # --- time --------------------------------------------------------------------------------------------------------
 
-    def tick(self, now: float) -> Refusal | None:
-        """Look after the connection about once a second; a Refusal says why it has to be closed."""
-        if self._gone:
-            self._moved.set()
-            return None
+    def tick(self, now: float) -> str | None:
+        """Look after the connection about once a second; why it has to be closed, or None."""
         self._flush()
+        if self._gone:
+            return None
         if not self._session.ack_due:
             self._stalled_since = now
         elif now - self._stalled_since > self._config.write_timeout_s:
-            assert self._transport is not None
             self._log.warning("connection cut off, acks are not read", device=self._device)
+            assert self._transport is not None
             self._transport.abort()
             self._moved.set()
             return None
@@ -183,10 +192,10 @@ class Connection:
             self._heard, self._pinged, self._silent_since = False, False, now
         silent_s = now - self._silent_since
         if silent_s > self._config.idle_timeout_s:
-            return Refusal("idle", f"silent for {silent_s:.0f} s")
-        if silent_s > self._config.idle_timeout_s / 2 and not self._pinged and self._transport is not None:
+            return f"silent for {silent_s:.0f} s"
+        if silent_s > self._config.idle_timeout_s / 2 and not self._pinged:
             self._pinged = True
-            self._transport.write(PING_FRAME)
+            self._write(PING_FRAME)
         return None
 
     # --- the end -----------------------------------------------------------------------------------------------------
@@ -224,6 +233,7 @@ class Connection:
                     await self._moved.wait()
         except TimeoutError:
             self._log.warning("connection closed before its acks", device=self._device, unacked=self._session.count - self._session.acked)
+        self._said_goodbye = True
 
     @property
     def _gone(self) -> bool:
@@ -235,7 +245,7 @@ class _Socket(web.WebSocketResponse):
 
     def __init__(
         self, before_close: Callable[[int], Awaitable[None]], transport: Callable[[], asyncio.Transport | None], config: IngestWsConfig
-    ):
+    ) -> None:
         super().__init__(
             timeout=config.close_timeout_s,
             autoclose=False,
@@ -245,7 +255,7 @@ class _Socket(web.WebSocketResponse):
             max_msg_size=config.message_bytes_max + 1,  # aiohttp refuses a message of exactly this size
             decode_text=False,
         )
-        self._before_close, self._transport, self._linger_s = before_close, transport, config.close_timeout_s
+        self._before_close, self._transport, self._close_timeout_s = before_close, transport, config.close_timeout_s
 
     async def close(self, *, code: int = CLOSE_NORMAL, message: bytes = b"", drain: bool = True) -> bool:
         if self.closed:
@@ -253,7 +263,9 @@ class _Socket(web.WebSocketResponse):
         await self._before_close(code)
         if code in _PROTOCOL_ERRORS:
             await self._linger(code, message)
-        return await super().close(code=code, message=message, drain=drain)
+        closed = await super().close(code=code, message=message, drain=False)
+        await self._let_go()
+        return closed
 
     async def _linger(self, code: int, message: bytes) -> None:
         """After a protocol error aiohttp would hang up at once. With bytes unread the kernel then resets the connection, and
@@ -264,11 +276,21 @@ class _Socket(web.WebSocketResponse):
         transport.write(close_frame(code, message))
         if transport.can_write_eof():
             transport.write_eof()
-        for _ in range(round(self._linger_s / LINGER_POLL_S)):
-            if transport.is_closing():
-                return
-            await asyncio.sleep(LINGER_POLL_S)
-        transport.abort()
+        await self._wait_until(transport.is_closing)
+
+    async def _let_go(self) -> None:
+        """A transport with bytes that the client does not read would live on after its close: give it some time, then cut."""
+        transport = self._transport()
+        if transport is not None and not await self._wait_until(lambda: not transport.get_write_buffer_size()):
+            transport.abort()
+
+    async def _wait_until(self, condition: Callable[[], bool]) -> bool:
+        """Poll, for at most close_timeout_s: transports tell nobody but aiohttp when they end."""
+        for _ in range(round(self._close_timeout_s / POLL_S)):
+            if condition():
+                return True
+            await asyncio.sleep(POLL_S)
+        return condition()
 
 
 def _is_utf8(payload: bytes) -> bool:

@@ -94,6 +94,11 @@ def text_frame(text: bytes) -> bytes:
     return bytes((0x81, 126)) + size.to_bytes(2, "big") + text
 
 
+def pong_frame(payload: bytes) -> bytes:
+    """The answer to a ping (at most 125 bytes)."""
+    return bytes((0x8A, len(payload))) + payload
+
+
 def close_frame(code: int, reason: bytes = b"") -> bytes:
     """A close frame, as a server sends it."""
     text = reason[:123]

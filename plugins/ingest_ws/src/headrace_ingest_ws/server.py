@@ -75,7 +75,7 @@ class Server:
                 now = self._clock.monotonic()
                 for turn, connection in enumerate(list(self._connections), start=1):
                     if (why := connection.tick(now)) is not None:
-                        closing.create_task(connection.finish(CLOSE_AWAY, why.reason))
+                        closing.create_task(connection.finish(CLOSE_AWAY, why))
                     if turn % TICKS_PER_TURN == 0:
                         await asyncio.sleep(0)
 
