@@ -24,6 +24,7 @@ from headrace.testing.journal import Journal
 
 SEED_VARIABLE: Final = "HEADRACE_TEST_SEED"
 ROUNDS_VARIABLE: Final = "HEADRACE_CRASH_ROUNDS"
+FULL_VARIABLE: Final = "HEADRACE_FULL"
 #: A round that takes longer hangs.
 ROUND_TIMEOUT_S: Final = 60.0
 POLL_S: Final = 0.000_5
@@ -40,8 +41,8 @@ test_seed.__test__ = False  # type: ignore[attr-defined]
 
 
 def rounds(default: int) -> int:
-    """How many crashes a test makes: HEADRACE_CRASH_ROUNDS, or the contract's own number."""
-    return int(os.environ.get(ROUNDS_VARIABLE) or default)
+    """How many crashes a test makes: HEADRACE_CRASH_ROUNDS, or the contract's own number (20 times that with HEADRACE_FULL=1)."""
+    return int(os.environ.get(ROUNDS_VARIABLE) or default * (20 if os.environ.get(FULL_VARIABLE) == "1" else 1))
 
 
 class Child:

@@ -1,0 +1,36 @@
+"""The page on testing plugins: its example works, and what it names is there."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+import headrace.testing
+from headrace.testing import SinkContract, failures
+from headrace.testing.crash_child import load
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = (ROOT / "docs" / "testing.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+
+
+def test_the_example_is_a_whole_test_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "examples" / "plugin_template" / "src"))
+    (tmp_path / "test_example.py").write_text(BLOCKS[0])
+    example: type[SinkContract] = load(str(tmp_path / "test_example.py"), "TestSinkFiles")
+    assert issubclass(example, SinkContract)
+    assert failures(example) == {}
+    sys.modules.pop("headrace_plugin_template", None)
+
+
+def test_the_imports_of_the_page_work() -> None:
+    exec(BLOCKS[1], {})
+
+
+def test_everything_that_the_kit_offers_is_on_the_page() -> None:
+    offered = set(headrace.testing.__all__) - {"Contract", "DEVICES", "QUEUE_ID", "FakeContext", "Sender"}
+    missing = [name for name in sorted(offered) if f"`{name}" not in PAGE]
+    assert not missing
