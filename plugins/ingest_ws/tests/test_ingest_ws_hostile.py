@@ -189,7 +189,7 @@ def test_a_client_that_never_reads_its_acks_is_bounded_and_then_cut_off(kit: Sim
             before = -1.0
             while before != (now := site.metric("ingest_received_events_total")):
                 before = now
-                await asyncio.sleep(0.2)
+                await asyncio.sleep(0.15)
             assert now < 5000, "the window is closed and the socket is not read"
             await honest_exchange(kit, site)
             await clock.advance(29.0)
@@ -215,7 +215,7 @@ def test_a_client_that_never_reads_cannot_hold_up_the_end(kit: SimpleNamespace, 
             before = -1.0
             while before != (now := site.metric("ingest_received_events_total")):
                 before = now
-                await asyncio.sleep(0.2)
+                await asyncio.sleep(0.15)
             if goodbye == "failure":
                 deliver.script.append(RuntimeError("bug"))
                 async with site.connect("honest") as ws:
@@ -258,7 +258,7 @@ async def _send_forever(client: SimpleNamespace, data: bytes) -> None:
 
 def test_half_a_request_is_not_waited_for_longer_than_the_timeout(kit: SimpleNamespace) -> None:
     async def scenario() -> None:
-        async with kit.running(request_timeout_s=0.3) as site:
+        async with kit.running(request_timeout_s=0.3, close_timeout_s=0.3) as site:
             reader, writer = await asyncio.open_connection(*site.address)
             writer.write(b"GET /v1/devices/d1/events HTTP/1.1\r\nHost: x\r\n")
             assert await asyncio.wait_for(reader.read(), 10) == b""
