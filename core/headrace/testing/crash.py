@@ -42,7 +42,7 @@ test_seed.__test__ = False  # type: ignore[attr-defined]
 
 def rounds(default: int) -> int:
     """How many crashes a test makes: HEADRACE_CRASH_ROUNDS, or the contract's own number (20 times that with HEADRACE_FULL=1)."""
-    return int(os.environ.get(ROUNDS_VARIABLE) or default * (20 if os.environ.get(FULL_VARIABLE) == "1" else 1))
+    return int(os.environ.get(ROUNDS_VARIABLE) or default * (20 if os.environ.get(FULL_VARIABLE) else 1))
 
 
 class Child:
