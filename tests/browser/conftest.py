@@ -32,6 +32,10 @@ FLAGS = (
 WAIT_S = 30
 
 
+class ProtocolError(Exception):
+    """The browser refused a call, for example because the page that it was for is gone."""
+
+
 class Page:
     """One tab: evaluate, wait, resize, take a picture. `problems` collects exceptions, errors and policy violations."""
 
@@ -47,7 +51,9 @@ class Page:
         async for message in self._socket:
             document = json.loads(message.data)
             if "id" in document:
-                self._answers.pop(document["id"]).set_result(document)
+                answer = self._answers.pop(document["id"])
+                if not answer.done():  # nobody waits any more
+                    answer.set_result(document)
             elif document["method"] == "Runtime.exceptionThrown":
                 self.problems.append(json.dumps(document["params"]["exceptionDetails"]))
             elif document["method"] == "Log.entryAdded" and document["params"]["entry"]["level"] == "error":
@@ -62,7 +68,8 @@ class Page:
         await self._socket.send_json(message if self._session is None else {**message, "sessionId": self._session})
         async with asyncio.timeout(WAIT_S):
             document = await answer
-        assert "error" not in document, f"{method}: {document['error']}"
+        if "error" in document:
+            raise ProtocolError(f"{method}: {document['error']}")
         result: dict[str, Any] = document["result"]
         return result
 
@@ -75,8 +82,10 @@ class Page:
             await self.send(f"{domain}.enable")
 
     async def open(self, url: str) -> None:
-        """Go to an address."""
+        """Go to an address; the page of before is gone on return."""
+        await self.evaluate("window.before = true")
         await self.send("Page.navigate", url=url)
+        await self.wait_for("!window.before")
 
     async def evaluate(self, expression: str) -> Any:
         """The value of a JavaScript expression; promises are awaited."""
@@ -85,21 +94,22 @@ class Page:
         return answer["result"].get("value")
 
     async def wait_for(self, condition: str) -> None:
-        """Return when a JavaScript condition holds; it is looked at in the page, every 20 ms."""
-        promise = f"""new Promise((resolve, reject) => {{
-            const end = Date.now() + {(WAIT_S - 5) * 1000};
-            const look = () => {{
-                if ({condition}) resolve(true);
-                else if (Date.now() > end) reject(new Error("timed out"));
-                else setTimeout(look, 20);
-            }};
-            look();
-        }})"""
+        """Return when a JavaScript condition holds. While a page loads, what it speaks of need not be there yet."""
         try:
-            await self.evaluate(promise)
-        except AssertionError as error:
+            async with asyncio.timeout(WAIT_S):
+                while True:
+                    if await self._holds(condition):
+                        return
+                    await asyncio.sleep(0.02)
+        except TimeoutError as error:
             text = await self.evaluate("document.body.innerText")
             raise AssertionError(f"never true: {condition}\nproblems: {self.problems}\nthe page says:\n{text[:2000]}") from error
+
+    async def _holds(self, condition: str) -> bool:
+        try:
+            return bool(await self.evaluate(f"(() => {{ try {{ return Boolean({condition}); }} catch {{ return false; }} }})()"))
+        except ProtocolError:
+            return False  # asked between two pages
 
     async def resize(self, width: int, height: int, *, dark: bool = False, scale: float = 1) -> None:
         """Set the window's size in CSS pixels, and the preferred colours."""

@@ -123,7 +123,7 @@ def test_filters_of_the_page_change_what_is_followed_and_stay_in_the_address(chr
                 await page.wait_for(kinds)
                 await page.evaluate(choose("device", "*-000*"))
                 await page.wait_for(f"{CARDS} === 3")
-                await page.send("Page.reload")
+                await page.open(await page.evaluate("location.href"))
                 await page.wait_for(f"{CARDS} === 3 && document.querySelector('[name=class]').value === 'pump'")
                 await page.evaluate("document.querySelector('[type=reset]').click()")
                 await page.wait_for(f"{CARDS} === 30 && location.search === ''")
