@@ -60,6 +60,7 @@ class DeviceClient:
         self._wake = asyncio.Event()  # the writer has something to look at
         self._room = asyncio.Event()
         self._settled = asyncio.Event()
+        self._greeted = asyncio.Event()
         self._room.set()
         self._settled.set()
 
@@ -82,6 +83,10 @@ class DeviceClient:
     async def settled(self) -> None:
         """Return when every message taken so far is acked or rejected, or the device gave up."""
         await self._settled.wait()
+
+    async def connected(self) -> None:
+        """Return when the first connection stands, or the device gave up."""
+        await self._greeted.wait()
 
     def go_offline(self, seconds: float) -> None:
         """Close the connection once its acks are in, and stay away for so long; messages go on collecting."""
@@ -106,6 +111,7 @@ class DeviceClient:
                         await self._back.wait()
         except GaveUp as error:
             self.gave_up = error
+            self._greeted.set()
             self._room.set()
             self._settled.set()
             raise
@@ -146,6 +152,7 @@ class DeviceClient:
             if hello.type is not aiohttp.WSMsgType.TEXT:
                 return self._after_close(ws, hello)
             self.outbox.receive(hello.data, time.monotonic())
+        self._greeted.set()
         writer = asyncio.create_task(self._write(ws))
         try:
             return await self._read(ws)

@@ -57,7 +57,11 @@ def parser() -> argparse.ArgumentParser:
         "--rate", type=_positive, default=100.0, metavar="R", help="events per second of the whole fleet together (default %(default)g)"
     )
     simulate.add_argument(
-        "--seconds", type=_seconds, default=0.0, metavar="S", help="how long to send; 0 is until Ctrl-C (default %(default)g)"
+        "--seconds",
+        type=_seconds,
+        default=0.0,
+        metavar="S",
+        help="how long to send once all are connected; 0 is until Ctrl-C (default %(default)g)",
     )
     simulate.add_argument("--seed", type=int, default=1, help="the same seed makes the same fleet (default %(default)s)")
     simulate.add_argument("--csv", type=Path, metavar="OUT", help="first write the fleet as CSV, for headrace context import")

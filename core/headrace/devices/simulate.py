@@ -18,6 +18,8 @@ TICK_S: Final = 0.005
 #: A device is offline once in OUTAGE_EVERY_S on average, for a time within OUTAGE_S; it sends afterwards what it collected.
 OUTAGE_EVERY_S: Final = 900.0
 OUTAGE_S: Final = (3.0, 20.0)
+#: The first handshakes have the server to themselves for so long; a server that is away is not waited for any longer.
+CONNECT_WAIT_S: Final = 10.0
 
 
 def intervals(devices: Sequence[SimulatedDevice], rate: float) -> list[float]:
@@ -36,6 +38,7 @@ class Simulation:
 
     async def feed(self, clients: Sequence[DeviceClient], stop: asyncio.Event) -> None:
         """Offer each device's reading when it is due; a full outbox skips it, and counts that. In the end all are online."""
+        await _all_connected(clients, stop)
         every = intervals(self._devices, self._rate)
         start = time.monotonic()
         due = [(start + self._random.uniform(0.0, every_s), index) for index, every_s in enumerate(every)]
@@ -56,3 +59,21 @@ class Simulation:
                     await stop.wait()
         for client in clients:
             client.come_back()
+
+
+async def _all_connected(clients: Sequence[DeviceClient], stop: asyncio.Event) -> None:
+    """Wait until every client has connected once, for CONNECT_WAIT_S at most."""
+
+    async def each() -> None:
+        for client in clients:
+            await client.connected()
+
+    waiting = [asyncio.create_task(each()), asyncio.create_task(_set(stop))]
+    await asyncio.wait(waiting, timeout=CONNECT_WAIT_S, return_when=asyncio.FIRST_COMPLETED)
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def _set(event: asyncio.Event) -> None:
+    await event.wait()
