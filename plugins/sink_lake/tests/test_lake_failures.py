@@ -219,6 +219,25 @@ def test_another_writer_publishes_what_a_dead_one_committed(tmp_path: Path) -> N
     assert positions(path) == list(range(1, 21))
 
 
+def test_opening_publishes_what_was_committed_for_queues_that_nobody_resumes(tmp_path: Path) -> None:
+    path = tmp_path / "lake"
+
+    def die(name: str) -> None:
+        if name == "sink_lake.after_commit":
+            raise OSError(5, "died here")
+
+    async def run() -> None:
+        one, two = make_lake(path, die), make_lake(path)
+        await one.open()
+        with pytest.raises(TransientError):
+            await store(one, span(1, 20))
+        await two.open()
+        await two.close()
+
+    asyncio.run(run())
+    assert positions(path) == list(range(1, 21))
+
+
 def test_an_error_behind_the_commit_keeps_the_roll(tmp_path: Path) -> None:
     path = tmp_path / "lake"
     broken = [True]

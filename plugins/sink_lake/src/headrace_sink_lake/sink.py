@@ -102,6 +102,7 @@ class SinkLake(Component):
     async def open(self) -> None:
         """Make the lake's folders, and finish or undo what a crash left there."""
         await self._in_thread("open", self._open)
+        self._healed()
 
     async def close(self) -> None:
         if self._ledger is not None:
@@ -135,9 +136,7 @@ class SinkLake(Component):
     async def sink_flush(self, key: RangeKey) -> None:
         with self._flush_seconds.time():
             await self._in_thread("flush", self._flush, key)
-        if self._degraded:
-            self._degraded = False
-            self.context.status("ok", "")
+        self._healed()
 
     @hookimpl
     async def sink_reset(self) -> None:
@@ -161,6 +160,11 @@ class SinkLake(Component):
         self.context.status("degraded", reason)
         self.context.log.warning("lake not usable", step=what, path=self._name, errno=number, error=str(error))
         return TransientError(reason)
+
+    def _healed(self) -> None:
+        if self._degraded:
+            self._degraded = False
+            self.context.status("ok", "")
 
     def _locked(self, work: Callable[..., T], *args: Any) -> T:
         with self._lock:

@@ -68,7 +68,8 @@ def open_store(path: str) -> Store:
     try:
         filesystem, inner = fs.FileSystem.from_uri(path)
     except pa.ArrowInvalid as error:
-        raise OSError(f"{without_secrets(path)} is no filesystem that pyarrow opens: {error}") from error
+        shown = without_secrets(path)  # pyarrow's text, and the error itself, have the whole URI
+        raise OSError(f"{shown} is no filesystem that pyarrow opens: {str(error).replace(path, shown)}") from None
     if isinstance(filesystem, fs.LocalFileSystem):
         return LocalStore(Path(inner))
     return ArrowStore(filesystem, inner, without_secrets(path))
