@@ -143,9 +143,13 @@ def test_page_finds_a_restarted_server_again_and_keeps_what_it_showed(chromium: 
             await page.wait_for("document.getElementById('state').dataset.phase === 'waiting'")
             assert "not connected" in await page.evaluate("document.getElementById('state-text').textContent")
             assert await page.evaluate(CARDS) == 9
-            async with serving(tmp_path, listen) as site, site.beating(12):
+            async with serving(tmp_path, listen) as site:
                 await page.wait_for("document.getElementById('state').dataset.phase === 'live'")
-                await page.wait_for(f"{CARDS} === 12")
+                await site.write(1, 77.0)
+                await page.wait_for("document.querySelector('.card dd').textContent === '77'")
+                assert await page.evaluate(CARDS) == 9
+                async with site.beating(12):
+                    await page.wait_for(f"{CARDS} === 12")
                 assert "Connected again after" in await page.evaluate("document.getElementById('notices').textContent")
 
     asyncio.run(scenario())

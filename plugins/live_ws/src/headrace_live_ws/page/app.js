@@ -14,7 +14,8 @@ const fleet = new Fleet();
 const grid = new Grid(get("fleet"));
 const form = get("filters");
 let accent = "";
-let followed = ""; // the filter of what is on the page
+let following = ""; // the filter that the server follows
+let shown = ""; // the filter of what is on the page
 
 // --- what the site tells
 
@@ -22,18 +23,10 @@ function onFrame(frame) {
   const now = Date.now();
   if (frame.heartbeat) fleet.clock(frame.heartbeat.time, now);
   else if (frame.events) takeEvents(frame.events, now, false);
-  else if (frame.snapshot) takeEvents(frame.snapshot, now, true);
+  else if (frame.snapshot) takeSnapshot(frame.snapshot, now);
   else if (frame.gap) onGap(frame.gap);
+  else if (frame.filter) following = JSON.stringify(frame.filter);
   else if (frame.error) notice(`The filter was refused: ${frame.error}.`);
-  else if (frame.filter) onFilter(JSON.stringify(frame.filter));
-}
-
-// After a reconnect the filter is the same, and what is on the page stays.
-function onFilter(filter) {
-  if (filter === followed) return;
-  followed = filter;
-  fleet.clear();
-  grid.clear();
 }
 
 function takeEvents(events, now, fromSnapshot) {
@@ -42,9 +35,19 @@ function takeEvents(events, now, fromSnapshot) {
   for (const device of fleet.evict()) grid.remove(device);
 }
 
+// A snapshot follows each connect and each answer to a filter. Under a new filter it says which devices stay, with their lines.
+// After a reconnect all stay: a server that was restarted knows less than this page.
+function takeSnapshot(events, now) {
+  if (following !== shown) {
+    const names = new Set(events.map((event) => event.device));
+    for (const device of fleet.keep(names)) grid.remove(device);
+  }
+  shown = following;
+  takeEvents(events, now, true);
+}
+
 function onGap(gap) {
   fleet.missed += gap.events;
-  fleet.arrived += gap.events;
   notice(`${count(gap.events)} events were left out (${gap.reason}).`);
 }
 

@@ -53,9 +53,15 @@ export class Fleet {
     this.known = { site: new Set(), class: new Set(), type: new Set() };
   }
 
-  // Forget the devices, not what the filters can offer.
-  clear() {
-    this.devices.clear();
+  // Forget all devices but these; returns the forgotten ones. What the filters can offer stays.
+  keep(names) {
+    const gone = [];
+    for (const device of this.devices.values()) {
+      if (names.has(device.name)) continue;
+      this.devices.delete(device.name);
+      gone.push(device);
+    }
+    return gone;
   }
 
   // How far this machine's clock seems to be ahead of the server's. Small differences are taken for the network's delay.

@@ -155,12 +155,6 @@ export class Grid {
     if (!this.cards.has(device.name)) this.waiting.set(device.name, device);
   }
 
-  clear() {
-    this.observer.disconnect();
-    this.root.replaceChildren();
-    for (const part of [this.sites, this.cards, this.waiting, this.dirty]) part.clear();
-  }
-
   remove(device) {
     const card = this.cards.get(device.name);
     this.waiting.delete(device.name);
