@@ -59,7 +59,12 @@ class Child:
             os.kill(self.pid, signal.SIGKILL)
 
     def wait(self) -> int:
-        """Its exit code; minus the signal's number when it was killed."""
+        """Its exit code; minus the signal's number when it was killed. AssertionError when it does not end."""
+        while self.exit_code is None and self.running():
+            if time.monotonic() - self.started > ROUND_TIMEOUT_S:
+                self.kill()
+                raise AssertionError(f"the process did not end within {ROUND_TIMEOUT_S:g} s:\n{self.log()}")
+            time.sleep(POLL_S * 4)
         if self.exit_code is None:
             self.exit_code = int(next(self._answers)["exit"])
         return self.exit_code
@@ -148,10 +153,6 @@ def kill_at_random(child: Child, journal: Journal, rng: random.Random, lines_max
 
 def finish(child: Child) -> None:
     """Wait for a child that must come to its end by itself."""
-    while child.running() and time.monotonic() - child.started < ROUND_TIMEOUT_S:
-        time.sleep(POLL_S * 10)
-    if child.running():
-        child.kill()
     code = child.wait()
     if code != 0:
         raise AssertionError(f"the process ended with {code}:\n{child.log()}")
