@@ -100,7 +100,9 @@ class Head:
         self._note(self._header, "header")
         for slot in range(READERS):
             self._load_reader(slot)
-        for cell in self._spans:
+        table = np.frombuffer(self.area.view[SPANS_AT : SPANS_AT + 2 * SPANS * SPAN_CELL], np.uint64).reshape(SPANS, -1)
+        for slot in np.flatnonzero(table.any(axis=1)).tolist():
+            cell = self._spans[slot]
             if value := cell.load(SPAN.size):
                 generation, first, last, name = SPAN.unpack(value)
                 self.spans.append(Span(generation, first, None if last == OPEN else last, uuid.UUID(bytes=name)))
@@ -115,6 +117,16 @@ class Head:
         """Bring all second copies up to date."""
         while self._changed:
             self._changed.pop().mirror()
+
+    def rewrite(self) -> None:
+        """Write again what readers and the newest queue id rest on. The page cache may hold changes whose sync failed, and
+        which the kernel takes for clean: nothing may be built on them before the medium has them."""
+        for reader in self.readers.values():
+            self.store_cursor(reader, reader.cursor)
+            self.store_plan(reader, reader.plan)
+        if self.spans:
+            self.store_span(self.spans[-1])
+        self.mirror()
 
     # --- readers ---
 

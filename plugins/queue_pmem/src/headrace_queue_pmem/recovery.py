@@ -60,6 +60,7 @@ class Report:
     damage: list[Damage] = field(default_factory=list)
     repairs: list[str] = field(default_factory=list)
     set_aside: list[tuple[str, str]] = field(default_factory=list)
+    unproven: list[Found] = field(default_factory=list)
 
 
 def recover(
@@ -69,8 +70,12 @@ def recover(
     report = Report()
     names = medium.names()
     segments, file_number = _segments(path, medium, names, report)
+    # Counted before empty ones are dropped: a dropped file may come back after a power loss, and must not meet its number.
+    segment_number = max((segment.header.number for segment in segments), default=0)
     head = _head(path, medium, names, options, report, bool(segments))
     ring = Ring(name, medium, head, options, marks, fault)
+    if not report.created:
+        head.rewrite()
     checkpoint = max((found for found in (unpack(medium.load(note)) for note in MARKS) if found), key=lambda found: found[1], default=None)
     if checkpoint is None and any(note in names for note in MARKS):
         report.repairs.append("both copies of the origin marks are damaged: they are made again from the frames that are here")
@@ -81,14 +86,26 @@ def recover(
     told += [span.last for span in head.spans if span.last is not None]
     told += [span.first - 1 for span in head.spans]
     upto = _log(ring, segments, report, max(told, default=0))
-    ring.take_segments(segments, upto, file_number)
+    ring.take_segments(segments, upto, file_number, segment_number)
+    resync(segments, report.unproven)
+    report.events = upto - min((reader.cursor for reader in head.readers.values()), default=ring.tail - 1)
+    return ring, report
+
+
+def resync(segments: list[Segment], unproven: list[Found]) -> None:
+    """Make durable what was recovered: the page cache may hold frames that the disk does not, and nobody may see those.
+
+    Frames of which no later one says that they were committed are written again: when their sync failed, the kernel took
+    their pages for clean, and a sync alone would write nothing.
+    """
+    for piece in unproven:
+        if piece.segment.writer is not None:
+            content = bytes(piece.segment.writer.view[piece.offset : piece.offset + piece.length])
+            piece.segment.writer.write(piece.offset, content, piece.length)
     for segment in segments:
-        # The page cache may hold frames that the disk does not: nobody may see them before the medium has them.
         area = segment.writer or segment.area
         if area is not None and segment.end > SEGMENT_DATA_AT:
             area.persist(0, segment.end)
-    report.events = upto - min((reader.cursor for reader in head.readers.values()), default=ring.tail - 1)
-    return ring, report
 
 
 # --- the head ------------------------------------------------------------------------------------------------------------
@@ -177,11 +194,11 @@ def _segments(path: str, medium: Medium, names: list[str], report: Report) -> tu
         if damaged:
             report.repairs.append(f"{name}: one copy of its header is damaged")
         found.append(Segment(name, header, SEGMENT_DATA_AT, header.base - 1, area=area))
-    found.sort(key=lambda segment: (segment.header.number, segment.name))
+    found.sort(key=lambda segment: (segment.header.number, segment.header.generation, segment.header.created_us))
     kept: list[Segment] = []
     for segment in found:
-        if kept and (segment.header.number == kept[-1].header.number or segment.base < kept[-1].base):
-            _set_aside(medium, segment.name, f"it repeats segment {kept[-1].name}", report)
+        if kept and segment.header.nonce == kept[-1].header.nonce:
+            _set_aside(medium, segment.name, f"it is a copy of segment {kept[-1].name}", report)
         else:
             kept.append(segment)
     return kept, file_number
@@ -199,18 +216,19 @@ def _log(ring: Ring, segments: list[Segment], report: Report, told: int) -> int:
     """Fill in what the segments hold; return the last position that is held, or that somebody was told is."""
     head = ring.head
     spans = {span.generation: span for span in head.spans}
-    found: list[Found] = []
-    for index, segment in enumerate(segments):
+    scanned: dict[str, list[Found]] = {}
+    for segment in segments:
         area = segment.area
         assert area is not None
-        limit = segments[index + 1].base - 1 if index + 1 < len(segments) else OPEN
         _learn_span(spans, segment.header.generation, segment.base, uuid.UUID(bytes=segment.header.queue_id))
         end = segment.header.data_end
         if read_seal(segment, area):
             told, end = max(told, segment.last), segment.end
             if segment.last <= ring.checkpoint_upto:
                 continue
-        found += scan(segment, area, spans, limit, end)
+        scanned[segment.name] = scan(segment, area, spans, end)
+    _supersede(ring.medium, segments, scanned, report)
+    found = [piece for segment in segments for piece in scanned.get(segment.name, ())]
     for generation in sorted(spans.keys() - {span.generation for span in head.spans}):
         report.repairs.append(f"queue id {spans[generation].id} was missing from the head: learned from the log")
         head.store_span(spans[generation])
@@ -225,6 +243,8 @@ def _log(ring: Ring, segments: list[Segment], report: Report, told: int) -> int:
             if piece.first > reached + 1 and not piece.segment.sealed and reached >= piece.segment.base:
                 report.damage.append(Damage(piece.segment.name, piece.offset, 0, reached + 1, piece.first - 1, "lost"))
             _take(ring, piece)
+            if not committed and piece.last > told:
+                report.unproven.append(piece)
         elif committed or (piece.first <= piece.last <= told):
             reason = "header" if piece.header is None else "body"
             assert piece.segment.area is not None
@@ -239,6 +259,27 @@ def _log(ring: Ring, segments: list[Segment], report: Report, told: int) -> int:
     reached = max([reached, *(segment.last for segment in segments if segment.sealed)])
     _end(ring, segments, reached, told, report)
     return max(reached, told)
+
+
+def _supersede(medium: Medium, segments: list[Segment], scanned: dict[str, list[Found]], report: Report) -> None:
+    """Where segments speak of the same positions, the one that was begun later is right; those left without a frame go.
+
+    Such are begun when a commit failed and was made again, or removed files that came back after a power loss.
+    """
+    base = OPEN
+    kept: list[Segment] = []
+    for segment in reversed(segments):
+        pieces = scanned.get(segment.name)
+        if pieces is not None and not segment.sealed:
+            pieces = scanned[segment.name] = [piece for piece in pieces if piece.first < base and piece.last < base]
+        if segment.sealed or any(piece.header for piece in pieces or ()):
+            kept.append(segment)
+            base = min(base, segment.base)
+        elif base != OPEN and any(piece.length for piece in pieces or ()):
+            _set_aside(medium, segment.name, "none of its frames is readable", report)
+        else:
+            medium.remove(segment.name)
+    segments[:] = reversed(kept)
 
 
 def _take(ring: Ring, piece: Found) -> None:
@@ -273,7 +314,7 @@ def _end(ring: Ring, segments: list[Segment], reached: int, told: int, report: R
         segments[-1].writable = False
 
 
-def scan(segment: Segment, area: Area, spans: dict[int, Span], limit: int, end: int) -> list[Found]:
+def scan(segment: Segment, area: Area, spans: dict[int, Span], end: int) -> list[Found]:
     """All frames of a segment that belong to a known queue id, and what lies between them, in order."""
     found: list[Found] = []
     end = min(end, area.size)
@@ -284,11 +325,11 @@ def scan(segment: Segment, area: Area, spans: dict[int, Span], limit: int, end: 
             start = offset + LINE
             generation, first, _last, name = SPAN.unpack(bytes(area.view[start : start + SPAN.size]))
             _learn_span(spans, generation, first, uuid.UUID(bytes=name))
-        if header is not None and accepted(header, spans, expected, limit) and offset + header.size <= end:
+        if header is not None and accepted(header, spans, expected) and offset + header.size <= end:
             found.append(Found(segment, offset, header.size, header.first, header.last, header, body_intact(area.view, offset, header)))
             offset, expected = offset + header.size, max(header.last + 1, expected)
             continue
-        behind = _next_accepted(area, offset + LINE, end, nonce, spans, expected, limit)
+        behind = _next_accepted(area, offset + LINE, end, nonce, spans, expected)
         if behind is None:
             break
         later = read_header(area.view, behind, nonce)
@@ -298,21 +339,21 @@ def scan(segment: Segment, area: Area, spans: dict[int, Span], limit: int, end: 
     return found
 
 
-def accepted(header: FrameHeader, spans: dict[int, Span], expected: int, limit: int) -> bool:
+def accepted(header: FrameHeader, spans: dict[int, Span], expected: int) -> bool:
     """Whether a frame is part of the log: its generation is known, and its positions are ones that this id was given.
 
     Frames beyond the recorded end of their id are what a crash left behind: never acknowledged, and not to come back.
     """
     span = spans.get(header.generation)
-    if span is None or header.first < span.first or header.first < expected or header.last > limit:
+    if span is None or header.first < span.first or header.first < expected:
         return False
     return span.last is None or (header.last <= span.last and header.first <= span.last + 1)
 
 
-def _next_accepted(area: Area, start: int, end: int, nonce: int, spans: dict[int, Span], expected: int, limit: int) -> int | None:
+def _next_accepted(area: Area, start: int, end: int, nonce: int, spans: dict[int, Span], expected: int) -> int | None:
     while (found := find_header(area.view, start, end, nonce)) is not None:
         header = read_header(area.view, found, nonce)
-        if header is not None and accepted(header, spans, expected, limit):
+        if header is not None and accepted(header, spans, expected):
             return found
         start = found + LINE
     return None

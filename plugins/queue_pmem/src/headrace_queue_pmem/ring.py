@@ -6,6 +6,8 @@ Locks, in the order in which they may be taken: `commit_lock` (one commit at a t
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import secrets
 import threading
 import time
@@ -27,6 +29,7 @@ from headrace_queue_pmem.segment import Segment, begin, data_end, prepare
 SEGMENT_PREFIX: Final = "segment-"
 #: Kept free in each segment for the frame that names a new queue id.
 SPAN_FRAME_BYTES: Final = 4 * LINE
+DISK_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 NIL: Final = uuid.UUID(int=0)
 
 
@@ -114,12 +117,14 @@ class Ring:
         self._span_named = False  # whether the log holds the frame that names `span`
         self._capacity = data_end(medium.usable(options.segment_bytes)) - SEGMENT_DATA_AT - SPAN_FRAME_BYTES
         self._file_number = 0
+        self._segment_number = 0
         self.view_bytes = 0
         self.views_freed: deque[int] = deque()
 
-    def take_segments(self, segments: list[Segment], upto: int, file_number: int) -> None:
+    def take_segments(self, segments: list[Segment], upto: int, file_number: int, segment_number: int) -> None:
         """Start from what recovery found."""
         self.segments, self.upto, self.next, self._file_number = segments, upto, upto + 1, file_number
+        self._segment_number = segment_number
         if segments:
             self._write_at = segments[-1].end
         self._replan(())
@@ -205,7 +210,12 @@ class Ring:
                 active.writable = False
             self._write_at = active.end if active else SEGMENT_DATA_AT
         for segment in dropped:
-            # Its base may be a position that is given to somebody else now: it must not be found again.
+            # Its base may be a position that is given to somebody else now: it must not be found again. Where the device
+            # refuses even this, recovery prefers the segment that was begun later.
+            with contextlib.suppress(OSError):
+                if segment.writer is not None:
+                    prepare(segment.writer)
+            segment.unmap()
             self.medium.remove(segment.name)
 
     def _write(self, entries: Sequence[Entry]) -> None:
@@ -219,13 +229,16 @@ class Ring:
         for entry in entries:
             placed.append(self._place(entry, touched))
         self.fault("queue_pmem.after_write")
-        for part in touched:
-            self._writer(part.segment).persist(part.start, part.end - part.start)
+        self._make_durable(touched)
         # Durable from here on: only now may readers, marks and acknowledgements speak of it.
         self.fault("queue_pmem.after_persist")
         with self.lock:
             self._span_named = True
             self._publish(placed)
+
+    def _make_durable(self, touched: list[_Touched]) -> None:
+        for part in touched:
+            self._writer(part.segment).persist(part.start, part.end - part.start)
 
     def _publish(self, placed: list[tuple[Entry, Segment, int]]) -> None:
         entry, segment, offset = placed[0]
@@ -262,7 +275,9 @@ class Ring:
     def _advance(self, base: int) -> Segment:
         """Begin the next segment: the spare one, or one made on the spot. QueueFull when the disk has no room for it."""
         name, area = self._take_spare()
-        number = self.segments[-1].header.number + 1 if self.segments else 1
+        # Never the number of one that was dropped: its file may come back after a power loss.
+        self._segment_number += 1
+        number = self._segment_number
         assert self.span is not None
         header = begin(area, number, secrets.randbits(64), base, self.span.generation, self.span.id, _now_us())
         segment = Segment(name, header, SEGMENT_DATA_AT, base - 1, writer=area)
@@ -278,15 +293,22 @@ class Ring:
         return spare or self.make_spare()
 
     def make_spare(self) -> tuple[str, Area]:
-        """A fresh segment file that is of nobody's use yet. QueueFull when the disk is full."""
+        """A fresh segment file that is of nobody's use yet. QueueFull when the disk is full; OSError when it fails otherwise."""
         with self.lock:
             self._file_number += 1
             name = f"{SEGMENT_PREFIX}{self._file_number:08d}"
         try:
             area = self.medium.create(name, self.options.segment_bytes)
-            prepare(area)
         except OSError as error:
-            raise self.full(f"no further segment of {self.options.segment_bytes} bytes: {error}") from error
+            if error.errno not in DISK_FULL:
+                raise
+            raise self.full(f"no room on the disk for a further segment of {self.options.segment_bytes} bytes: {error}") from error
+        try:
+            prepare(area)
+        except OSError:
+            area.close()
+            self.medium.remove(name)
+            raise
         return name, area
 
     def _begin_span(self, first: int) -> None:

@@ -138,7 +138,7 @@ def _spare(ring: Ring) -> None:
         return
     try:
         spare = ring.make_spare()
-    except QueueFull:
+    except (QueueFull, OSError):
         return  # the append that needs it will say so
     with ring.lock:
         if ring.spare is None:

@@ -1,0 +1,204 @@
+"""Random histories of a ring with an oracle that knows what was promised. Used by the power-loss tests and their mutants.
+
+One sender feeds the queue as a link would: it numbers its events, sends from the queue's mark on, and sends again what was
+not acknowledged, with a new body each time. So at any time the events in the queue must be 1, 2, 3, ... without a hole or a
+double, each with the body that was acknowledged, and position n holds number n.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+from shadow import PowerLoss, ShadowMedium
+
+from headrace import RAW_SCHEMA, Origin, QueueFull, origin_batch
+from headrace.position import ORIGIN_MISSING
+from headrace_queue_pmem import reading, upkeep
+from headrace_queue_pmem.frame import encode
+from headrace_queue_pmem.marks import Marks, marks_of
+from headrace_queue_pmem.recovery import recover
+from headrace_queue_pmem.ring import Options, Ring
+
+SEGMENT = 32 << 10
+OPTIONS = Options(SEGMENT, 6 * SEGMENT)
+SENDER = "upstream/0"
+IDLE = "idle/0"  # an origin that speaks up rarely: its mark must outlive its frames
+
+
+class Violated(AssertionError):
+    """A promise was broken."""
+
+
+def check(condition: bool, what: str) -> None:
+    if not condition:
+        raise Violated(what)
+
+
+@dataclass
+class History:
+    """One queue's life over several crashes."""
+
+    seed: int
+    unit: str = "lines"
+    fixed: bool = True  # all frames of one size: stale ones line up with new ones
+    bodies: dict[int, bytes] = field(default_factory=dict)  # number -> body, of everything that is promised
+    names: dict[tuple[str, int], bytes] = field(default_factory=dict)  # (queue id, position) -> body, once it was visible
+    released: int = 0
+    attempts: int = 0
+    crashes: int = 0
+
+    def __post_init__(self) -> None:
+        self.random = random.Random(self.seed)
+        self.medium = ShadowMedium(self.seed, self.unit)
+        self.idle_sent = self.idle_acked = 0
+        self.flight: dict[int, set[bytes]] = {}  # number -> bodies that were sent and not acknowledged
+
+    def run(self, crashes: int) -> None:
+        """Live until so many power losses have been survived."""
+        for _ in range(crashes):
+            self.medium.crash_in = self.random.randrange(60)
+            try:
+                self._live()
+            except PowerLoss:
+                self.crashes += 1
+                if self.random.random() < 0.3:
+                    self.medium.kill()
+                else:
+                    self.medium.crash()
+            self.medium.fail_next = 0
+        self.medium.crash_in = None
+        self._recovered(self._open())
+
+    def _live(self) -> None:
+        ring = self._open()
+        self._recovered(ring)
+        for _ in range(400):
+            choice = self.random.random()
+            if choice < 0.6:
+                self._append(ring)
+            elif choice < 0.75:
+                self._read(ring)
+            elif choice < 0.85:
+                self._release(ring)
+            elif choice < 0.95:
+                with contextlib.suppress(OSError):  # the next pass tries again
+                    upkeep.upkeep(ring)
+            elif choice < 0.97:
+                with contextlib.suppress(OSError):
+                    upkeep.close(ring)
+                self.medium.fail_next = 0
+                ring = self._open()
+                self._recovered(ring)
+            elif choice < 0.98:
+                self.medium.fail_next = self.random.choice((1, 1, 1, 3))
+
+    def _open(self) -> Ring:
+        ring, _report = recover("sim", "shadow", self.medium, OPTIONS, Marks(8, 8, 8))
+        return ring
+
+    def _recovered(self, ring: Ring) -> None:
+        """After an open: all that was promised is here, and nothing that was never sent."""
+        if "lake" not in ring.head.readers:
+            check(not self.released, "the reader is lost")
+            ring.open_reader("lake", "oldest")
+        cursor = ring.head.readers["lake"].cursor
+        check(cursor <= self.released, f"cursor {cursor} is newer than what was released, {self.released}")
+        mark = ring.marks.position(SENDER) or 0
+        promised = max(self.bodies, default=0)
+        check(mark >= promised, f"mark {mark} is older than the last acknowledged event {promised}")
+        check(ring.upto == mark, f"mark {mark} and last position {ring.upto} differ")
+        idle = ring.marks.position(IDLE) or 0
+        check(self.idle_acked <= idle <= self.idle_sent, f"idle mark {idle}, acknowledged {self.idle_acked}, sent {self.idle_sent}")
+        self.idle_acked = idle
+        # What was in flight may have survived. From now on it is visible, and promised as well.
+        seen = self._all(ring, cursor)
+        for number, body in seen.items():
+            if number in self.bodies:
+                check(body == self.bodies[number], f"event {number} changed")
+            else:
+                check(body in self.flight.get(number, ()), f"event {number} was never sent like this: {body!r}")
+                self.bodies[number] = body
+        for number in range(cursor + 1, mark + 1):
+            check(number in seen, f"event {number} of {mark} is gone")
+        self.flight = {}
+
+    def _all(self, ring: Ring, after: int) -> dict[int, bytes]:
+        found: dict[int, bytes] = {}
+        while (part := reading.read(ring, "lake", after, 50, 1 << 16)) is not None:
+            check(not part.missing, f"a gap was declared: {part.missing}")
+            check(part.first == after + 1, "a read did not begin where it was told")
+            assert part.batch is not None
+            for position, payload in enumerate(part.batch["payload"].to_pylist(), part.first):
+                number = int(payload.split(b"|")[0])
+                check(number == position, f"position {position} holds event {number}")
+                known = self.names.setdefault((part.queue_id, position), payload)
+                check(known == payload, f"{part.queue_id}/{position} names two events")
+                found[number] = payload
+            after = part.last
+        return found
+
+    def _append(self, ring: Ring) -> None:
+        entries = []
+        for _ in range(self.random.choice((1, 1, 2, 3))):
+            count = 2 if self.fixed else self.random.randrange(1, 6)
+            first = (ring.marks.staged(SENDER) or 0) + 1
+            bodies = {number: self._body(number) for number in range(first, first + count)}
+            origins = [Origin(SENDER, first, first + count - 1)]
+            if self.random.random() < 0.03:
+                self.idle_sent += 1
+                origins.append(Origin(IDLE, self.idle_sent, self.idle_sent, count, ORIGIN_MISSING))
+            entry = encode(_batch(list(bodies.values())), origin_batch(origins), 1)
+            entry.marks = marks_of(origin_batch(origins))
+            try:
+                ring.reserve(entry)
+            except QueueFull:
+                break
+            for number, body in bodies.items():
+                self.flight.setdefault(number, set()).add(body)
+            entries.append((entry, bodies))
+        if not entries:
+            return
+        try:
+            ring.commit([entry for entry, _ in entries])
+        except Exception:
+            ring.give_up([entry for entry, _ in entries])
+            return
+        self.idle_acked = max([self.idle_acked, *(mark.last for entry, _ in entries for mark in entry.marks if mark.id == IDLE)])
+        for entry, bodies in entries:
+            check(list(bodies) == list(range(entry.first, entry.last + 1)), "positions do not follow the order of the calls")
+            self.bodies.update(bodies)
+
+    def _body(self, number: int) -> bytes:
+        self.attempts += 1
+        size = 30 if self.fixed else self.random.randrange(10, 400)
+        return (
+            b"%d|%d|" % (number, self.attempts)
+            + self.random.randbytes(size).hex().encode().ljust(60, b".")[: 60 if self.fixed else 2 * size]
+        )
+
+    def _read(self, ring: Ring) -> None:
+        part = reading.read(ring, "lake", self.random.randint(self.released, max(ring.upto, self.released)), 10, 1 << 16)
+        if part is not None and part.batch is not None:
+            for position, payload in enumerate(part.batch["payload"].to_pylist(), part.first):
+                check(payload == self.bodies.get(position), f"position {position} was read as {payload!r}")
+
+    def _release(self, ring: Ring) -> None:
+        upto = self.random.randint(self.released, max(self.bodies, default=0))
+        if upto > self.released:
+            # The oracle knows first: the cursor may be durable before the call returns.
+            self.released = upto
+            ring.release("lake", upto)
+
+
+def _batch(bodies: list[bytes]) -> pa.RecordBatch:
+    columns: dict[str, Any] = {
+        "device": ["d"] * len(bodies),
+        "received": [0] * len(bodies),
+        "encoding": [1] * len(bodies),
+        "payload": bodies,
+    }
+    return pa.RecordBatch.from_pydict(columns, schema=RAW_SCHEMA)
