@@ -230,10 +230,18 @@ def test_budget_serves_the_narrowest_subscription_first_and_counts_what_the_othe
         ("null", "", (), False),
         ("https://ops.example", "127.0.0.1:8081", ("https://ops.example",), True),
         ("https://evil.example", "127.0.0.1:8081", ("*",), True),
+        ("http://[::1]:8081", "[::1]:8081", (), True),
+        ("http://rebound.example:8081", "rebound.example:8081", (), False),
+        ("http://proxied.example", "proxied.example", ("http://proxied.example",), True),
     ],
 )
-def test_origin_is_the_same_or_allowed(origin: str | None, host: str, allowed: tuple[str, ...], expected: bool) -> None:
-    assert origin_allowed(origin, host, allowed) is expected
+def test_origin_on_loopback_is_the_same_or_listed(origin: str | None, host: str, allowed: tuple[str, ...], expected: bool) -> None:
+    assert origin_allowed(origin, host, allowed, loopback=True) is expected
+
+
+def test_name_of_a_server_beyond_loopback_is_its_own_origin() -> None:
+    assert origin_allowed("http://plant.example:8081", "plant.example:8081", (), loopback=False)
+    assert not origin_allowed("http://other.example:8081", "plant.example:8081", (), loopback=False)
 
 
 def test_listen_addresses() -> None:

@@ -83,7 +83,8 @@ class Server:
 
     async def _live(self, request: web.Request) -> web.StreamResponse:
         origin = request.headers.get("Origin")
-        if not origin_allowed(origin, request.host, self._config.origins_allowed):
+        loopback = is_loopback(host_and_port(self._config.listen)[0])
+        if not origin_allowed(origin, request.host, self._config.origins_allowed, loopback=loopback):
             return self._refuse(403, "origin", f"pages of {origin} may not connect; add it to origins_allowed")
         if self._draining:
             return self._refuse(503, "draining", "the service restarts")
@@ -137,9 +138,16 @@ class Server:
         return web.json_response({"error": text}, status=status, headers=headers)
 
 
-def origin_allowed(origin: str | None, host: str, allowed: Iterable[str]) -> bool:
-    """Whether a page of that origin may connect. Programs send no Origin; browsers always do, and pages cannot change it."""
-    return origin is None or "*" in allowed or origin in allowed or urlsplit(origin).netloc.lower() == host.lower() != ""
+def origin_allowed(origin: str | None, host: str, allowed: Iterable[str], *, loopback: bool) -> bool:
+    """Whether a page of that origin may connect: one that is listed, or was loaded from this server (`host` of the request).
+
+    Programs send no Origin; browsers always do, and pages cannot change it. On loopback a name other than localhost does
+    not count as this server: a stranger's name may resolve to 127.0.0.1 (DNS rebinding).
+    """
+    if origin is None or "*" in allowed or origin in allowed:
+        return True
+    same = urlsplit(origin).netloc.lower() == host.lower() != ""
+    return same and (not loopback or is_loopback(urlsplit(f"//{host}").hostname or ""))
 
 
 def host_and_port(listen: str) -> tuple[str, int]:
