@@ -313,6 +313,31 @@ def test_drain_gives_up_at_its_deadline_without_an_ack(kit: SimpleNamespace) -> 
     asyncio.run(scenario())
 
 
+def test_devices_that_connect_while_it_drains_hold_up_nothing(kit: SimpleNamespace) -> None:
+    async def storm(site: Any) -> None:
+        while not site.task.done():
+            try:
+                async with site.connect() as ws:
+                    await ws.send(event(1))
+                    await ws.recv()
+            except (OSError, websockets.WebSocketException):
+                await asyncio.sleep(0)
+
+    async def scenario() -> None:
+        async with kit.running() as site:
+            clients = [asyncio.create_task(storm(site)) for _ in range(20)]
+            await kit.until(lambda: site.metric("ingest_acked_events_total") > 100)
+            await site.component.drain(10.0)
+            await asyncio.wait_for(site.task, 5)
+            await asyncio.gather(*clients)
+            assert site.metric("ingest_connections") == 0
+            opened = site.metric("ingest_connections_opened_total")
+            codes = ("1000", "1005", "1006", "1012")
+            assert sum(site.metric("ingest_connections_closed_total", code=code) for code in codes) == opened
+
+    asyncio.run(scenario())
+
+
 def test_drain_before_serving_and_close_without_open_do_nothing(kit: SimpleNamespace) -> None:
     async def scenario() -> None:
         async with kit.running() as site:

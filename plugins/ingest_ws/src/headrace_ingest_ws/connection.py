@@ -61,6 +61,7 @@ class Connection:
         # Set whenever the session moved or the connection ends; who waits looks again.
         self._moved = asyncio.Event()
         self._finishing, self._ended = False, asyncio.Event()
+        self._end_at_once: tuple[int, str] | None = None  # asked to finish while the upgrade was under way
         self._reading = False
         self._heard = True
         self._silent_since = self._stalled_since = now
@@ -77,6 +78,9 @@ class Connection:
         try:
             if self._socket.ws_protocol == SUBPROTOCOL:
                 self._write(text_frame(hello()))
+            if self._end_at_once is not None:
+                await self.finish(*self._end_at_once)
+                return self._socket
             await self._read()
             if self._finishing:
                 await self._ended.wait()  # aiohttp hangs up when this handler returns
@@ -91,15 +95,15 @@ class Connection:
         intake, session, receive = self._intake, self._session, self._socket.receive
         turn = 0
         while True:
-            if intake.full or not session.open:
-                await self._wait_to_read()
+            if not session.open:
+                await self._window_open()
             self._reading = True
             message = await receive()
             self._reading, self._heard = False, True
             kind = message.type
             if kind is WSMsgType.TEXT or kind is WSMsgType.BINARY:
                 if intake.full:
-                    await intake.room()  # it filled up while this message was on its way
+                    await intake.room()  # one message is held, and no further one read
                 if not (self._refusing or intake.stopped) and not self._take(kind is WSMsgType.TEXT, message.data):
                     await self.finish(CLOSE_NOT_TEXT, "not UTF-8")
                     return
@@ -115,14 +119,11 @@ class Connection:
             elif kind is not WSMsgType.PONG:
                 return
 
-    async def _wait_to_read(self) -> None:
-        """Wait for room in the intake and in the window; the ack that opens the window is written by `_flush`."""
-        while not self._gone and (self._intake.full or not self._session.open) and not self._intake.stopped:
+    async def _window_open(self) -> None:
+        """Wait for the ack that opens the window; `_flush` writes it."""
+        while not (self._session.open or self._gone):
             self._moved.clear()
-            if self._intake.full:
-                await self._intake.room()
-            else:
-                await self._moved.wait()
+            await self._moved.wait()
 
     def _take(self, is_text: bool, payload: bytes) -> bool:
         """Count one message and hand it to the intake; False when it breaks the WebSocket protocol itself."""
@@ -210,8 +211,11 @@ class Connection:
         if self._finishing:
             await self._ended.wait()
             return
-        self._finishing = True
         self.refuse_from_now_on()
+        if self._transport is None:
+            self._end_at_once = (code, reason)
+            return
+        self._finishing = True
         try:
             await self._socket.close(code=code, message=reason.encode()[:123])
         finally:

@@ -159,7 +159,8 @@ class Intake:
         self._peers = {}
         self._unsettled += 1
         self._work.clear()
-        self._room.set()
+        if not self.paused:
+            self._room.set()
         return commit
 
     def _pause(self, error: QueueFull) -> None:

@@ -116,6 +116,12 @@ class Server:
             status, refusal = 413, Refusal(TOO_LARGE, f"expected a body of at most {self._config.post_bytes_max} bytes")
         except web.HTTPException as error:
             status, refusal = error.status, Refusal("http_error", error.reason)
+        except (ConnectionError, asyncio.CancelledError):
+            raise  # the client left
+        except Exception as error:
+            self._counters.request_refused(500)
+            self._log.exception("request failed", error, path=request.path[:200])
+            raise
         self._counters.request_refused(status)
         self._log.warning("request refused", status=status, code=refusal.code, reason=refusal.reason, path=request.path[:200])
         return self._error(status, refusal)

@@ -30,11 +30,6 @@ class Session:
         return self.count - self.acked < self.window
 
     @property
-    def settled(self) -> bool:
-        """True when every message so far is durable or was refused."""
-        return self._settled == self.count
-
-    @property
     def quiet(self) -> bool:
         """True when every message so far has its ack handed out."""
         return self.acked == self.count
