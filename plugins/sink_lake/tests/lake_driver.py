@@ -132,7 +132,7 @@ async def drive(lake: SinkLake, queue_id: str, total: int, roll: int, seed: int)
     position = await lake.sink_resume(queue_id) or 0
     while position < total:
         end = min(total, position + chance.randint(1, 2 * roll))
-        keys = []
+        keys: list[RangeKey] = []
         for last in sorted({end, *(chance.randint(position + 1, end) for _ in range(2))}):
             first = keys[-1].last + 1 if keys else position + 1
             # The queue says what is missing: the same positions at every reading.

@@ -181,7 +181,7 @@ def test_opening_leaves_the_files_of_a_writer_that_may_be_alive(tmp_path: Path) 
     def meanwhile(name: str) -> None:
         if name == "sink_lake.after_fsync":
             asyncio.run(two.open())
-            asyncio.run(two.sink_resume("q"))  # type: ignore[arg-type]
+            asyncio.run(two.sink_resume("q"))
 
     async def run() -> None:
         one = make_lake(path, meanwhile)

@@ -77,10 +77,12 @@ def test_default_partitions_are_class_and_utc_date_of_the_time(tmp_path: Path) -
 
 
 def test_partition_keys_may_be_any_context_fields_and_the_hour(tmp_path: Path) -> None:
-    batch = events(span(1, 2), {"t": [1.0, 2.0]}, {"site": ["s1", "s2"], "floor": [3, None]}, [START_US, START_US + 3_600_000_000])
-    stored(tmp_path / "lake", batch, partition_by=("site", "floor", "hour", "absent"))
+    batch = events(
+        span(1, 2), {"t": [1.0, 2.0]}, {"site": ["s1", "s2"], "floor": [3, None], "a.b": ["x", "y"]}, [START_US, START_US + 3_600_000_000]
+    )
+    stored(tmp_path / "lake", batch, partition_by=("site", "floor", "hour", "absent", "a.b"))
     folders = {str(file.parent.relative_to(tmp_path / "lake")) for file in files(tmp_path / "lake")}
-    assert folders == {"site=s1/floor=3/hour=14/absent=unknown", "site=s2/floor=unknown/hour=15/absent=unknown"}
+    assert folders == {"site=s1/floor=3/hour=14/absent=unknown/a.b=x", "site=s2/floor=unknown/hour=15/absent=unknown/a.b=y"}
 
 
 def test_no_partition_keys_put_the_files_into_the_root(tmp_path: Path) -> None:
@@ -163,6 +165,23 @@ def test_batches_of_one_partition_are_joined_by_name(tmp_path: Path) -> None:
     assert rows[2] == ({"a": None, "b": None}, {"class": "c", "site": "s"})
 
 
+NAMES = [("", "_"), ("a\0b", "a\ufffdb"), ("a.b", "a.b"), ("ключ", "ключ"), ('"q"', '"q"'), ("_empty", "_empty")]
+
+
+@pytest.mark.parametrize(("name", "stored_as"), NAMES)
+def test_any_name_of_a_reading_can_be_read_beside_others(tmp_path: Path, name: str, stored_as: str) -> None:
+    first = events(span(1, 2), {name: [1.0, None], "t": [5.0, 6.0]}, {"class": ["a", "b"]})
+    context = pa.array([None, {"class": "b"}], first.schema.field("context").type)
+    stored(tmp_path / "lake", first.set_column(4, first.schema.field("context"), context), events(span(3, 3), {"t": [7.0]}))
+    rows = read(tmp_path / "lake", "select readings from lake order by position")
+    assert [row[0] for row in rows] == [{"t": 5.0, stored_as: 1.0}, {"t": 6.0, stored_as: None}, {"t": 7.0, stored_as: None}]
+
+
+def test_names_that_would_become_the_same_stay_apart(tmp_path: Path) -> None:
+    stored(tmp_path / "lake", events(span(1, 1), {"": [1.0], "_": [2.0], "a\0": [3.0], "a\ufffd": [4.0]}))
+    assert read(tmp_path / "lake", "select readings from lake") == [({"__": 1.0, "_": 2.0, "a\ufffd_": 3.0, "a\ufffd": 4.0},)]
+
+
 def test_readings_whose_types_clash_go_to_files_of_their_own(tmp_path: Path) -> None:
     day = [START_US]
     stored(
@@ -201,7 +220,7 @@ def test_more_partitions_than_allowed_share_one_and_lose_nothing(tmp_path: Path)
         key = span(1, 500)
         await store(lake, key, (key, events(key, {"n": [1.0] * 500}, {"class": [f"c{i}" for i in range(500)]}, [START_US] * 500)))
         await lake.close()
-        return lake._overflow._value.get()
+        return float(lake._overflow._value.get())
 
     assert asyncio.run(run()) == 490
     assert positions(tmp_path / "lake") == list(range(1, 501))

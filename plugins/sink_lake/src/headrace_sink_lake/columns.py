@@ -48,6 +48,31 @@ def duplicate_names(schema: pa.Schema) -> list[str]:
     return sorted({name for name in names if names.count(name) > 1}) if len(names) != len(set(names)) else []
 
 
+def readable(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The same rows, with names of readings and context that every reader takes."""
+    for index in map(EVENT_COLUMNS.index, STRUCTS):
+        array, field = batch.column(index), batch.schema.field(index)
+        stored = _stored_names(field.type)
+        if stored != field.type:
+            children = [array.field(number) for number in range(stored.num_fields)]
+            mask = array.is_null() if array.null_count else None
+            array = pa.StructArray.from_arrays(children, fields=list(stored), mask=mask)
+            batch = batch.set_column(index, field.with_type(stored), array)
+    return batch
+
+
+@functools.lru_cache(maxsize=256)
+def _stored_names(struct: pa.StructType) -> pa.StructType:
+    # One file with a child named "" makes DuckDB 2.0 refuse the whole lake; it cuts a name at a NUL.
+    names: list[str] = []
+    for field in struct:
+        name = field.name.replace("\0", "\ufffd") or "_"
+        while name in names or (name != field.name and struct.get_field_index(name) >= 0):
+            name += "_"
+        names.append(name)
+    return pa.struct([field.with_name(name) for field, name in zip(struct, names, strict=True)])
+
+
 @functools.lru_cache(maxsize=256)
 def merge(one: pa.StructType, other: pa.StructType) -> pa.StructType | None:
     """The struct type that holds both, children in the order of their first appearance; None where their types clash."""

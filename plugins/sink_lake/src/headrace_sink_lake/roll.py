@@ -47,7 +47,7 @@ class Roll:
             return
         numbers, parts = partition(batch, self._config.partition_by)
         self._partitions.append(np.array([self._number(part) for part in parts])[numbers])
-        self._batches.append(columns.copied(batch))
+        self._batches.append(columns.copied(columns.readable(batch)))
         self.rows += batch.num_rows
         self._buffered_bytes += batch.nbytes
         if self._buffered_bytes > self._config.buffer_bytes_max:
