@@ -175,10 +175,7 @@ class History:
     def _body(self, number: int) -> bytes:
         self.attempts += 1
         size = 30 if self.fixed else self.random.randrange(10, 400)
-        return (
-            b"%d|%d|" % (number, self.attempts)
-            + self.random.randbytes(size).hex().encode().ljust(60, b".")[: 60 if self.fixed else 2 * size]
-        )
+        return b"%d|%d|" % (number, self.attempts) + self.random.randbytes(size).hex().encode()
 
     def _read(self, ring: Ring) -> None:
         part = reading.read(ring, "lake", self.random.randint(self.released, max(ring.upto, self.released)), 10, 1 << 16)

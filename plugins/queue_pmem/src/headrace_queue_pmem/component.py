@@ -164,17 +164,18 @@ class QueuePmem(Component):
                     self._duplicates.inc(dropped)
             if batch.num_rows == 0 and origins.num_rows == 0:
                 waiter = None if committer.idle else committer.submit(None, asyncio.get_running_loop())
-                entry = None
+                first, last = ring.next, ring.next - 1
             else:
                 entry = self._entry(batch, origins)
                 ring.reserve(entry)
                 if self._inline and committer.idle and ring.fits(entry):
                     return self._commit_inline(ring, entry)
                 waiter = committer.submit(entry, asyncio.get_running_loop())
+                first, last = entry.first, entry.last
         # Durable first: the source acknowledges its sender when this returns.
         if waiter is not None:
             await waiter
-        return (entry.first, entry.last) if entry is not None else (ring.upto + 1, ring.upto)
+        return first, last
 
     @hookimpl
     async def queue_origin_position(self, origin: str) -> int | None:

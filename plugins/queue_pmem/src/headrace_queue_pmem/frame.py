@@ -135,6 +135,13 @@ def find_header(memory: memoryview, start: int, end: int, nonce: int) -> int | N
     return None
 
 
+def any_frame(memory: memoryview) -> bool:
+    """Whether anything in here looks like a frame, of whatever use of the segment."""
+    lines = len(memory) // LINE
+    words = np.frombuffer(memory[: lines * LINE], dtype="<u4").reshape(lines, LINE // 4)[:, 0]
+    return bool((words == FRAME_MAGIC).any())
+
+
 def decode_batch(kind: int, payload: pa.Buffer) -> pa.RecordBatch:
     """The batch of a frame, as views into `payload`."""
     if kind == KIND_RAW:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from headrace import QueueFormatError
-from headrace_queue_pmem.frame import FrameHeader, body_intact, decode_origins, find_header, read_header
+from headrace_queue_pmem.frame import FrameHeader, any_frame, body_intact, decode_origins, find_header, read_header
 from headrace_queue_pmem.head import HEAD, Head, Span
 from headrace_queue_pmem.layout import (
     BEGINS_COMMIT,
@@ -183,7 +183,8 @@ def _segments(path: str, medium: Medium, names: list[str], report: Report) -> tu
             continue
         header, damaged = read_segment_header(area)
         if header is None:
-            if damaged:
+            # A spare one, or one whose making was cut short; frames in it mean that it once was more.
+            if damaged and any_frame(area.view):
                 _set_aside(medium, name, "both copies of its header are damaged", report)
             else:
                 del area
