@@ -1,4 +1,4 @@
-"""A real server on a free port, a scripted `deliver`, a clock that tests hold, and a client that speaks raw frames."""
+"""A real server on a free port, a scripted `deliver`, and a client that speaks raw frames."""
 
 from __future__ import annotations
 
@@ -76,34 +76,6 @@ class FakeDeliver:
     @property
     def payloads(self) -> list[bytes]:
         return [payload for _, payload in self.rows]
-
-
-class HeldClock(SystemClock):
-    """Monotonic time that moves only by `advance`; who sleeps wakes then."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-        self._sleepers: list[tuple[float, asyncio.Future[None]]] = []
-
-    def monotonic(self) -> float:
-        return self.now
-
-    async def sleep(self, seconds: float) -> None:
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._sleepers.append((self.now + seconds, future))
-        await future
-
-    async def advance(self, seconds: float) -> None:
-        """Move on in steps of a quarter second, so that every sleeper wakes in its turn."""
-        end = self.now + seconds
-        while self.now < end:
-            self.now = min(end, self.now + 0.25)
-            for due, future in list(self._sleepers):
-                if due <= self.now and not future.done():
-                    future.set_result(None)
-            self._sleepers = [(due, future) for due, future in self._sleepers if not future.done()]
-            for _ in range(5):
-                await asyncio.sleep(0)
 
 
 class Running:
@@ -251,7 +223,6 @@ def kit() -> SimpleNamespace:
     """The helpers above: with pytest's importlib mode, test modules cannot import their conftest."""
     return SimpleNamespace(
         FakeDeliver=FakeDeliver,
-        HeldClock=HeldClock,
         running=running,
         until=until,
         frame=frame,

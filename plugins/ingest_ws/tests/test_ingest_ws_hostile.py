@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from headrace.testing import FakeClock
+
 pytestmark = pytest.mark.usefixtures("each_loop")
 
 
@@ -148,7 +150,7 @@ def test_garbage_behind_the_upgrade_never_hurts_others(kit: SimpleNamespace) -> 
 
 def test_a_silent_client_gets_a_ping_and_then_1001_and_one_that_answers_stays(kit: SimpleNamespace) -> None:
     async def scenario() -> None:
-        clock = kit.HeldClock()
+        clock = FakeClock()
         async with kit.running(clock=clock, idle_timeout_s=10.0) as site:
             silent, lively = await site.raw("silent"), await site.raw("lively")
             await kit.until(lambda: site.metric("ingest_connections") == 2)
@@ -169,7 +171,7 @@ def test_a_silent_client_gets_a_ping_and_then_1001_and_one_that_answers_stays(ki
 
 def test_a_connection_that_is_not_read_is_never_called_idle(kit: SimpleNamespace) -> None:
     async def scenario() -> None:
-        clock, deliver = kit.HeldClock(), kit.FakeDeliver()
+        clock, deliver = FakeClock(), kit.FakeDeliver()
         deliver.gate.clear()
         async with kit.running(deliver, clock=clock, idle_timeout_s=10.0, window_messages=1) as site:
             client = await site.raw()
@@ -186,7 +188,7 @@ def test_a_connection_that_is_not_read_is_never_called_idle(kit: SimpleNamespace
 
 def test_a_client_that_never_reads_its_acks_is_bounded_and_then_cut_off(kit: SimpleNamespace) -> None:
     async def scenario() -> None:
-        clock = kit.HeldClock()
+        clock = FakeClock()
         async with kit.running(clock=clock, window_messages=100, write_timeout_s=30.0) as site:
             # accepted sockets inherit it, so that the kernel takes few acks
             site.component._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)

@@ -1,6 +1,7 @@
 """One WebSocket connection on aiohttp's own message loop.
 
-This is the only module that knows how frames are read. Acks are written as whole frames straight to the transport, so that
+This is the only module that knows how frames are read. A faster loop replaces it and keeps what others call: the server
+`serve`, `tick`, `refuse_from_now_on` and `finish`, the intake `settled`. Acks are written as whole frames straight to the transport, so that
 one commit can acknowledge many connections without a task for each; aiohttp writes its own frames (pong, close) the same way.
 """
 
@@ -87,6 +88,7 @@ class Connection:
         finally:
             self._refusing = True
             self._counters.closed(self._close_code)
+            self._log.debug("connection ended", device=self._device, code=self._close_code, messages=self._session.count)
         return self._socket
 
     # --- reading -----------------------------------------------------------------------------------------------------
