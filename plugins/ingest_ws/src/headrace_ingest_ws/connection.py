@@ -1,8 +1,10 @@
 """One WebSocket connection on aiohttp's own message loop.
 
 This is the only module that knows how frames are read. A faster loop replaces it and keeps what others call: the server
-`serve`, `tick`, `refuse_from_now_on` and `finish`, the intake `settled`. Acks are written as whole frames straight to the transport, so that
-one commit can acknowledge many connections without a task for each; aiohttp writes its own frames (pong, close) the same way.
+`serve`, `tick`, `refuse_from_now_on` and `finish`, the intake `settled`.
+
+Acks are written as whole frames straight to the transport, so that one commit can acknowledge many connections without a
+task for each. aiohttp writes its close frame the same way.
 """
 
 from __future__ import annotations
