@@ -410,6 +410,21 @@ def test_client_that_comes_while_events_wait_gets_only_what_follows(feed: Runnin
     asyncio.run(scenario())
 
 
+def test_positions_that_never_came_are_told_to_every_client(feed: Running) -> None:
+    async def scenario() -> None:
+        async with feed() as live:
+            ws = await live.connect("?class=pump")
+            await live.write(fleet(3))
+            await next_events(ws, 1)
+            live.position += 40  # the host went on at the head
+            await live.write(fleet(3))
+            assert await next_frame(ws, "gap") == {"events": 40, "reason": "skipped"}
+            assert (await next_events(ws, 1))[0]["position"] == 46
+            assert live.metric("live_gap_events_total", reason="skipped") == 40
+
+    asyncio.run(scenario())
+
+
 def test_nothing_is_rendered_or_kept_waiting_without_clients(feed: Running) -> None:
     async def scenario() -> None:
         async with feed() as live:

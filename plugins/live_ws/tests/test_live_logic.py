@@ -13,10 +13,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from headrace import Missing, RangeKey
 from headrace_live_ws.client import Chunk, Client, EveryEvent, NewestPerDevice
 from headrace_live_ws.filters import Facets, Filter, FilterError, filter_of_json, filter_of_query
 from headrace_live_ws.hub import Subscription, share_out
 from headrace_live_ws.latest import compact
+from headrace_live_ws.live import positions_skipped
 from headrace_live_ws.render import render
 from headrace_live_ws.server import host_and_port, is_loopback, origin_allowed
 
@@ -213,6 +215,24 @@ def test_budget_serves_the_narrowest_subscription_first_and_counts_what_the_othe
     assert wide.rows.tolist() == [3, 50, *range(92, 100)]  # seven of its own choice, the newest, and what is rendered anyway
     assert wide.skipped == 90
     assert chosen.tolist() == wide.rows.tolist()
+
+
+# --- positions that never came
+
+
+@pytest.mark.parametrize(
+    ("before", "key", "skipped"),
+    [
+        (None, RangeKey("q", 100, 110), 0),
+        (RangeKey("q", 1, 99), RangeKey("q", 100, 110), 0),
+        (RangeKey("q", 1, 50), RangeKey("q", 100, 110), 49),
+        (RangeKey("q", 1, 99), RangeKey("q", 50, 110), 0),
+        (RangeKey("p", 1, 50), RangeKey("q", 100, 110), 0),
+        (RangeKey("q", 1, 97), RangeKey("q", 100, 110, (Missing(103, 105, "corrupt"),), (106,)), 6),
+    ],
+)
+def test_skipped_positions_are_between_keys_and_missing_or_dead_within(before: RangeKey | None, key: RangeKey, skipped: int) -> None:
+    assert positions_skipped(before, key) == skipped
 
 
 # --- addresses

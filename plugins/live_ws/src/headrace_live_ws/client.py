@@ -25,6 +25,7 @@ FRAME_BYTES_MAX: Final = 1 << 20
 #: Why events were left out, as clients and metrics are told.
 SLOW_CLIENT: Final = "slow client"
 RATE_LIMIT: Final = "rate limit"
+SKIPPED: Final = "skipped"
 CLOSED: Final = "closed"
 FILTER_CHANGED: Final = "filter changed"
 

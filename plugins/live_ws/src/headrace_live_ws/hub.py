@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 import pyarrow as pa
 
-from headrace_live_ws.client import CLOSED, FILTER_CHANGED, RATE_LIMIT, SLOW_CLIENT, Chunk, Client, Mode
+from headrace_live_ws.client import CLOSED, FILTER_CHANGED, RATE_LIMIT, SKIPPED, SLOW_CLIENT, Chunk, Client, Mode
 from headrace_live_ws.filters import Facets, Filter, Mask, Rows
 from headrace_live_ws.meters import Meters
 from headrace_live_ws.render import RENDER_ROWS, render
@@ -89,6 +89,12 @@ class Hub:
         while len(self._batches) > 1 and (self._next - self._first > PENDING_TICKS_MAX * self._budget or self._bytes > PENDING_BYTES_MAX):
             self._count_oldest()
         self.wake.set()
+
+    def skipped(self, events: int) -> None:
+        """Tell all clients of events that never came here; nobody knows whose filter they would have passed."""
+        for client in self.clients:
+            client.missed(events, SKIPPED)
+            self._meters.gap(events, SKIPPED)
 
     def join(self, client: Client) -> None:
         """From the next event on, the client gets what it wants."""

@@ -31,6 +31,7 @@ class LiveWs(Component):
         latest = Latest(config.devices_max, config.devices_bytes_max)
         self._snapshots = Snapshots(latest, config.client_bytes_max, context, meters)
         self._hub = Hub(config.events_per_tick_max, meters)
+        self._last: RangeKey | None = None
         self._server = Server(config, context, self._hub, self._snapshots, meters)
 
     @property
@@ -78,7 +79,10 @@ class LiveWs(Component):
 
     @hookimpl
     async def sink_write(self, batch: pa.RecordBatch, key: RangeKey) -> None:
-        """Broadcast one event batch."""
+        """Broadcast one event batch, and tell of the positions before it that the queue or the host left out."""
+        if skipped := positions_skipped(self._last, key):
+            self._hub.skipped(skipped)
+        self._last = key
         if batch.num_rows:
             self._hub.add(batch)
             await self._snapshots.add(batch)
@@ -90,3 +94,9 @@ class LiveWs(Component):
     @hookimpl
     async def sink_reset(self) -> None:
         """Nothing: what was broadcast cannot be called back."""
+
+
+def positions_skipped(before: RangeKey | None, key: RangeKey) -> int:
+    """How many positions lie between two keys that came one after the other, or are missing or dead within the later one."""
+    between = key.first - before.last - 1 if before is not None and before.queue_id == key.queue_id else 0
+    return max(between, 0) + sum(hole.size for hole in key.missing) + len(key.dead)

@@ -2,8 +2,10 @@
 
 export const DEVICES_MAX = 10000;
 export const POINTS = 60;
+const SERIES_MAX = 8; // numbers of a device whose values are kept
 const DELAYS = 512;
 const CLOCKS_DIFFER_MS = 500;
+const PLACE = /(^|\.)(lat|lon|lng|latitude|longitude)$/i; // a line of these says little
 
 export class Device {
   constructor(name) {
@@ -12,9 +14,11 @@ export class Device {
     this.position = null;
     this.context = {};
     this.readings = {};
+    this.names = []; // of the readings
     this.heardAt = 0; // when its newest event was received by the site, in this machine's time
     this.shown = null; // the reading that the sparkline follows
-    this.points = [];
+    this.series = new Map();
+    this.taken = 0;
   }
 
   take(event, heardAt) {
@@ -24,10 +28,45 @@ export class Device {
     this.context = event.context;
     this.readings = event.readings;
     this.heardAt = heardAt;
-    this.shown = typeof event.readings[this.shown] === "number" ? this.shown : firstNumber(event.readings);
-    if (this.shown === null || again) return;
-    if (this.points.length === POINTS) this.points.shift();
-    this.points.push(event.readings[this.shown]);
+    this.order();
+    if (!again) this.draw();
+  }
+
+  // Keep the numbers' last values, and choose the one whose line tells most: a level that goes up and down rather than a
+  // counter or a constant. Chosen anew each time a series has filled, so that the line does not hop.
+  draw() {
+    for (const name of this.names) {
+      if (!drawable(name, this.readings)) continue;
+      let series = this.series.get(name);
+      if (!series) {
+        if (this.series.size === SERIES_MAX) continue;
+        this.series.set(name, (series = []));
+      }
+      if (series.length === POINTS) series.shift();
+      series.push(this.readings[name]);
+    }
+    this.taken += 1;
+    if (this.shown === null || this.taken === 6 || this.taken % POINTS === 0) this.choose();
+  }
+
+  choose() {
+    let most = this.shown === null ? -1 : turns(this.points);
+    for (const [name, series] of this.series) {
+      const here = turns(series);
+      if (here > most) [this.shown, most] = [name, here];
+    }
+  }
+
+  get points() {
+    return this.series.get(this.shown) ?? [];
+  }
+
+  // The feed may give a device's readings in another order each time; here they keep their places.
+  order() {
+    const names = Object.keys(this.readings);
+    if (names.length === this.names.length && this.names.every((name) => name in this.readings)) return;
+    const stay = this.names.filter((name) => name in this.readings);
+    this.names = [...stay, ...names.filter((name) => !stay.includes(name))];
   }
 
   get site() {
@@ -36,9 +75,20 @@ export class Device {
   }
 }
 
-function firstNumber(readings) {
-  for (const name in readings) if (typeof readings[name] === "number") return name;
-  return null;
+function drawable(name, readings) {
+  return typeof readings[name] === "number" && !PLACE.test(name);
+}
+
+// How often a line turns from up to down or back.
+function turns(series) {
+  let count = 0;
+  let before = 0;
+  for (let index = 1; index < series.length; index += 1) {
+    const step = Math.sign(series[index] - series[index - 1]);
+    if (step && before && step !== before) count += 1;
+    if (step) before = step;
+  }
+  return count;
 }
 
 export class Fleet {

@@ -52,7 +52,7 @@ class Card {
   update(now, color) {
     const { device } = this;
     setText(this.kind, [device.context.class, device.context.type].filter(Boolean).join(" · "));
-    const names = Object.keys(device.readings);
+    const { names } = device;
     const shown = names.slice(0, names.length > READINGS_SHOWN ? READINGS_SHOWN - 1 : READINGS_SHOWN);
     shown.forEach((name, index) => this.row(index, name, reading(device.readings[name])));
     if (names.length > shown.length) this.row(shown.length, "more readings", String(names.length - shown.length));
