@@ -98,6 +98,7 @@ class Supervised:
         self.log = services.log.bind(tier=tier, component=entry.id)
         self._backoff = Backoff(OPEN_RETRY_BASE_MS, OPEN_RETRY_MS_MAX, services.random)
         self._opened = asyncio.Event()
+        self.status("starting", "not open yet")
         self._build()
 
     def _build(self) -> None:
