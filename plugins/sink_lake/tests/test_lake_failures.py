@@ -311,6 +311,24 @@ def test_the_same_range_again_is_taken_once(tmp_path: Path) -> None:
     assert commit(path, 11).missing == (Missing(11, 12, "released"),)
 
 
+def test_what_is_written_is_counted(tmp_path: Path) -> None:
+    path = tmp_path / "lake"
+
+    async def run() -> None:
+        lake = make_lake(path)
+        await lake.open()
+        await store(lake, span(1, 50))
+        files = list(path.glob("class=*/date=*/*.parquet"))
+        assert value(lake, "sink_written_events_total") == 50
+        assert value(lake, "sink_files_total") == len(files)
+        assert value(lake, "sink_written_bytes_total") == sum(file.stat().st_size for file in files)
+        assert value(lake, "sink_flush_duration_seconds_count") == 1
+        assert sum(file.rows for file in commit(path, 1).files) == 50
+        await lake.close()
+
+    asyncio.run(run())
+
+
 def test_ranges_without_any_row_are_recorded(tmp_path: Path) -> None:
     path = tmp_path / "lake"
 

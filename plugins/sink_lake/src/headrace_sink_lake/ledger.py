@@ -92,9 +92,10 @@ class Ledger:
             self._store.move(f"{TEMPORARIES}/{record.attempt}/{number}.tmp", file.path)
         self._fault("sink_lake.after_rename")
         self._store.sync_dirs({parent(file.path) for file in record.files})
-        self._store.remove_tree(f"{TEMPORARIES}/{record.attempt}")
+        folder = f"{TEMPORARIES}/{record.attempt}"
         tail = msgspec.json.encode(_Tail(record.first, record.last))
-        self._store.put(f"{COMMITS}/{quote(record.queue_id, safe='')}/tail.json", tail)
+        self._store.put(f"{parent(record_path(record.queue_id, record.first))}/tail.json", tail, f"{folder}/tail.tmp")
+        self._store.remove_tree(folder)
 
     def recover(self, queue_id: str | None = None) -> None:
         """Publish committed rolls that are not, and remove those that lost. Rolls without a record may be another

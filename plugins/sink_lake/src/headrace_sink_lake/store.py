@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -48,8 +49,8 @@ class Store(Protocol):
     def put_new(self, path: str, data: bytes, temporary: str) -> bool:
         """Create `path` with this content, safely and as a whole; False when it exists. `temporary` is a name to use for it."""
 
-    def put(self, path: str, data: bytes) -> None:
-        """Create or replace a small file as a whole; need not be safe on return."""
+    def put(self, path: str, data: bytes, temporary: str) -> None:
+        """Create or replace a small file as a whole; need not be safe on return, nor happen when another process cleans up."""
 
     def get(self, path: str) -> bytes | None:
         """A small file's content, or None when it is not there."""
@@ -145,10 +146,11 @@ class LocalStore:
         self.sync_dirs([str(PurePosixPath(path).parent)])
         return True
 
-    def put(self, path: str, data: bytes) -> None:
-        beside = self._path(f"{path}.{os.getpid()}.tmp")
-        _write(beside, data, sync=False)
-        beside.replace(self._path(path))
+    def put(self, path: str, data: bytes, temporary: str) -> None:
+        beside = self._path(temporary)
+        with contextlib.suppress(FileNotFoundError):
+            _write(beside, data, sync=False)
+            beside.replace(self._path(path))
 
     def get(self, path: str) -> bytes | None:
         try:
@@ -201,10 +203,10 @@ class ArrowStore:
     def put_new(self, path: str, data: bytes, temporary: str) -> bool:
         if self._is_there(path):
             return False
-        self.put(path, data)
+        self.put(path, data, temporary)
         return True
 
-    def put(self, path: str, data: bytes) -> None:
+    def put(self, path: str, data: bytes, temporary: str) -> None:
         with self._fs.open_output_stream(self._path(path)) as stream:
             stream.write(data)
 
