@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from headrace.component import Clock, Component, Context
 from headrace.config import Entry
@@ -98,6 +98,7 @@ class Supervised:
         self.log = services.log.bind(tier=tier, component=entry.id)
         self._backoff = Backoff(OPEN_RETRY_BASE_MS, OPEN_RETRY_MS_MAX, services.random)
         self._opened = asyncio.Event()
+        self._spoke = False
         self.status("starting", "not open yet")
         self._build()
 
@@ -127,7 +128,7 @@ class Supervised:
             random=services.random,
             data_dir=data_dir,
             fault=self._fault,
-            status=self.status,
+            status=self._component_says,
         )
 
     def _fault(self, name: str) -> None:
@@ -139,10 +140,15 @@ class Supervised:
         """What the component, or the engine on its behalf, says of it."""
         self._services.statuses.put(self.tier, self.entry, status, reason)
 
+    def _component_says(self, status: Literal["ok", "degraded"], reason: str) -> None:
+        self._spoke = True
+        self.status(status, reason)
+
     async def open(self) -> None:
         """Open the component, however long that takes. Raises only what waiting cannot mend: config, plugin, queue files."""
         self.status("starting", "opening")
         while True:
+            self._spoke = False
             try:
                 await self.component.open()
             except (ConfigError, PluginError, QueueError):
@@ -156,15 +162,9 @@ class Supervised:
             else:
                 self._backoff.reset()
                 self._opened.set()
-                if self.component_status() == "starting":
+                if not self._spoke:  # what the component said of itself while it opened stands
                     self.status("ok")
                 return
-
-    def component_status(self) -> Status:
-        for row in self._services.statuses.rows():
-            if (row.tier, row.component) == (self.tier, self.entry.id):
-                return row.status
-        return "starting"
 
     async def _wait_after(self, error: Exception, message: str, retry_after_s: float | None) -> None:
         self.failed("open", error)
