@@ -1,8 +1,9 @@
 """A Parquet lake: hive partitions, one commit record for each roll, and a resume point that the lake itself holds."""
 
+from headrace_sink_lake.config import LakeConfig
 from headrace_sink_lake.ledger import Ledger
 from headrace_sink_lake.record import CommitRecord, LakeFile
-from headrace_sink_lake.sink import LakeConfig, SinkLake
+from headrace_sink_lake.sink import SinkLake
 from headrace_sink_lake.store import ArrowStore, LocalStore, Store, open_store
 
 __all__ = [
