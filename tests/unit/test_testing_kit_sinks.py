@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import os
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 from headrace import Component, Config, Context, PermanentError, RangeKey, TransientError, hookimpl
-from headrace.testing import SinkContract, event_batch, failures
+from headrace.testing import SinkContract, crash, event_batch, failures
 from headrace.testing.sink_driver import way_of
 
 Idempotence = Literal["none", "key", "event"]
@@ -383,3 +384,48 @@ def test_a_bad_sink_is_caught(kit: type[SinkContract], caught_by: str, said: str
 
 def test_the_way_follows_from_what_the_class_declares(tmp_path: Path) -> None:
     assert [way_of(kind) for kind in (KeyFiles, Log, PromisesNothing)] == ["plan", "resume", "none"]
+
+
+# --- the harness itself ----------------------------------------------------------------------------------------------
+
+
+class CannotBeMadeElsewhereKit(LogKit):
+    """Its store is known to the test's own process only."""
+
+    home = os.getpid()
+
+    def make(self, context: Context) -> Component:
+        if os.getpid() != self.home:
+            raise RuntimeError("no such store in this process")
+        return super().make(context)
+
+
+class HangsKit(KeyFilesKit):
+    def make(self, context: Context) -> Component:
+        return Hangs(Hangs.Config(), context)
+
+
+class Hangs(KeyFiles):
+    """Bad: never comes back from a flush."""
+
+    @hookimpl
+    async def sink_flush(self, key: RangeKey) -> None:
+        await asyncio.Event().wait()
+
+
+def test_what_the_killed_process_says_is_in_the_failure() -> None:
+    assert "no such store in this process" in failures(CannotBeMadeElsewhereKit, KILL)[KILL]
+
+
+def test_a_sink_that_hangs_fails_with_the_place_where_it_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crash, "ROUND_TIMEOUT_S", 3.0)
+    failed = failures(HangsKit, KILL)[KILL]
+    assert "made no progress" in failed
+    assert "kind='flush'" in failed
+
+
+def test_a_contract_that_another_process_cannot_import_says_so() -> None:
+    class LocalKit(LogKit):
+        pass
+
+    assert "define it at the module's top" in failures(LocalKit, KILL)[KILL]
