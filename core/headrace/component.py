@@ -101,6 +101,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """
 
 
+# in the class body below, `Config` is the attribute
+_Config = Config
+
+
 class Component:
     """Base of every plugin class.
 
@@ -110,9 +114,7 @@ class Component:
     live feeds, which then need `hold = "none"`).
     """
 
-    class Config(Config, frozen=True, kw_only=True):
-        """No options."""
-
+    Config: ClassVar[type[_Config]] = _Config
     hooks_api: ClassVar[int] = HOOKS_API
     fault_points: ClassVar[tuple[str, ...]] = ()
     idempotence: ClassVar[Literal["none", "key", "event"]] = "none"

@@ -303,7 +303,6 @@ def test_the_same_range_again_is_taken_once(tmp_path: Path) -> None:
         await store(lake, span(1, 10, missing=hole, dead=(7,)))
         assert value(lake, "lake_duplicate_events_total") == 7
         await store(lake, span(1, 15, missing=(*hole, Missing(11, 12, "released")), dead=(7, 14)))
-        assert value(lake, "sink_written_events_total") == 7 + 2
         await lake.close()
 
     asyncio.run(run())
@@ -319,10 +318,8 @@ def test_what_is_written_is_counted(tmp_path: Path) -> None:
         await lake.open()
         await store(lake, span(1, 50))
         files = list(path.glob("class=*/date=*/*.parquet"))
-        assert value(lake, "sink_written_events_total") == 50
         assert value(lake, "sink_files_total") == len(files)
         assert value(lake, "sink_written_bytes_total") == sum(file.stat().st_size for file in files)
-        assert value(lake, "sink_flush_duration_seconds_count") == 1
         assert sum(file.rows for file in commit(path, 1).files) == 50
         await lake.close()
 

@@ -10,7 +10,7 @@ import msgspec
 import sqlalchemy as sa
 from msgspec import Meta
 
-from headrace import Component
+from headrace import Config
 from headrace.config import Secret
 from headrace_enricher_context.cells import TypeName
 
@@ -37,7 +37,7 @@ def default_database() -> Secret:
     return Secret(f"sqlite:///{os.environ.get('HEADRACE_DATA') or './data'}/context.db")
 
 
-class ContextConfig(Component.Config, frozen=True, kw_only=True):
+class ContextConfig(Config, frozen=True, kw_only=True):
     """Where the context comes from, what is added to each event, and when it is read again."""
 
     database: Annotated[

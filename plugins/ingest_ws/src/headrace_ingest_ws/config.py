@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from headrace import Component
+from headrace import Config
 
 
-class IngestWsConfig(Component.Config, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class IngestWsConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where devices connect, and every bound."""
 
     auth: Annotated[
@@ -37,6 +37,10 @@ class IngestWsConfig(Component.Config, frozen=True, kw_only=True, forbid_unknown
         int, Meta(ge=1, le=1_000_000, description="Most WebSocket connections at a time; further upgrades get 503.")
     ] = 10_000
     posts_max: Annotated[int, Meta(ge=1, le=65_536, description="Most POST requests at a time; further ones get 503.")] = 256
+
+    post_wait_s: Annotated[
+        float, Meta(gt=0, le=3_600, description="How long a POST waits for its commit (longer only while the queue is full); then 503.")
+    ] = 10.0
 
     idle_timeout_s: Annotated[
         float,

@@ -32,11 +32,14 @@ class Post:
         """The intake stopped: nobody knows whether the message is durable."""
         self._settled.cancel()
 
-    async def durable(self, intake: Intake, device: str, events: list[bytes]) -> bool:
-        """Hand the events over; True when they are durable, False when nobody can tell."""
+    async def durable(self, intake: Intake, device: str, events: list[bytes], wait_s: float) -> bool:
+        """Hand the events over; True when they are durable, False when nobody can tell, or not within `wait_s`."""
         intake.add(self, 1, device, ENCODING_JSON, events)
         try:
-            await asyncio.shield(self._settled)
+            async with asyncio.timeout(wait_s):
+                await asyncio.shield(self._settled)
+        except TimeoutError:
+            return False
         except asyncio.CancelledError:
             if not self._settled.cancelled():
                 raise  # the request itself was cancelled

@@ -196,8 +196,8 @@ class Server:
             counters.rejected(refusal.code, refusal.events)
         if body.refused:
             self._log.warning("message refused", device=device, code=body.refused[0].code, reason=body.refused[0].reason)
-        if body.events and not await post.durable(self._intake, device, body.events):
-            raise Refused(503, Refusal(BUSY, "the server is restarting; it is unknown whether the events were stored"))
+        if body.events and not await post.durable(self._intake, device, body.events, self._config.post_wait_s):
+            raise Refused(503, Refusal(BUSY, "the queue is full or the server restarts; it is unknown whether the events were stored"))
         status = answer_status(body)
         if status != 200:
             counters.request_refused(status)

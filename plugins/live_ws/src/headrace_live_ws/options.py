@@ -6,10 +6,10 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from headrace import Component
+from headrace import Config
 
 
-class LiveConfig(Component.Config, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class LiveConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where the live feed listens, and its bounds."""
 
     listen: Annotated[

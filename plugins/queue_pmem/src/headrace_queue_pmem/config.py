@@ -6,12 +6,12 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from headrace import Component
+from headrace import Config
 
 MIB = 1 << 20
 
 
-class QueueConfig(Component.Config, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class QueueConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where the queue lies, how durable it is, and how large it may get."""
 
     path: Annotated[str, Meta(description="The queue's directory; made when it is missing. One queue, one directory, one process.")]

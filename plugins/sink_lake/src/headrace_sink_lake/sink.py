@@ -52,10 +52,8 @@ class SinkLake(Component):
         # A cancelled caller does not stop its thread: the next call must not meet it.
         self._lock = threading.Lock()
         metrics = context.metrics
-        self._written_events = metrics.counter("sink_written_events_total", "Events made safe by an output.")
         self._written_bytes = metrics.counter("sink_written_bytes_total", "Bytes of files made safe by an output.")
         self._files = metrics.counter("sink_files_total", "Files made safe by an output.")
-        self._flush_seconds = metrics.histogram("sink_flush_duration_seconds", "Time from the begin of a flush until all is safe.")
         self._orphans = metrics.counter("lake_orphan_files_removed_total", "Temporary files removed that no commit record names.")
         self._duplicates = metrics.counter("lake_duplicate_events_total", "Events left out because the lake held them already.")
         self._overflow = metrics.counter("lake_partition_overflow_events_total", "Events filed under `_other`: too many partitions.")
@@ -96,8 +94,7 @@ class SinkLake(Component):
 
     @hookimpl
     async def sink_flush(self, key: RangeKey) -> None:
-        with self._flush_seconds.time():
-            await self._in_thread("flush", self._flush, key)
+        await self._in_thread("flush", self._flush, key)
         self._healed()
 
     @hookimpl
@@ -237,7 +234,6 @@ class SinkLake(Component):
 
     def _account(self, entry: CommitRecord, seconds: float) -> None:
         size = sum(file.bytes for file in entry.files)
-        self._written_events.inc(entry.rows)
         self._written_bytes.inc(size)
         self._files.inc(len(entry.files))
         self.context.log.debug("roll committed", first=entry.first, last=entry.last, files=len(entry.files), bytes=size, seconds=seconds)
