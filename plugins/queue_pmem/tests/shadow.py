@@ -74,8 +74,6 @@ class ShadowMedium:
         return self._area(name)
 
     def read(self, name: str) -> Area:
-        if name not in self.files:
-            raise FileNotFoundError(2, name)
         return self._area(name)
 
     def size(self, name: str) -> int:
@@ -116,6 +114,13 @@ class ShadowMedium:
             self._lose(file)
         self.crash_in = None
 
+    def add(self, name: str, memory: np.ndarray) -> None:
+        """Put a file there as it is."""
+        file = _File(len(memory), self.unit)
+        file.memory[:] = memory
+        file.durable[:] = memory
+        self.files[name] = file
+
     def _lose(self, file: _File) -> None:
         file.dirty[:] = False
         units = (file.memory != file.durable).reshape(-1, self.unit).any(axis=1)
@@ -131,7 +136,11 @@ class ShadowMedium:
         file.memory = file.durable.copy()
 
     def _area(self, name: str) -> Area:
+        if name not in self.files:
+            raise FileNotFoundError(2, name)
         file = self.files[name]
+        if len(file.memory) < PAGE:
+            raise OSError(5, f"{name} is too short")
         base = int(ffi.cast("uintptr_t", ffi.from_buffer(file.memory)))
 
         def persist(address: int, length: int) -> None:

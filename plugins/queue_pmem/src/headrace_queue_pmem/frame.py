@@ -115,6 +115,8 @@ def read_header(memory: memoryview, offset: int, nonce: int) -> FrameHeader | No
 def body_intact(memory: memoryview, offset: int, header: FrameHeader) -> bool:
     """Whether origins and payload are what was written."""
     start = offset + LINE
+    if offset + header.size > len(memory):
+        return False  # the file was cut off
     payload = start + align(header.origins_bytes)
     if header.origins_bytes == 0:
         return checksum(memory[payload : payload + header.payload_bytes]) == header.body_crc
@@ -124,7 +126,7 @@ def body_intact(memory: memoryview, offset: int, header: FrameHeader) -> bool:
 def find_header(memory: memoryview, start: int, end: int, nonce: int) -> int | None:
     """The offset of the next frame header at or behind `start`, or None. Looks at one word per cache line."""
     start = align(start)
-    lines = (end - start) // LINE
+    lines = (min(end, len(memory)) - start) // LINE
     if lines <= 0:
         return None
     words = np.frombuffer(memory[start : start + lines * LINE], dtype="<u4").reshape(lines, LINE // 4)[:, 0]

@@ -98,10 +98,9 @@ class Head:
         """Read everything; False when the header is gone. What had to be repaired or given up stands in `damage`."""
         header = self._header.load(HEADER.size)
         self._note(self._header, "header")
-        for slot in range(READERS):
+        for slot in self._written(READERS_AT, READERS, READER_CELL):
             self._load_reader(slot)
-        table = np.frombuffer(self.area.view[SPANS_AT : SPANS_AT + 2 * SPANS * SPAN_CELL], np.uint64).reshape(SPANS, -1)
-        for slot in np.flatnonzero(table.any(axis=1)).tolist():
+        for slot in self._written(SPANS_AT, SPANS, SPAN_CELL):
             cell = self._spans[slot]
             if value := cell.load(SPAN.size):
                 generation, first, last, name = SPAN.unpack(value)
@@ -197,6 +196,12 @@ class Head:
                 self.store_plan(copy, reader.plan)
 
     # --- inside ---
+
+    def _written(self, at: int, count: int, size: int) -> list[int]:
+        """Which cells of a table were ever written."""
+        table = np.frombuffer(self.area.view[at : at + 2 * count * size], np.uint64).reshape(count, -1)
+        slots: list[int] = np.flatnonzero(table.any(axis=1)).tolist()
+        return slots
 
     def _load_reader(self, slot: int) -> None:
         value = self._readers[slot].load(_READER_LENGTH)

@@ -18,6 +18,11 @@ FRAME_MAGIC: Final = 0x31465248  # b"HRF1"
 #: Page 0 of every area carries its magic in each of its eight sectors, so that one flipped bit does not hide the area.
 MAGIC_AT: Final = tuple(range(0, PAGE, 512))
 
+#: Page 0 of an area in a pool also holds, twice, a checksum of what libpmemobj keeps for itself in the file.
+POOL_AT: Final = (256, 768)
+POOL: Final = struct.Struct("<8sII")  # magic, crc32c, crc32c of these 12 bytes
+POOL_MAGIC: Final = b"HRQPOOL1"
+
 # --- frames ---------------------------------------------------------------------------------------------------------
 #: magic, crc32c of what follows in the header, segment nonce, first, count, generation, durable_upto, wall time in us,
 #: origins bytes, payload bytes, crc32c of origins and payload, kind, flags.

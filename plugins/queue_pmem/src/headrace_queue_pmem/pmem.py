@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from headrace_queue_pmem import libc
+from headrace_queue_pmem.layout import POOL, POOL_AT, POOL_MAGIC, checksum
 from headrace_queue_pmem.libc import ffi
 from headrace_queue_pmem.medium import Area, FileMedium, Level
 
@@ -47,6 +48,13 @@ def load() -> Any:
     return library
 
 
+def metadata_crc(base: int, start: int, length: int, size: int) -> int:
+    """CRC32C of a pool's file around our area: descriptor, lanes and heap, without the pool header (which has a checksum of
+    its own) and without what libpmemobj changes at every open."""
+    memory = libc.view(base, size)
+    return checksum(memory[0x1000:0x1800], memory[0x2000:start], memory[start + length :])
+
+
 class PmemMedium(FileMedium):
     """libpmemobj pools; notes stay plain files."""
 
@@ -69,6 +77,7 @@ class PmemMedium(FileMedium):
             path.unlink()
             raise error
         area = self._pool_area(pool, root)
+        self._note_metadata(pool, area, size)
         if self.level == "power" and not self.dax:
             area.sync(0, area.size)
         self._sync_directory()
@@ -76,6 +85,9 @@ class PmemMedium(FileMedium):
 
     def open(self, name: str) -> Area:
         path = self.directory / name
+        # libpmemobj trusts its own structures: opening a pool in which they are damaged may end the process (seen with 1.12.1).
+        plain = self.read(name)
+        place = self._check_metadata(name, plain)
         pool = self._library.pmemobj_open(os.fsencode(path), LAYOUT)
         if pool == ffi.NULL:
             raise self._error(f"pmemobj_open {path}")
@@ -83,7 +95,11 @@ class PmemMedium(FileMedium):
         if size == 0:
             self._library.pmemobj_close(pool)
             raise OSError(errno.EINVAL, f"{path} is a pool without a root object")
-        return self._pool_area(pool, self._library.pmemobj_root(pool, size))
+        area = self._pool_area(pool, self._library.pmemobj_root(pool, size))
+        if area.address - int(ffi.cast("uintptr_t", pool)) != place or area.size > plain.size:
+            area.close()
+            raise OSError(errno.EINVAL, f"{path} has its root object elsewhere than its content")
+        return area
 
     def usable(self, size: int) -> int:
         return (size - POOL_OVERHEAD_BYTES) // libc.PAGE * libc.PAGE - libc.PAGE
@@ -100,6 +116,27 @@ class PmemMedium(FileMedium):
 
         durable = persist if self.level == "process" or self.dax else libc.sync
         return Area(base + start, size, durable, persist if self.dax else libc.sync, lambda: library.pmemobj_close(pool))
+
+    def _note_metadata(self, pool: Any, area: Area, size: int) -> None:
+        base = int(ffi.cast("uintptr_t", pool))
+        record = POOL_MAGIC + metadata_crc(base, area.address - base, area.size, size).to_bytes(4, "little")
+        record += checksum(record).to_bytes(4, "little")
+        for at in POOL_AT:
+            area.write(at, record, len(record))
+        area.persist(0, libc.PAGE)
+
+    def _check_metadata(self, name: str, plain: Area) -> int:
+        """Where in the file the area begins; OSError when libpmemobj's part is not what it was when the pool was made."""
+        size = self.size(name)
+        for at in POOL_AT:
+            magic, crc, own = POOL.unpack(bytes(plain.view[at : at + POOL.size]))
+            if magic == POOL_MAGIC and checksum(bytes(plain.view[at : at + POOL.size - 4])) == own:
+                # The plain map reaches to the end of the file, the area only as far as the root object.
+                start = size // libc.PAGE * libc.PAGE - plain.size
+                if metadata_crc(plain.address - start, start, self.usable(size), size) == crc:
+                    return start
+                raise OSError(errno.EINVAL, f"{name}: the pool's own metadata is damaged")
+        raise OSError(errno.EINVAL, f"{name} is not a pool of this queue, or too damaged to be opened as one")
 
     def _error(self, doing: str) -> OSError:
         code = ffi.errno or errno.EIO

@@ -309,7 +309,10 @@ def _end(ring: Ring, segments: list[Segment], reached: int, told: int, report: R
     if not segments or segments[-1].sealed or not segments[-1].writable:
         return
     try:
-        segments[-1].writer = ring.medium.open(segments[-1].name)
+        writer = ring.medium.open(segments[-1].name)
+        if writer.size < segments[-1].header.data_end:
+            raise OSError(errno.EIO, f"it has {writer.size} bytes, its header speaks of {segments[-1].header.data_end}")
+        segments[-1].writer = writer
     except OSError as error:
         report.repairs.append(f"{segments[-1].name} cannot be opened for appends ({error}): they go to the next segment")
         segments[-1].writable = False

@@ -3,8 +3,10 @@ give back what every reader has passed. One call is one pass; nothing here is in
 
 from __future__ import annotations
 
+import contextlib
+
 from headrace import QueueFull
-from headrace_queue_pmem.layout import SEGMENT_DATA_AT
+from headrace_queue_pmem.layout import SEGMENT_DATA_AT, seal_bytes
 from headrace_queue_pmem.marks import pack
 from headrace_queue_pmem.recovery import MARKS
 from headrace_queue_pmem.ring import Ring
@@ -75,11 +77,16 @@ def _seal(ring: Ring) -> None:
         with ring.commit_lock:
             if ending is None or ending.frames == 0:
                 return
-        writer = segment.writer or ring.medium.open(segment.name)
-        seal(segment, writer)
+        with contextlib.suppress(OSError):  # without a seal the next open scans it
+            _write_seal(ring, segment)
         segment.sealed = True
-        del writer
         segment.unmap()
+
+
+def _write_seal(ring: Ring, segment: Segment) -> None:
+    writer = segment.writer or ring.medium.open(segment.name)
+    if writer.size >= segment.header.data_end + seal_bytes(writer.size):  # a file that was cut off has no room for it
+        seal(segment, writer)
 
 
 def _give_back(ring: Ring) -> int:
