@@ -114,6 +114,25 @@ def join_keys(keys: Sequence[RangeKey]) -> RangeKey:
     return RangeKey(keys[0].queue_id, keys[0].first, keys[-1].last, missing, dead)
 
 
+def slice_origins(origins: pa.RecordBatch, first: int, count: int) -> pa.RecordBatch:
+    """The origins of rows first..first+count of a batch, with offsets that count from `first`."""
+    listed = origins_of(origins)
+    # what belongs to no row (a session's refusals, a gap) goes with the rows behind it
+    ends = [origin.row_offset for origin in listed[1:]] + [first + count]
+    kept = []
+    for origin, end in zip(listed, ends, strict=True):
+        low, high = max(origin.row_offset, first), min(end, first + count)
+        if origin.kind == ORIGIN_QUEUE:
+            if low >= high:
+                continue
+            begin = origin.first + low - origin.row_offset
+            origin = origin._replace(first=begin, last=begin + high - low - 1)
+        elif origin.row_offset < first or origin.row_offset >= first + count:
+            continue
+        kept.append(origin._replace(row_offset=low - first))
+    return origin_batch(kept)
+
+
 def row_positions(first: int, last: int, missing: Sequence[Missing]) -> np.ndarray:
     """The positions (uint64) of the rows of a read: first..last without the missing ones."""
     positions = np.arange(first, last + 1, dtype=np.uint64)

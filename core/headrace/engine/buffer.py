@@ -15,6 +15,7 @@ from typing import Final
 import pyarrow as pa
 
 from headrace.component import Clock
+from headrace.engine.reads import cut_read
 from headrace.errors import QueueFull
 from headrace.hookspecs import Plan, QueueInfo, QueueRead, QueueSpan, ReaderInfo
 from headrace.position import NO_ORIGINS, Missing
@@ -105,10 +106,9 @@ class Buffer:
         for read, _, _ in self._entries:
             if read.last >= first:
                 low, high = max(first, read.first), min(last, read.last)
-                batch = read.batch.slice(low - read.first, high - low + 1) if read.batch is not None else None
-                origins = read.origins if (low, high) == (read.first, read.last) else NO_ORIGINS
-                gap = (Missing(first, low - 1, "released"),) if low > first else ()
-                return QueueRead(self._id, first, high, batch, origins, gap)
+                if low > first:  # the oldest made room
+                    return QueueRead(self._id, first, low - 1, None, NO_ORIGINS, (Missing(first, low - 1, "released"),))
+                return cut_read(read, low, high)
         raise AssertionError(f"position {first} is neither released nor queued")
 
     async def queue_plan(self, reader: str, plan: Plan | None) -> None:

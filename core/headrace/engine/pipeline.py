@@ -23,11 +23,12 @@ from headrace.config import Engine
 from headrace.engine.dead_letters import ALL_OUTPUTS
 from headrace.engine.enrichment import Enricher
 from headrace.engine.quarantine import Quarantine
+from headrace.engine.reads import alike, cut_read, joined
 from headrace.engine.supervisor import Supervised
 from headrace.errors import HookError
 from headrace.hookspecs import QueueRead
 from headrace.metrics import Metrics
-from headrace.position import NO_ORIGINS, RangeKey, global_ids, row_positions
+from headrace.position import RangeKey, global_ids, row_positions
 from headrace.register import replace_durably
 from headrace.schema import ENCODING_JSON, ENCODING_SITE_FIRST, event_schema, kind_of
 
@@ -47,7 +48,7 @@ class Events(NamedTuple):
         """The part between two positions, inclusive."""
         if first <= self.key.first and last >= self.key.last:
             return self
-        low, high = np.searchsorted(self.positions, [first, last + 1])
+        low, high = np.searchsorted(self.positions, np.array([first, last + 1], np.uint64))
         missing = tuple(
             hole._replace(first=max(hole.first, first), last=min(hole.last, last))
             for hole in self.key.missing
@@ -59,7 +60,7 @@ class Events(NamedTuple):
 
     def without(self, dead: set[int]) -> Events:
         """The same range with these positions left out."""
-        drop = [row for row, position in enumerate(self.positions.tolist()) if position in dead] if dead else []
+        drop = np.flatnonzero(np.isin(self.positions, np.array(sorted(dead), np.uint64))).tolist() if dead else []
         if not drop:
             return self
         left_out = tuple(int(position) for position in self.positions[drop])
@@ -128,18 +129,18 @@ class Pipeline:
         size = 0
         while (after := reads[-1].last if reads else first - 1) < last and (not reads or size < bytes_max):
             read = await self._queue.queue_read(reader=reader, after=after, rows_max=last - after, bytes_max=max(1, bytes_max - size))
-            if reads and (read.queue_id != reads[0].queue_id or not _alike(reads, read)):
+            if not alike(reads, read):
                 break
-            reads.append(read)
+            reads.append(cut_read(read, read.first, last))
             size += read.batch.nbytes if read.batch is not None else 0
-        return await self._events(_joined(reads))
+        return await self._events(joined(reads))
 
     async def raw(self, reader: str, first: int, last: int) -> QueueRead:
         """One read as the queue holds it, undecoded, starting at `first`."""
         read: QueueRead = await self._queue.queue_read(
             reader=reader, after=first - 1, rows_max=last - first + 1, bytes_max=self._engine.read_bytes_max
         )
-        return read
+        return cut_read(read, first, last)
 
     def stop(self) -> None:
         """Give up the reads that wait for events: nobody is left to take them."""
@@ -148,7 +149,8 @@ class Pipeline:
 
     async def _process(self, reader: str, after: int, rows_max: int) -> Events:
         read = await self._queue.queue_read(reader=reader, after=after, rows_max=rows_max, bytes_max=self._engine.read_bytes_max)
-        events = await self._events(read)
+        # before anything is decoded: a range under suspicion must not bring its neighbours along
+        events = await self._events(read if rows_max == self._engine.read_rows_max else cut_read(read, after + 1, after + rows_max))
         if rows_max == self._engine.read_rows_max:
             self._keep(events)
         return events
@@ -171,7 +173,7 @@ class Pipeline:
             if bad:
                 await self._refuse(read, read.batch, positions, bad)
         else:
-            batch, bad = read.batch, {}
+            batch, bad = pa.RecordBatch.from_arrays([_own(column) for column in read.batch.columns], schema=read.batch.schema), {}
         with self._seconds["enrich"].time():
             for enricher in self._enrichers:
                 batch, refused = await enricher.add_context(batch)
@@ -193,7 +195,7 @@ class Pipeline:
             self._types.saved()
         origin, position = global_ids(read.queue_id, positions, read.origins)
         context = pa.array([{}] * raw.num_rows, NO_FIELDS)
-        columns = [raw.column("device"), times.time, received, readings, context, origin, position]
+        columns = [_own(raw.column("device")), times.time, _own(received), readings, context, origin, position]
         self._count_decoded.inc(raw.num_rows - len(bad))
         self._count_misfits.inc(misfits)
         self._count_outside.inc(times.outside)
@@ -245,6 +247,11 @@ class Pipeline:
             )
 
 
+def _own(column: pa.Array) -> pa.Array:
+    """A copy: events outlive the read, and a view into the queue would keep its space from being reused (DELIVERY 11)."""
+    return pa.concat_arrays([column, column.slice(0, 0)])
+
+
 def _no_events() -> pa.RecordBatch:
     return pa.RecordBatch.from_pylist([], schema=event_schema(NO_FIELDS, NO_FIELDS))
 
@@ -262,28 +269,3 @@ def _decoders_by_encoding(decoders: Sequence[Supervised]) -> dict[int, Supervise
 
 def _load_types(file: Path) -> dict[str, str]:
     return json.loads(file.read_text()) if file.exists() else {}
-
-
-def _alike(reads: list[QueueRead], read: QueueRead) -> bool:
-    batches = [held.batch for held in (*reads, read) if held.batch is not None]
-    return all(batch.schema.equals(batches[0].schema) for batch in batches)
-
-
-def _joined(reads: list[QueueRead]) -> QueueRead:
-    """Reads that follow each other as one."""
-    if len(reads) == 1:
-        return reads[0]
-    batches = [read.batch for read in reads if read.batch is not None]
-    origins, offset = [], 0
-    for read in reads:
-        shifted = pc.add(read.origins.column("row_offset"), pa.scalar(offset, pa.uint32()))
-        origins.append(read.origins.set_column(4, read.origins.schema.field("row_offset"), shifted))
-        offset += read.batch.num_rows if read.batch is not None else 0
-    return QueueRead(
-        reads[0].queue_id,
-        reads[0].first,
-        reads[-1].last,
-        pa.concat_batches(batches) if batches else None,
-        pa.concat_batches(origins) if origins else NO_ORIGINS,
-        tuple(hole for read in reads for hole in read.missing),
-    )
