@@ -279,6 +279,7 @@ def test_a_server_that_is_not_there_yet_is_waited_for() -> None:
             run = asyncio.create_task(client.run())
             await asyncio.sleep(0.02)
             assert not run.done()
+            assert "onnect" in totals.trouble
             app = web.Application()
             app.router.add_get("/v1/devices/{device}/events", server._handle)
             runner = web.AppRunner(app, shutdown_timeout=0.1)
@@ -289,7 +290,7 @@ def test_a_server_that_is_not_there_yet_is_waited_for() -> None:
             run.cancel()
             await asyncio.gather(run, return_exceptions=True)
             await runner.cleanup()
-        assert (totals.acked, totals.unacked) == (1, 0)
+        assert (totals.acked, totals.unacked, totals.trouble) == (1, 0, "")
 
     asyncio.run(run())
 
@@ -492,6 +493,8 @@ def test_a_signal_ends_the_command_with_its_summary(number: signal.Signals) -> N
         (["simulate", "--rate", "-1"], "expected a number > 0, got -1"),
         (["simulate", "--rate", "nan"], "expected a number > 0, got nan"),
         (["replay", "x.csv"], "--devices"),
+        (["simulate", "--url", "localhost:8080"], "expected ws://HOST:PORT or wss://HOST:PORT, got 'localhost:8080'"),
+        (["simulate", "--url", "http://127.0.0.1:8080"], "expected ws://HOST:PORT"),
         (["replay", "x.csv", "--devices", "d.csv", "--speed", "0"], "expected a number > 0, got 0"),
         ([], "COMMAND"),
     ],

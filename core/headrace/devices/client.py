@@ -127,11 +127,14 @@ class DeviceClient:
                     timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_WAIT_S),
                 )
         except aiohttp.WSServerHandshakeError as error:
+            self._totals.trouble = f"HTTP {error.status}"
             retry_after = error.headers.get("Retry-After") if error.headers else None
             return self._reconnect.after_status(error.status, retry_after, time.time())
-        except (aiohttp.ClientError, OSError, TimeoutError):
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            self._totals.trouble = str(error) or type(error).__name__
             return self._reconnect.wait_s()
         self._totals.connections += 1
+        self._totals.trouble = ""
         self._totals.reconnects += self._connected_before
         self._connected_before = True
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
+import urllib.parse
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Final
@@ -110,7 +111,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _common(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--url", default=URL_DEFAULT, help="the server, ws://HOST:PORT or wss://HOST:PORT (default %(default)s)")
+    command.add_argument(
+        "--url", type=_url, default=URL_DEFAULT, help="the server, ws://HOST:PORT or wss://HOST:PORT (default %(default)s)"
+    )
     command.add_argument(
         "--settle-s", type=_seconds, default=30.0, metavar="S", help="how long to wait for the last acks at the end (default %(default)g)"
     )
@@ -186,6 +189,13 @@ def _seconds(text: str) -> float:
     if not 0 <= number < float("inf"):
         raise argparse.ArgumentTypeError(f"expected seconds >= 0, got {text}")
     return number
+
+
+def _url(text: str) -> str:
+    url = urllib.parse.urlsplit(text)
+    if url.scheme not in ("ws", "wss") or not url.hostname:
+        raise argparse.ArgumentTypeError(f"expected ws://HOST:PORT or wss://HOST:PORT, got {text!r}")
+    return text
 
 
 def _speed(text: str) -> float | None:

@@ -50,9 +50,10 @@ class Progress:
 def line(totals: Totals, devices: int, acked_per_s: float) -> str:
     """The progress line; latencies are those since the line before."""
     latency = f"ack p50 {duration(totals.recent.quantile(0.5))} p99 {duration(totals.recent.quantile(0.99))}"
+    trouble = f"  no connection: {totals.trouble}" if totals.trouble and not totals.connections else ""
     return (
         f"sent {totals.sent:,}  acked {totals.acked:,} ({acked_per_s:,.0f}/s)  rejected {totals.rejected:,}  "
-        f"unacked {totals.unacked:,}  {latency}  connections {totals.connections:,}/{devices:,}"
+        f"unacked {totals.unacked:,}  {latency}  connections {totals.connections:,}/{devices:,}{trouble}"
     )
 
 

@@ -45,7 +45,7 @@ class Totals:
 
     taken = acked + rejected + unacked at any moment, in messages of one event each. `sent` counts first sends, `resent`
     repetitions; `skipped` are readings that a device never took, since its outbox was full. Latencies run from the first
-    send to the ack, reconnects included.
+    send to the ack, reconnects included. `trouble` is why the latest try to connect failed.
     """
 
     taken: int = 0
@@ -57,6 +57,7 @@ class Totals:
     reconnects: int = 0
     connections: int = 0
     gave_up: int = 0
+    trouble: str = ""
     rejects_by_code: dict[str, int] = field(default_factory=dict)
     latency: Latencies = field(default_factory=Latencies)
     recent: Latencies = field(default_factory=Latencies)
