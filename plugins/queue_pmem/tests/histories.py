@@ -44,7 +44,7 @@ class History:
 
     seed: int
     unit: str = "lines"
-    fixed: bool = True  # all frames of one size: stale ones line up with new ones
+    fixed: bool = True  # frames of two sizes: stale ones line up with new ones
     bodies: dict[int, bytes] = field(default_factory=dict)  # number -> body, of everything that is promised
     names: dict[tuple[str, int], bytes] = field(default_factory=dict)  # (queue id, position) -> body, once it was visible
     released: int = 0
@@ -60,7 +60,7 @@ class History:
     def run(self, crashes: int) -> None:
         """Live until so many power losses have been survived."""
         for _ in range(crashes):
-            self.medium.crash_in = self.random.randrange(60)
+            self.medium.crash_in = self.random.randrange(self.random.choice((10, 30, 60)))
             try:
                 self._live()
             except PowerLoss:
@@ -143,8 +143,8 @@ class History:
 
     def _append(self, ring: Ring) -> None:
         entries = []
-        for _ in range(self.random.choice((1, 1, 2, 3))):
-            count = 2 if self.fixed else self.random.randrange(1, 6)
+        for _ in range(self.random.choice((1, 1, 2, 4))):
+            count = self.random.choice((2, 2, 4)) if self.fixed else self.random.randrange(1, 6)
             first = (ring.marks.staged(SENDER) or 0) + 1
             bodies = {number: self._body(number) for number in range(first, first + count)}
             origins = [Origin(SENDER, first, first + count - 1)]
@@ -175,7 +175,7 @@ class History:
     def _body(self, number: int) -> bytes:
         self.attempts += 1
         size = 30 if self.fixed else self.random.randrange(10, 400)
-        return b"%d|%d|" % (number, self.attempts) + self.random.randbytes(size).hex().encode()
+        return b"%07d|%07d|" % (number, self.attempts) + self.random.randbytes(size).hex().encode()
 
     def _read(self, ring: Ring) -> None:
         part = reading.read(ring, "lake", self.random.randint(self.released, max(ring.upto, self.released)), 10, 1 << 16)
@@ -199,3 +199,46 @@ def _batch(bodies: list[bytes]) -> pa.RecordBatch:
         "payload": bodies,
     }
     return pa.RecordBatch.from_pydict(columns, schema=RAW_SCHEMA)
+
+
+def stale_frames(seed: int) -> None:
+    """A commit of several frames is cut short so that its first is torn and later ones are whole; after it other events take
+    their positions, in fewer and thus smaller frames, and the power goes again. What was whole must not come back."""
+    chance = random.Random(seed)
+    medium = ShadowMedium(seed, "lines")
+    options = Options(SEGMENT, 6 * SEGMENT)
+
+    def append(ring: Ring, *batches: list[bytes]) -> list[Any]:
+        entries = [encode(_batch(bodies), origin_batch(()), 1) for bodies in batches]
+        for entry in entries:
+            ring.reserve(entry)
+        ring.commit(entries)
+        return entries
+
+    def body(number: int, life: int) -> bytes:
+        return b"%d of life %d %s" % (number, life, b"x" * 300)
+
+    def contents(ring: Ring) -> list[bytes]:
+        bodies: list[bytes] = []
+        while (part := reading.read(ring, "lake", len(bodies), 1000, 1 << 20)) is not None:
+            check(not part.missing and part.batch is not None, f"a gap was declared: {part.missing}")
+            assert part.batch is not None
+            bodies += part.batch["payload"].to_pylist()
+        return bodies
+
+    ring = recover("sim", "shadow", medium, options, Marks(8, 8, 8))[0]
+    append(ring, [body(1, 1)])
+    rows = chance.randrange(1, 4)
+    frames = chance.randrange(3, 6)
+    stale = append(ring, *([body(2 + frame * rows + row, 1) for row in range(rows)] for frame in range(frames)))
+    file = next(file for name, file in medium.files.items() if name.startswith("segment"))
+    torn = ring.segments[0].end - sum(entry.size for entry in stale)
+    file.memory[torn : torn + 64] = file.durable[torn : torn + 64] = 0
+    # The commit was never acknowledged, so the head does not know its end either.
+    second = recover("sim", "shadow", medium, options, Marks(8, 8, 8))[0]
+    check(second.upto == 1, f"a torn commit left {second.upto} events")
+    count = rows * chance.randrange(1, frames)
+    wanted = [body(1, 1), *(body(2 + row, 2) for row in range(count))]
+    append(second, wanted[1:])
+    third = recover("sim", "shadow", medium, options, Marks(8, 8, 8))[0]
+    check(contents(third) == wanted, f"{third.upto} events after the second life, expected {len(wanted)}")

@@ -128,6 +128,8 @@ class PmemMedium(FileMedium):
     def _check_metadata(self, name: str, plain: Area) -> int:
         """Where in the file the area begins; OSError when libpmemobj's part is not what it was when the pool was made."""
         size = self.size(name)
+        if size % libc.PAGE:
+            raise OSError(errno.EINVAL, f"{name} was cut off: {size} bytes is no whole number of pages")
         for at in POOL_AT:
             magic, crc, own = POOL.unpack(bytes(plain.view[at : at + POOL.size]))
             if magic == POOL_MAGIC and checksum(bytes(plain.view[at : at + POOL.size - 4])) == own:
