@@ -1,0 +1,84 @@
+"""Queues: whose events are whose. Ids, origins, and the facts."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+from headrace.hookspecs import QueueInfo
+from headrace.position import NO_ORIGINS, Origin, origin_batch
+from headrace.testing.batches import raw_batch
+from headrace.testing.queue_bench import QueueBench, append, read_rows, reader_of
+from headrace.testing.queue_driver import ORIGIN
+
+
+class QueueIdentity(QueueBench):
+    """Queue ids, origins and marks."""
+
+    def test_every_open_takes_a_new_id_at_its_first_append(self, tmp_path: Path) -> None:
+        ids: list[str] = []
+
+        async def one_life(hook: Any) -> None:
+            head = hook.queue_info().head
+            assert hook.queue_info().queue_id is None, "expected no queue id before the first append of this open"
+            assert head == 10 * len(ids), f"expected the numbering to continue at {10 * len(ids)}, got {head}"
+            await hook.queue_reader_open(reader="r", start="oldest")
+            first, last = await hook.queue_append(batch=raw_batch(10, head + 1), origins=NO_ORIGINS)
+            assert (first, last) == (head + 1, head + 10)
+            ids.append(hook.queue_info().queue_id)
+            assert len(set(ids)) == len(ids), f"a queue id was used again: {ids}"
+
+        for _ in range(3):
+            self._with(tmp_path, one_life)
+        self._with(tmp_path, self._expect_ids(ids))
+
+    def test_origins_that_were_held_are_dropped(self, tmp_path: Path) -> None:
+        async def first_life(hook: Any) -> None:
+            await hook.queue_reader_open(reader="r", start="oldest")
+            assert await hook.queue_origin_position(origin=ORIGIN) is None
+            calls = [(1, 10), (1, 10), (6, 15), (3, 5), (16, 20)]
+            answers = await asyncio.gather(*(self._append_origin(hook, first, last) for first, last in calls))
+            assert answers == [(1, 10), (11, 10), (11, 15), (16, 15), (16, 20)], f"got {answers}"
+            assert await hook.queue_origin_position(origin=ORIGIN) == 20
+            assert await self._origin_numbers(hook, 20) == list(range(1, 21))
+
+        async def second_life(hook: Any) -> None:
+            assert await hook.queue_origin_position(origin=ORIGIN) == 20, "the origin's mark did not survive the restart"
+            assert await self._append_origin(hook, 15, 22) == (21, 22)
+            assert await self._origin_numbers(hook, 22) == list(range(1, 23))
+
+        self._with(tmp_path, first_life)
+        self._with(tmp_path, second_life)
+
+    def test_the_rows_of_several_origins_are_dropped_each_by_its_own_mark(self, tmp_path: Path) -> None:
+        async def check(hook: Any) -> None:
+            await hook.queue_reader_open(reader="r", start="oldest")
+            await hook.queue_append(batch=raw_batch(3, 1), origins=origin_batch([Origin("a", 1, 3)]))
+            both = origin_batch([Origin("a", 2, 5, 0), Origin("b", 1, 3, 4)])
+            answer = await hook.queue_append(batch=raw_batch(7, 101), origins=both)
+            assert tuple(answer) == (4, 8), f"expected the two events of `a` that were new and three of `b` as 4-8, got {answer}"
+            rows = await read_rows(hook, "r", 3, 8)
+            assert [json.loads(row["payload"])["n"] for row in rows] == [103, 104, 105, 106, 107]
+            assert (await hook.queue_origin_position(origin="a"), await hook.queue_origin_position(origin="b")) == (5, 3)
+
+        self._with(tmp_path, check)
+
+    def test_info_tells_the_facts_from_any_thread(self, tmp_path: Path) -> None:
+        async def check(hook: Any) -> None:
+            await hook.queue_reader_open(reader="r", start="oldest")
+            await append(hook, raw_batch(10))
+            await hook.queue_release(reader="r", upto=4)
+            info: QueueInfo = await asyncio.to_thread(hook.queue_info)
+            assert info.level in ("process", "power")
+            assert info.head == 10, f"got {info}"
+            assert 1 <= info.tail <= 5, f"expected what is held to begin at 5, or at the start of its entry, got {info.tail}"
+            assert 6 <= info.size_events <= 10, f"got {info}"
+            assert 0 < info.size_bytes <= info.size_bytes_max
+            assert info.oldest_event_s is not None
+            assert (reader_of(info, "r").lag_events, reader_of(info, "r").cursor) == (6, 4)
+            assert info.medium
+            assert info.method
+
+        self._with(tmp_path, check)
