@@ -154,8 +154,9 @@ def global_ids(queue_id: str, positions: np.ndarray, origins: pa.RecordBatch) ->
             continue
         # a link's origin is `<queue id>/<lane>`; the event is named by the queue alone
         code = names.setdefault(origin.id.partition("/")[0], len(names))
-        rows = slice(origin.row_offset, origin.row_offset + origin.last - origin.first + 1)
+        count = max(0, min(origin.last - origin.first + 1, len(numbers) - origin.row_offset))
+        rows = slice(origin.row_offset, origin.row_offset + count)
         codes[rows] = code
-        numbers[rows] = np.arange(origin.first, origin.last + 1, dtype=np.uint64)
+        numbers[rows] = np.arange(origin.first, origin.first + count, dtype=np.uint64)
     column = pa.DictionaryArray.from_arrays(pa.array(codes), pa.array(list(names), pa.string()))
     return column.cast(ORIGIN_TYPE), pa.array(numbers)

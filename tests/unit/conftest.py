@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from headrace import Component, RangeKey, hookimpl
+from headrace import NO_ORIGINS, Component, RangeKey, hookimpl
 from headrace.batching import RawBatchBuilder
 from headrace.component import SystemClock
 from headrace.config import Engine, Entry, EntryKeys, OutputKeys
@@ -42,7 +42,7 @@ class EngineBench:
         self.services = Services(
             self.metrics, self.clock, random.Random(1), Faults(), folder, statuses, SitePlugins(log, self.metrics), lambda fact, facts: None
         )
-        self.buffer = Buffer("t", self.clock, holding=True)
+        self.buffer: Any = Buffer("t", self.clock, holding=True)
         self.letters = DeadLetters(folder / "dead.db", 1 << 20)
         self.quarantined: list[tuple[str, str, RangeKey, int]] = []
         self.quarantine = Quarantine(
@@ -100,7 +100,7 @@ class EngineBench:
     async def feed(self, tasks: asyncio.TaskGroup, sizes: Sequence[int], payload: Callable[[int], bytes] | None = None) -> None:
         """Append batches of these sizes, without waiting until they are safe."""
         for size in sizes:
-            tasks.create_task(self.buffer.queue_append(self.batch(size, payload), pa.RecordBatch.from_pylist([], schema=_origins())))
+            tasks.create_task(self.buffer.queue_append(self.batch(size, payload), NO_ORIGINS))
         await asyncio.sleep(0)
 
     async def drain(self, outputs: Sequence[Output]) -> None:
@@ -112,15 +112,11 @@ class EngineBench:
         async with asyncio.timeout(20):
             await asyncio.gather(*running)
 
+    no_origins = NO_ORIGINS
+
     def counted(self, name: str, **labels: str) -> float:
         value = self.metrics.registry.get_sample_value(f"headrace_{name}", labels)
         return value or 0.0
-
-
-def _origins() -> pa.Schema:
-    from headrace import ORIGIN_SCHEMA
-
-    return ORIGIN_SCHEMA
 
 
 @pytest.fixture
@@ -177,3 +173,8 @@ class ResumingStore(MemoryStore):
 def stores() -> tuple[type[MemoryStore], type[ResumingStore]]:
     """Base classes for the stores of one test: subclass them, so that each test has its own state."""
     return MemoryStore, ResumingStore
+
+
+@pytest.fixture
+def engine_bench() -> type[EngineBench]:
+    return EngineBench

@@ -63,30 +63,42 @@ class DeadLetters:
 
     def add(self, letters: Sequence[Letter]) -> int:
         """Store these letters; durable on return. Returns how many were new; raises TransientError when full or failing."""
-        size = self._size_bytes()
-        if size >= self.size_bytes_max:
-            raise TransientError(
-                f"dead letters at {self.path} are full: {size} of {self.size_bytes_max} bytes; "
-                "move the file away, or raise engine.dead_letters_bytes_max"
-            )
         marks = ", ".join("?" * len(Letter._fields))
         try:
+            size = self._size_bytes()
+            if size >= self.size_bytes_max and not all(map(self._known, letters)):
+                raise TransientError(
+                    f"dead letters at {self.path} are full: {size} of {self.size_bytes_max} bytes; "
+                    "move the file away, or raise engine.dead_letters_bytes_max"
+                )
             with self._db:
                 before = self._db.total_changes
                 self._db.executemany(f"insert or ignore into letters ({_COLUMNS}) values ({marks})", letters)
                 added = self._db.total_changes - before
-        except sqlite3.OperationalError as error:
-            raise TransientError(f"dead letters at {self.path}: {error}") from error
+        except sqlite3.Error as error:
+            raise self._failing(error) from error
         self.count += added
         return added
 
-    def positions(self, queue_id: str, first: int, last: int, output: str) -> set[int]:
-        """The positions in first..last that this output (or all of them) must leave out."""
-        rows = self._db.execute(
-            "select position from letters where queue_id = ? and position between ? and ? and output in (?, ?)",
-            (queue_id, first, last, output, ALL_OUTPUTS),
+    def _known(self, letter: Letter) -> bool:
+        found = self._db.execute(
+            "select 1 from letters where queue_id = ? and position = ? and output = ?", (letter.queue_id, letter.position, letter.output)
         )
-        return {row[0] for row in rows}
+        return found.fetchone() is not None
+
+    def positions(self, queue_id: str, first: int, last: int, output: str, stage: str = "%") -> set[int]:
+        """The positions in first..last that this output (or all of them) must leave out; raises TransientError when failing."""
+        try:
+            rows = self._db.execute(
+                "select position from letters where queue_id = ? and position between ? and ? and output in (?, ?) and stage like ?",
+                (queue_id, first, last, output, ALL_OUTPUTS, stage),
+            )
+            return {row[0] for row in rows}
+        except sqlite3.Error as error:
+            raise self._failing(error) from error
+
+    def _failing(self, error: sqlite3.Error) -> TransientError:
+        return TransientError(f"dead letters at {self.path}: {error}")
 
     def _size_bytes(self) -> int:
         pages, free, size = (self._db.execute(f"pragma {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size"))

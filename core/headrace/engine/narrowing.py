@@ -28,6 +28,11 @@ class Narrowing:
         self.limit = (last - first + 1) // 2
         return False
 
+    def again(self, first: int, last: int) -> None:
+        """The range was under suspicion before a restart: try it as it was."""
+        self._ends.append(last)
+        self.limit = last - first + 1
+
     def done(self, upto: int) -> None:
         """Everything up to this position is safe, or set aside: the rest of the innermost failing range comes as a whole."""
         while self._ends and self._ends[-1] <= upto:

@@ -20,25 +20,37 @@ class LooseOutput(Output):
     async def run(self) -> None:
         await self.unit.open()
         position = self._info().head
+        events: Events | None = None
         since = self._clock.monotonic()
         rows = 0
         while not self.draining:
-            events = await self._next(position)
-            if events is None:
+            taken = await self._next(position)
+            if taken is None:
                 continue
+            events = taken
             position = await self._catch_up(events.key.last)
             rows += events.batch.num_rows
             try:
-                await self._call("write", self.unit.hook.sink_write(batch=events.batch, key=events.key))
+                await self._call("write", batch=events.batch, key=events.key)
                 if self._clock.monotonic() - since >= self.keys.flush_interval_s:
-                    await self._call("flush", self.unit.hook.sink_flush(key=events.key))
+                    await self._call("flush", key=events.key)
                     self._succeeded(rows)
                     rows, since = 0, self._clock.monotonic()
             except StoreError as error:
                 await self._lose(error, rows)
                 rows = 0
+        if rows and events is not None:
+            try:
+                await self._call("flush", key=events.key)
+                self._succeeded(rows)
+            except StoreError as error:
+                await self._lose(error, rows)
+
+    async def _lived(self) -> None:
+        """Nothing is counted: a live feed never goes back to what killed it."""
 
     def _succeeded(self, rows: int) -> None:
+        self._writer = None
         self._count_written.inc(rows)
         self._last_success.set(self._clock.wall())
         self._backoff.reset()
@@ -72,9 +84,16 @@ class LooseOutput(Output):
         error = failure.cause
         self.unit.failed(failure.stage, error)
         self._metrics.counter("output_missing_events_total", "Positions that the queue could not give.", reason="failed").inc(events)
+        try:
+            await self._call("reset")
+        except StoreError as reset:
+            self.unit.log.exception("output failed to reset", reset.cause)
+            await self._restart(describe(reset.cause))
+        self._writer = None
         if isinstance(error, PermanentError):
             return
         if not isinstance(error, TransientError):
-            await self.unit.restart(describe(error))
+            self.unit.log.exception("output failed", error, stage=failure.stage)
+            await self._restart(describe(error))
         await self._wait(describe(error))
         self.unit.status("ok")

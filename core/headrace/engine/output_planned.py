@@ -11,10 +11,10 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, Final
 
-from headrace.engine.outputs import Output
+from headrace.engine.outputs import CRASH, Output, rows_at
 from headrace.engine.pipeline import Events
 from headrace.errors import PermanentError
-from headrace.hookspecs import Plan
+from headrace.hookspecs import Plan, QueueRead
 
 #: How often a waiting range looks whether enough rows have come.
 POLL_S: Final = 0.05
@@ -28,15 +28,22 @@ class PlannedOutput(Output):
 
     async def _begin(self) -> None:
         self.reader = await self._queue.queue_reader_open(reader=self.id, start=self.keys.start)
-        self.flushed = self.attempted = self.reader.cursor
-        await self._load_dead()
         plan = self.reader.plan
-        self._plan = plan if plan is not None and plan.first == self.flushed + 1 else None
+        # a range is planned once all before it is safe, and the cursor becomes durable later than the plan
+        self.flushed = self.attempted = max(self.reader.cursor, plan.first - 1 if plan else 0)
+        if self.flushed > self.reader.cursor:
+            await self._queue.queue_release(reader=self.id, upto=self.flushed)
+        await self._load_dead()
+        self._plan = self._noted = plan if plan is not None and plan.first == self.flushed + 1 else None
+        if self._plan and self._plan.last > self._info().head:
+            self.unit.log.error("the queue lost a part of the planned range", first=self._plan.first, last=self._plan.last)
+            self._plan = None
         self.unit.log.info("output starts", position=self.flushed, planned=self._plan.last if self._plan else None)
         if self._plan and self._plan.attempts >= self._s.engine.attempts_max and self._may_halve():
             suspect, self._plan = self._plan, None
             if self._narrowing.failed(suspect.first, suspect.last):
-                await self._set_aside(suspect.first, f"bug: the process died {suspect.attempts} times on it")
+                await self._set_aside(suspect.first, f"bug: the process died {suspect.attempts} times on it", CRASH)
+            await self._note(None)
 
     def _may_halve(self) -> bool:
         # a store that is idempotent by key alone may hold the whole range: other bounds would double it
@@ -53,30 +60,45 @@ class PlannedOutput(Output):
     async def _planned(self) -> Events:
         """The events of the outstanding plan, as they were the first time."""
         assert self._plan is not None
-        plan = self._plan._replace(attempts=self._plan.attempts + 1)
-        await self._keep(plan)
-        events = await self._exactly(plan.first, plan.last)
-        return events.without(self._dead | set(plan.excluded))
+        await self._keep(self._plan._replace(attempts=self._plan.attempts + 1))
+        read = await self._read(self._plan.first, self._plan.last, 2**62)
+        if read.last != self._plan.last:
+            self.unit.log.error("the queue lost a part of the planned range", first=read.first, last=self._plan.last, held=read.last)
+        return await self._decoded(read)
 
     async def _next(self) -> Events | None:
         """A fresh range, planned; None when drained."""
         if not await self._wait_for_events():
             return None
-        info, first = self._info(), self.flushed + 1
-        size = self._narrowing.limit or self.keys.flush_rows
-        last = min(info.head, first + size - 1)
-        events = (await self._s.pipeline.exactly(self.id, first, last, self.keys.flush_bytes)).without(self._dead)
-        await self._keep(Plan(first, events.key.last, 1, events.key.dead))
-        return events
+        first = self.flushed + 1
+        size = self._before_lethal(self.flushed, min(self._info().head - self.flushed, self._narrowing.limit or self.keys.flush_rows))
+        if not size:
+            return self._without_rows(first, first)
+        read = await self._read(first, first + size - 1, self.keys.flush_bytes)
+        # before it is decoded: it may be the decoding that kills
+        await self._keep(Plan(first, read.last, 1))
+        return await self._decoded(read)
 
-    async def _exactly(self, first: int, last: int) -> Events:
-        events = await self._s.pipeline.exactly(self.id, first, last, 2**62)
-        if events.key.last != last:
-            raise AssertionError(f"planned {first}-{last}, the queue gave {events.key}")
+    async def _read(self, first: int, last: int, bytes_max: int) -> QueueRead:
+        return await self._s.pipeline.exactly(self.id, first, last, bytes_max)
+
+    async def _decoded(self, read: QueueRead) -> Events:
+        """The events of a planned read; what they leave out is part of the plan, as far as a plan has room for it."""
+        assert self._plan is not None
+        self._doing("waiting")  # the dead letters may be full, or an enricher down
+        events = (await self._s.pipeline.events(read)).without(self._dead | set(self._plan.excluded))
+        self._doing("working")
+        while events.key.last != self._plan.last or not {*events.key.dead} <= {*self._plan.excluded}:
+            try:
+                await self._keep(Plan(events.key.first, events.key.last, self._plan.attempts, events.key.dead))
+            except PermanentError:
+                if len(events.key.dead) <= 1:
+                    raise
+                events = events.part(events.key.first, events.key.dead[len(events.key.dead) // 2] - 1)
         return events
 
     async def _keep(self, plan: Plan) -> None:
-        await self._queue.queue_plan(reader=self.id, plan=plan)
+        await self._note(plan)
         self._plan = plan
         self._s.faults.hit("engine.after_plan")
 
@@ -111,11 +133,11 @@ class PlannedOutput(Output):
 
     async def _write(self, events: Events) -> None:
         self._events, self.attempted = events, events.key.last
-        await self._call("write", self.unit.hook.sink_write(batch=events.batch, key=events.key))
+        await self._call("write", batch=events.batch, key=events.key)
         self._s.faults.hit("engine.after_write")
         self._s.faults.hit("engine.before_flush")
         with self._flush_seconds.time():
-            await self._call("flush", self.unit.hook.sink_flush(key=events.key))
+            await self._call("flush", key=events.key)
         self._plan = self._events = None
         await self._flushed(events.key, events.batch.num_rows)
 
@@ -123,13 +145,22 @@ class PlannedOutput(Output):
         await super()._after_refusal(error)
         # nothing of it was taken: the next plan may have other bounds
         self._plan = None
-        await self._queue.queue_plan(reader=self.id, plan=None)
+        await self._note(None)
+
+    async def _lived(self) -> None:
+        if self._plan is not None and self._plan.attempts:
+            await self._note(plan := self._plan._replace(attempts=0))
+            self._plan = plan
 
     async def _skip(self) -> None:
         if self.skip_to > self.flushed:
+            if self._plan is not None:
+                # it may be there already: other bounds would double what is behind the window
+                self.skip_to = max(self.skip_to, self._plan.last)
             self._plan = None
             await self._skipped()
 
     def _named(self, error: PermanentError) -> list[int]:
-        rows = error.rows.get(str(self._events.key), []) if self._events else []
-        return [int(position) for position in self._events.positions[rows]] if self._events and rows else []
+        if self._events is None:
+            return []
+        return rows_at(self._events.positions, error.rows.get(str(self._events.key), []), self.unit.entry.use)

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from headrace.engine.outputs import Output, OutputServices, StoreError, resume_floor
+from headrace.engine.outputs import CRASH, Output, OutputServices, StoreError, resume_floor, rows_at
 from headrace.engine.pipeline import Events
 from headrace.engine.supervisor import Supervised
-from headrace.errors import PermanentError
+from headrace.errors import HookError, PermanentError
 from headrace.hookspecs import Plan
 from headrace.position import RangeKey, join_keys
 
@@ -42,7 +42,6 @@ class StreamingOutput(Output):
             self._s.released()
         await self._load_dead()
         if first_time:
-            self._crashed = self.reader.plan
             await self._suspect(self.reader.plan)
             self.unit.log.info("output starts", position=self.flushed, cursor=self.reader.cursor)
 
@@ -54,7 +53,7 @@ class StreamingOutput(Output):
             last = info.head if span.last is None else span.last
             if last <= position:
                 continue
-            held = await self._call("resume", self.unit.hook.sink_resume(queue_id=span.queue_id))
+            held = await self._held(span.queue_id)
             if held is None:
                 break
             # beyond the id's last entry means that all of the id is held (DELIVERY 2)
@@ -63,28 +62,39 @@ class StreamingOutput(Output):
                 break
         return position
 
+    async def _held(self, queue_id: str) -> int | None:
+        held = await self._call("resume", queue_id=queue_id)
+        if held is not None and (not isinstance(held, int) or isinstance(held, bool)):
+            wrong = HookError(self.unit.entry.use, f"sink_resume must return a position or None, got {held!r}")
+            raise StoreError("resume", wrong)
+        return held
+
     async def _suspect(self, plan: Plan | None) -> None:
         """A range that was begun and never ended: did it kill the process?"""
-        if plan is None or plan.attempts < self._s.engine.attempts_max or not plan.first <= self.flushed + 1 <= plan.last:
+        if plan is None or plan.first != self.flushed + 1 or not plan.attempts:
+            return  # the store has got on since: it was not this range
+        self._crashed = plan
+        if plan.attempts < self._s.engine.attempts_max:
+            if plan.last - plan.first + 1 < self._s.engine.read_rows_max:
+                self._narrowing.again(plan.first, plan.last)
             return
         self.unit.log.error("range keeps killing the process", first=plan.first, last=plan.last, attempts=plan.attempts)
-        if self._narrowing.failed(self.flushed + 1, plan.last):
-            await self._set_aside(self.flushed + 1, f"bug: the process died {plan.attempts} times on it")
+        if self._narrowing.failed(plan.first, plan.last):
+            await self._set_aside(plan.first, f"bug: the process died {plan.attempts} times on it", CRASH)
+            self._crashed = None
 
     async def _feed(self) -> None:
         while True:
-            await self._skip()
-            events = await self._next()
+            events = await self._skipped_range() or await self._next()
             if events is not None:
                 if self._pending and self._pending[0][0].queue_id != events.key.queue_id:
                     await self._flush()
                 await self._write(events)
             if self._pending and self._due():
                 await self._flush()
+            self._nudged.clear()
             if self._drained():
                 return
-            if events is None:
-                self._nudged.clear()
 
     def _drained(self) -> bool:
         return self.draining and not self._pending and self.attempted >= self._info().head
@@ -93,10 +103,12 @@ class StreamingOutput(Output):
         """The events behind the last ones, or None when it is time to look at the clock, or somebody nudged."""
         if self.draining and self.attempted >= self._info().head:
             return None
-        if self._counting:
-            await self._count_attempt()
         if self._reading is None:
-            rows = self._narrowing.limit or (self._s.engine.read_rows_max if self._counting else None)
+            rows = self._before_lethal(self.attempted, self._narrowing.limit or self._s.engine.read_rows_max)
+            if not rows:
+                return self._without_rows(self.attempted + 1, self.attempted + 1)
+            if self._counting:
+                await self._count_attempt(rows)
             self._reading = asyncio.ensure_future(self._s.pipeline.after(self.id, self.attempted, rows))
         nudged = asyncio.ensure_future(self._nudged.wait())
         self._doing("idle")
@@ -112,22 +124,21 @@ class StreamingOutput(Output):
         reading, self._reading = self._reading, None
         return reading.result()
 
-    async def _count_attempt(self) -> None:
+    async def _count_attempt(self, size: int) -> None:
         """Note durably that the first range is tried, before anything of it is decoded."""
-        if self._reading is not None or self._pending or self._info().head <= self.flushed:
+        if self._pending or self._info().head <= self.flushed:
             return
-        first, size = self.flushed + 1, self._narrowing.limit or self._s.engine.read_rows_max
+        first = self.flushed + 1
         crashed = self._crashed if self._crashed and self._crashed.first <= first <= self._crashed.last else None
         # a single event is condemned by its own crashes, not by those of the range that it came from
         attempts = crashed.attempts + 1 if crashed and (size > 1 or crashed.first == crashed.last) else 1
-        await self._queue.queue_plan(reader=self.id, plan=Plan(first, first + size - 1, attempts))
+        await self._note(Plan(first, first + size - 1, attempts))
         self._s.faults.hit("engine.after_plan")
 
-    async def _answer(self, failure: StoreError) -> None:
-        await super()._answer(failure)
-        if self._counting:  # the process lived: that was no crash
-            self._crashed = None
-            await self._queue.queue_plan(reader=self.id, plan=None)
+    async def _lived(self) -> None:
+        self._crashed = None
+        if self._noted is not None:
+            await self._note(None)
 
     async def _write(self, events: Events) -> None:
         events = events.without(self._dead)
@@ -135,7 +146,7 @@ class StreamingOutput(Output):
         if not self._pending:
             self._since = self._clock.monotonic()
         self._pending.append((events.key, events.positions))
-        await self._call("write", self.unit.hook.sink_write(batch=events.batch, key=events.key))
+        await self._call("write", batch=events.batch, key=events.key)
         self._s.faults.hit("engine.after_write")
         self._rows += events.batch.num_rows
         self._bytes += events.batch.nbytes
@@ -143,21 +154,20 @@ class StreamingOutput(Output):
     def _due(self) -> bool:
         if self._counting or self._narrowing.active or self._rows >= self.keys.flush_rows or self._bytes >= self.keys.flush_bytes:
             return True
-        if self.draining:
-            return self.attempted >= self._info().head
+        if self.draining and self.attempted >= self._info().head:
+            return True
         return self._nudged.is_set() or self._clock.monotonic() - self._since >= self.keys.flush_interval_s
 
     async def _flush(self) -> None:
-        self._nudged.clear()
         key, rows = join_keys([key for key, _ in self._pending]), self._rows
         self._s.faults.hit("engine.before_flush")
         with self._flush_seconds.time():
-            await self._call("flush", self.unit.hook.sink_flush(key=key))
+            await self._call("flush", key=key)
         self._forget_pending()
         await self._flushed(key, rows)
         if self._counting and not self._narrowing.active:
             self._counting = False
-            await self._queue.queue_plan(reader=self.id, plan=None)
+            await self._lived()
 
     def _forget_pending(self) -> None:
         self._pending = []
@@ -166,12 +176,26 @@ class StreamingOutput(Output):
             self._reading.cancel()
             self._reading = None
 
-    async def _skip(self) -> None:
-        if self.skip_to > self.attempted:
-            await self._call("reset", self.unit.hook.sink_reset())
+    async def _skipped_range(self) -> Events | None:
+        """What fell out of the window goes to the store as missing, so that its ranges stay without a hole."""
+        if self.skip_to <= self.attempted:
+            return None
+        if self._pending:
+            await self._call("reset")
             self._forget_pending()
-            await self._skipped()
+            self._writer, self.attempted = None, self.flushed
+        self.unit.log.error(
+            "output fell out of its window: rebuild this range from another store", first=self.attempted + 1, last=self.skip_to
+        )
+        if self._reading is not None:
+            self._reading.cancel()
+            self._reading = None
+        return self._without_rows(self.attempted + 1, self.skip_to, "window")
 
     def _named(self, error: PermanentError) -> list[int]:
         by_key = {str(key): positions for key, positions in self._pending}
-        return list(itertools.chain.from_iterable(by_key[key][rows].tolist() for key, rows in error.rows.items() if key in by_key))
+        return list(
+            itertools.chain.from_iterable(
+                rows_at(by_key[key], rows, self.unit.entry.use) for key, rows in error.rows.items() if key in by_key
+            )
+        )

@@ -8,21 +8,22 @@ promise, in the modules `output_streaming`, `output_planned` and `output_loose`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+import numpy as np
 import pyarrow as pa
 
-from headrace.component import Clock
+from headrace.component import Clock, Component
 from headrace.config import Engine
 from headrace.engine.narrowing import Narrowing
-from headrace.engine.pipeline import Pipeline
+from headrace.engine.pipeline import Events, Pipeline, no_events
 from headrace.engine.quarantine import Quarantine
-from headrace.engine.supervisor import Supervised
-from headrace.errors import PermanentError, TransientError
+from headrace.engine.supervisor import Supervised, call_plugin
+from headrace.errors import HookError, PermanentError, TransientError
 from headrace.faults import Faults
-from headrace.hookspecs import QueueInfo, ReaderInfo
+from headrace.hookspecs import Plan, QueueInfo, ReaderInfo
 from headrace.log import describe
 from headrace.metrics import Metrics
 from headrace.position import Missing, RangeKey
@@ -37,6 +38,12 @@ FAULT_POINTS: Final = (
     "engine.after_release",
     "engine.after_dead_letters",
 )
+
+#: A range that kills does so while it is decoded, enriched or written. When the loop still turns this long after it was begun,
+#: as it does while a store hangs, a death says nothing about the range.
+ACQUITTED_S: Final = 10.0
+#: Stage of the dead letters that killed the process: they are never decoded again.
+CRASH: Final = "crash"
 
 Activity = Literal["idle", "working", "waiting"]
 
@@ -75,6 +82,11 @@ class Output:
         self._narrowing = Narrowing()
         self._bugs = 0
         self._dead: set[int] = set()
+        self._lethal: set[int] = set()
+        self._noted: Plan | None = None
+        self._noted_at = 0.0
+        self._noting = asyncio.Lock()
+        self._writer: Component | None = None
         self._nudged = asyncio.Event()
         self.reader: ReaderInfo | None = None
         self.flushed = self.attempted = 0
@@ -93,15 +105,20 @@ class Output:
 
     async def run(self) -> None:
         """Feed the output until it is drained."""
-        self._doing("working")
+        self._doing("waiting")
         await self.unit.open()
-        while True:
-            try:
-                await self._begin()
-                await self._feed()
-                return
-            except StoreError as error:
-                await self._answer(error)
+        try:
+            while True:
+                try:
+                    await self._begin()
+                    await self._feed()
+                    return
+                except StoreError as error:
+                    await self._answer(error)
+        except asyncio.CancelledError:
+            # stopped, not crashed: a restart must not find a range that seems to have killed the process
+            await self._lived()
+            raise
 
     async def _begin(self) -> None:
         """Find the position to start from."""
@@ -120,6 +137,23 @@ class Output:
         self.draining = True
         self.nudge()
 
+    # --- what killed the process -------------------------------------------------------------------------------------
+
+    async def _note(self, plan: Plan | None) -> None:
+        """Keep the plan; its attempts are durable before the range is touched."""
+        async with self._noting:
+            await self._queue.queue_plan(reader=self.id, plan=plan)
+            self._noted, self._noted_at = plan, self._clock.monotonic()
+
+    async def _lived(self) -> None:
+        """The range that was begun did not kill the process: do not count it."""
+        raise NotImplementedError
+
+    async def acquit(self) -> None:
+        """Called now and then: a range that was begun long ago is no suspect any more."""
+        if self._noted is not None and self._noted.attempts and self._clock.monotonic() - self._noted_at > ACQUITTED_S:
+            await self._lived()
+
     def _doing(self, activity: Activity) -> None:
         self.activity = (activity, self._clock.monotonic())
 
@@ -129,17 +163,26 @@ class Output:
 
     # --- calls into the output ---------------------------------------------------------------------------------------
 
-    async def _call(self, stage: str, call: Awaitable[Any]) -> Any:
+    async def _call(self, stage: str, **arguments: Any) -> Any:
+        self._doing("waiting")
+        await self.unit.is_open()
+        component = self.unit.component
+        if stage in ("write", "flush") and self._writer not in (None, component):
+            # a flush of the new instance would not cover what the old one took
+            raise StoreError(stage, TransientError("restarted while it held unflushed events"))
+        if stage == "write":
+            self._writer = component
         self._doing("working")
         self._count_attempts.inc()
         try:
-            return await call
+            return await call_plugin(getattr(self.unit.hook, f"sink_{stage}"), **arguments)
         except Exception as error:
             raise StoreError(stage, error) from error
 
     async def _flushed(self, key: RangeKey, rows: int) -> None:
         """`key` is safe there: forget it here, and count it."""
         self._s.faults.hit("engine.after_flush")
+        self._writer = None
         self.flushed = self.attempted = key.last
         self._count_written.inc(rows)
         for hole in key.missing:
@@ -150,6 +193,7 @@ class Output:
         self._s.released()
         self._narrowing.done(key.last)
         self._dead = {position for position in self._dead if position > key.last}
+        self._lethal &= self._dead
         if self._backoff.attempts or self._bugs:
             self._backoff.reset()
             self._bugs = 0
@@ -176,18 +220,27 @@ class Output:
         error = failure.cause
         self.unit.failed(failure.stage, error)
         self._metrics.counter("sink_failures_total", "Writes and flushes that failed.", error_type=_kind(error)).inc()
+        await self._lived()
         try:
-            await self._call("reset", self.unit.hook.sink_reset())
+            await self._call("reset")
         except StoreError as reset:
             self.unit.log.exception("output failed to reset", reset.cause)
-            await self.unit.restart(describe(reset.cause))
+            await self._restart(describe(reset.cause))
+        self._writer = None
         if isinstance(error, TransientError):
             await self._wait(describe(error), error.retry_after_s)
         elif isinstance(error, PermanentError) and self.attempted > self.flushed:
-            await self._after_refusal(error)
+            try:
+                await self._after_refusal(error)
+            except HookError as wrong:
+                await self._after_bug(StoreError(failure.stage, wrong))
         else:
             await self._after_bug(failure)
         self.attempted = self.flushed
+
+    async def _restart(self, reason: str) -> None:
+        self._doing("waiting")
+        await self.unit.restart(reason)
 
     async def _wait(self, reason: str, retry_after_s: float | None = None) -> None:
         self.unit.log.warning("output waits before the next try", error=reason)
@@ -200,18 +253,22 @@ class Output:
         positions = self._named(error)
         if not positions and self._narrowing.failed(self.flushed + 1, self.attempted):
             positions = [self.flushed + 1]
+        if positions and self._dead.issuperset(positions):
+            # it refuses a range that has no row left: nothing more can be set aside
+            await self._wait(describe(error))
+            return
         for position in positions:
-            await self._set_aside(position, describe(error))
+            await self._set_aside(position, describe(error), "output")
 
     async def _after_bug(self, failure: StoreError) -> None:
         self._bugs += 1
         reason = describe(failure.cause)
         self.unit.log.exception("output failed", failure.cause, stage=failure.stage, attempt=self._bugs)
-        await self.unit.restart(reason)
+        await self._restart(reason)
         await self._wait(reason)
         suspect = self._bugs >= self._s.engine.attempts_max and self.attempted > self.flushed and self._may_halve()
         if suspect and self._narrowing.failed(self.flushed + 1, self.attempted):
-            await self._set_aside(self.flushed + 1, f"bug: {reason}")
+            await self._set_aside(self.flushed + 1, f"bug: {reason}", "output")
 
     def _may_halve(self) -> bool:
         """Whether a range that failed without a definite refusal may come again in other bounds."""
@@ -221,13 +278,16 @@ class Output:
         """The positions of the rows that a PermanentError names."""
         raise NotImplementedError
 
-    async def _set_aside(self, position: int, reason: str) -> None:
+    async def _set_aside(self, position: int, reason: str, stage: str) -> None:
+        self._doing("waiting")
         read = await self._s.pipeline.raw(self.id, position, position)
         if read.batch is not None:
             row: pa.RecordBatch = read.batch.slice(0, 1)
-            await self._s.quarantine.add(row, [position], read.queue_id, self.id, "output", self.id, reason, self._holding)
+            await self._s.quarantine.add(row, [position], read.queue_id, self.id, stage, self.id, reason, self._holding)
         self._s.faults.hit("engine.after_dead_letters")
         self._dead.add(position)
+        if stage == CRASH:
+            self._lethal.add(position)
         self.unit.log.warning("event set aside", position=position, queue_id=read.queue_id, reason=reason)
 
     def _holding(self, reason: str | None) -> None:
@@ -242,6 +302,21 @@ class Output:
             if last > self.flushed:
                 first = max(span.first, self.flushed + 1)
                 self._dead |= await self._s.quarantine.positions(span.queue_id, first, last, self.id)
+                self._lethal |= await self._s.quarantine.positions(span.queue_id, first, last, self.id, CRASH)
+
+    def _before_lethal(self, after: int, rows: int) -> int:
+        """How many of the `rows` positions behind `after` lie before the next one that killed the process."""
+        return min((position - after - 1 for position in self._lethal if after < position <= after + rows), default=rows)
+
+    def _without_rows(self, first: int, last: int, reason: str = "") -> Events:
+        """first..last, or as far as the queue id goes: missing for `reason`, or dead. Nothing of it is read."""
+        spans = self._info().spans
+        span = next((span for span in spans if span.last is None or span.last >= first), None)
+        assert span is not None, f"no queue id has position {first}"
+        last = min(last, span.last or last)
+        missing = (Missing(first, last, reason),) if reason else ()
+        key = RangeKey(span.queue_id, first, last, missing, () if reason else tuple(range(first, last + 1)))
+        return Events(key, no_events(), np.empty(0, np.uint64))
 
 
 def _kind(error: Exception) -> str:
@@ -253,3 +328,11 @@ def _kind(error: Exception) -> str:
 def resume_floor(info: QueueInfo, reader: ReaderInfo) -> int:
     """The position behind which everything may be this output's: where it began, or where the oldest id held begins."""
     return max(reader.start, info.spans[0].first - 1) if info.spans else max(reader.start, reader.cursor)
+
+
+def rows_at(positions: np.ndarray[Any, Any], rows: Sequence[int], plugin: str) -> list[int]:
+    """The positions of the rows that a PermanentError names; HookError when the batch has no such row."""
+    wrong = [row for row in rows if not isinstance(row, int) or not 0 <= row < len(positions)]
+    if wrong:
+        raise HookError(plugin, f"PermanentError.rows must name rows of a batch of {len(positions)}, got {wrong[:5]}")
+    return [int(position) for position in positions[list(rows)]]

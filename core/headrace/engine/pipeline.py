@@ -123,8 +123,8 @@ class Pipeline:
         # one waiter's cancellation must not take the read from the others
         return await asyncio.shield(task)
 
-    async def exactly(self, reader: str, first: int, last: int, bytes_max: int) -> Events:
-        """The positions first..last as one batch, or fewer of them when they pass `bytes_max`; never spans two queue ids."""
+    async def exactly(self, reader: str, first: int, last: int, bytes_max: int) -> QueueRead:
+        """The positions first..last as one read, or fewer of them when they pass `bytes_max`; never spans two queue ids."""
         reads: list[QueueRead] = []
         size = 0
         while (after := reads[-1].last if reads else first - 1) < last and (not reads or size < bytes_max):
@@ -133,7 +133,7 @@ class Pipeline:
                 break
             reads.append(cut_read(read, read.first, last))
             size += read.batch.nbytes if read.batch is not None else 0
-        return await self._events(joined(reads))
+        return joined(reads)
 
     async def raw(self, reader: str, first: int, last: int) -> QueueRead:
         """One read as the queue holds it, undecoded, starting at `first`."""
@@ -150,7 +150,7 @@ class Pipeline:
     async def _process(self, reader: str, after: int, rows_max: int) -> Events:
         read = await self._queue.queue_read(reader=reader, after=after, rows_max=rows_max, bytes_max=self._engine.read_bytes_max)
         # before anything is decoded: a range under suspicion must not bring its neighbours along
-        events = await self._events(read if rows_max == self._engine.read_rows_max else cut_read(read, after + 1, after + rows_max))
+        events = await self.events(read if rows_max == self._engine.read_rows_max else cut_read(read, after + 1, after + rows_max))
         if rows_max == self._engine.read_rows_max:
             self._keep(events)
         return events
@@ -160,13 +160,13 @@ class Pipeline:
         while len(self._kept) > 1 and sum(kept.batch.nbytes for kept in self._kept) > 4 * self._engine.read_bytes_max:
             self._kept.popleft()
 
-    async def _events(self, read: QueueRead) -> Events:
-        """Decode and enrich one read."""
+    async def events(self, read: QueueRead) -> Events:
+        """Decode and enrich one read, however long that takes."""
         await self.ready.wait()
         key = RangeKey(read.queue_id, read.first, read.last, read.missing)
         positions = row_positions(read.first, read.last, read.missing)
         if read.batch is None:
-            return Events(key, _no_events(), positions[:0])
+            return Events(key, no_events(), positions[:0])
         if kind_of(read.batch.schema) == "raw":
             with self._seconds["decode"].time():
                 batch, bad = self._decode(read.batch, read, positions)
@@ -252,7 +252,8 @@ def _own(column: pa.Array) -> pa.Array:
     return pa.concat_arrays([column, column.slice(0, 0)])
 
 
-def _no_events() -> pa.RecordBatch:
+def no_events() -> pa.RecordBatch:
+    """An event batch without rows."""
     return pa.RecordBatch.from_pylist([], schema=event_schema(NO_FIELDS, NO_FIELDS))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import pyarrow as pa
 
@@ -16,6 +17,8 @@ from headrace.metrics import Metrics
 from headrace.position import RangeKey
 from headrace.retry import Backoff
 from headrace.schema import kind_of
+
+T = TypeVar("T")
 
 #: Told of each quarantine: component, reason, range, how many.
 Told = Callable[[str, str, RangeKey, int], None]
@@ -31,14 +34,15 @@ class Quarantine:
     def __init__(self, letters: DeadLetters, clock: Clock, backoff: Backoff, metrics: Metrics, log: Log, told: Told) -> None:
         self._letters, self._clock, self._backoff = letters, clock, backoff
         self._metrics, self._log, self._told = metrics, log, told
+        self._refusing = metrics.gauge("dead_letters_refusing", "1 while the dead letters take nothing, and what refused events waits.")
         # one thread: SQLite commits wait for the disk, and the loop must not
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="dead-letters")
 
-    async def positions(self, queue_id: str, first: int, last: int, output: str) -> set[int]:
-        """The positions of the range that this output must leave out."""
+    async def positions(self, queue_id: str, first: int, last: int, output: str, stage: str = "%") -> set[int]:
+        """The positions of the range that this output must leave out (`stage`: only those refused there)."""
         if not self._letters.count:
             return set()
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self._letters.positions, queue_id, first, last, output)
+        return await self._patiently(lambda: self._letters.positions(queue_id, first, last, output, stage), lambda _: None)
 
     async def add(
         self,
@@ -57,7 +61,7 @@ class Quarantine:
             Letter(queue_id, position, output, stage, component, reason, refused_us, *_content(rows, index))
             for index, position in enumerate(positions)
         ]
-        added = await self._store(letters, holding)
+        added = await self._patiently(lambda: self._letters.add(letters), holding)
         key = RangeKey(queue_id, min(positions), max(positions))
         self._metrics.counter("dead_letter_events_total", "Events set aside in the dead letters.", component=component, reason=stage).inc(
             added
@@ -66,18 +70,24 @@ class Quarantine:
         if added:
             self._told(component, reason, key, added)
 
-    async def _store(self, letters: list[Letter], holding: Holding) -> int:
+    async def _patiently(self, call: Callable[[], T], holding: Holding) -> T:
+        """As long as it takes: without the dead letters nothing may be left out."""
+        held = False
         while True:
             try:
-                added = await asyncio.get_running_loop().run_in_executor(self._pool, self._letters.add, letters)
+                result = await asyncio.get_running_loop().run_in_executor(self._pool, call)
             except TransientError as error:
+                held = True
+                self._refusing.set(1)
                 holding(f"dead letters: {describe(error)}")
                 self._log.error("dead letters refuse", error=describe(error))
                 await self._clock.sleep(self._backoff.next_s())
             else:
-                self._backoff.reset()
-                holding(None)
-                return added
+                if held:
+                    self._refusing.set(0)
+                    self._backoff.reset()
+                    holding(None)
+                return result
 
     def close(self) -> None:
         """Safe twice."""

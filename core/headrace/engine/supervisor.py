@@ -26,6 +26,7 @@ from headrace.retry import Backoff
 
 OPEN_RETRY_BASE_MS: Final = 200
 OPEN_RETRY_MS_MAX: Final = 30_000
+CLOSE_S: Final = 30.0
 
 
 class ComponentStatus(NamedTuple):
@@ -90,6 +91,17 @@ class Services:
     log: Log = field(default_factory=lambda: Log(""))
 
 
+async def call_plugin(hook: Callable[..., Any], **arguments: Any) -> Any:
+    """Await a plugin's hook or method. What it raises is an Exception: a CancelledError that nobody asked for is a bug too."""
+    try:
+        return await hook(**arguments)
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise RuntimeError("the plugin cancelled its own call") from error
+
+
 class Supervised:
     """One entry of the config and its current component. All methods run on the loop that the component lives on."""
 
@@ -98,6 +110,8 @@ class Supervised:
         self.log = services.log.bind(tier=tier, component=entry.id)
         self._backoff = Backoff(OPEN_RETRY_BASE_MS, OPEN_RETRY_MS_MAX, services.random)
         self._opened = asyncio.Event()
+        self._restarting = asyncio.Lock()
+        self._was_open = False
         self._spoke = False
         self.status("starting", "not open yet")
         self._build()
@@ -144,16 +158,28 @@ class Supervised:
         self._spoke = True
         self.status(status, reason)
 
+    async def is_open(self) -> None:
+        """Return when the component is open: at once, unless it is being restarted."""
+        await self._opened.wait()
+
     async def open(self) -> None:
-        """Open the component, however long that takes. Raises only what waiting cannot mend: config, plugin, queue files."""
+        """Open the component, however long that takes.
+
+        The first time it raises what waiting cannot mend: config, plugin, queue files. Later on nothing ends the process.
+        """
         self.status("starting", "opening")
+        await self._open()
+
+    async def _open(self) -> None:
         while True:
             self._spoke = False
             try:
-                await self.component.open()
-            except (ConfigError, PluginError, QueueError):
-                await self.close()
-                raise
+                await call_plugin(self.component.open)
+            except (ConfigError, PluginError, QueueError) as error:
+                if not self._was_open:
+                    await self.close()
+                    raise
+                await self._wait_after(error, "component did not open", None)
             except TransientError as error:
                 await self._wait_after(error, "component did not open", error.retry_after_s)
             except Exception as error:
@@ -162,6 +188,7 @@ class Supervised:
             else:
                 self._backoff.reset()
                 self._opened.set()
+                self._was_open = True
                 if not self._spoke:  # what the component said of itself while it opened stands
                     self.status("ok")
                 return
@@ -172,7 +199,19 @@ class Supervised:
         self.status("degraded", f"{message}: {describe(error)}")
         await self.close()
         await self._services.clock.sleep(self._backoff.next_s(retry_after_s))
-        self._build()
+        await self._rebuild()
+
+    async def _rebuild(self) -> None:
+        while True:
+            try:
+                self._build()
+            except Exception as error:
+                self.failed("build", error)
+                self.log.exception("component cannot be built", error)
+                self.status("degraded", f"component cannot be built: {describe(error)}")
+                await self._services.clock.sleep(self._backoff.next_s())
+            else:
+                return
 
     def failed(self, stage: str, error: Exception) -> None:
         """Count an error of the component."""
@@ -186,7 +225,7 @@ class Supervised:
         while True:
             component = self.component
             try:
-                await component.run()
+                await call_plugin(component.run)
             except Exception as error:
                 self.failed("run", error)
                 self.log.exception("component loop failed", error)
@@ -198,16 +237,22 @@ class Supervised:
                     return
 
     async def restart(self, reason: str) -> None:
-        """A new instance in the place of this one."""
-        self.status("degraded", f"restarting: {reason}")
-        await self.close()
-        self._build()
-        await self.open()
+        """A new instance in the place of this one; when another call is about that already, wait for it."""
+        component = self.component
+        async with self._restarting:
+            if component is not self.component:
+                return
+            self._opened.clear()
+            self.status("degraded", f"restarting: {reason}")
+            await self.close()
+            await self._rebuild()
+            await self._open()
 
     async def close(self) -> None:
-        """Close the component; what its `close` raises is logged and ends there."""
+        """Close the component, in CLOSE_S at most; what its `close` raises is logged and ends there."""
         try:
-            await self.component.close()
+            async with asyncio.timeout(CLOSE_S):
+                await call_plugin(self.component.close)
         except Exception as error:
             self.log.exception("component failed to close", error)
         self.component.context.close()
