@@ -38,6 +38,7 @@ COLUMNS: tuple[tuple[str, Callable[[Figures], float], str], ...] = (
     ("RSS MB", lambda f: f.rss_mb, ",.0f"),
     ("RSS peak MB", lambda f: f.rss_peak_mb, ",.0f"),
     ("not sent", lambda f: f.unsent, ",.0f"),
+    ("late max ms", lambda f: f.late_max_ms, ",.0f"),
     ("others' cores", lambda f: f.noise, ",.2f"),
 )
 
