@@ -7,6 +7,7 @@ file and restarts only what changed.
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import random
 import signal
@@ -35,6 +36,8 @@ from headrace.tier import Tier
 #: How long Python lets one thread run before another may: the pipeline must not keep the loop that acks waiting.
 SWITCH_INTERVAL_S: Final = 0.000_5
 EXIT_FAULT: Final = 70  # EX_SOFTWARE
+#: One Ctrl-C may reach us twice: from the terminal, and from the script that started us.
+SAME_SIGNAL_S: Final = 1.0
 
 
 def run(site: Site, tiers: Sequence[str] = (), reload: Callable[[], Site] | None = None) -> int:
@@ -58,6 +61,7 @@ class Host:
         self._metrics = Metrics()
         self._stop = asyncio.Event()
         self._stop_at_once = asyncio.Event()
+        self._stop_asked = float("inf")
         self._fault: BaseException | None = None
         self._started = self._draining = False
         data_dir = Path(site.host.data_dir)
@@ -127,6 +131,8 @@ class Host:
         for tier in self.tiers:
             await tier.start(tasks)
         self._started = True
+        # what lives now lives long: the collector need not look at it again and again
+        gc.freeze()
         self._facts.tell("host_started")
         self._log.info("started", tiers=[tier.name for tier in self.tiers], pid=os.getpid())
 
@@ -143,6 +149,10 @@ class Host:
             await asyncio.wait({work})
 
     def _asked_to_stop(self) -> None:
+        now = self._clock.monotonic()
+        if self._stop.is_set() and now - self._stop_asked < SAME_SIGNAL_S:
+            return
+        self._stop_asked = min(self._stop_asked, now)
         if self._stop.is_set():
             self._log.warning("stopping at once: what is unflushed is written again after the next start")
             self._stop_at_once.set()

@@ -239,3 +239,15 @@ def test_an_engine_fault_ends_the_process_and_a_restart_recovers(make: Make) -> 
     site.start()
     site.stop()
     assert rows(site) == [1, 2]
+
+
+def test_one_ctrl_c_that_arrives_twice_still_drains(make: Make) -> None:
+    site = make(SITE, "tiers.site.outputs.rows.flush_interval_s=3600")
+    site.start()
+    send(site, *range(100))
+    assert site.process is not None
+    for _ in range(3):
+        site.process.send_signal(signal.SIGINT)
+        time.sleep(0.05)
+    assert site.wait_until_dead() == 0
+    assert rows(site) == list(range(100))
