@@ -107,6 +107,10 @@ class Host:
                         await self._unless_stopped(asyncio.ensure_future(self._drain()), self._stop_at_once)
             finally:
                 await self._close()
+                for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                    # all is done: a signal that comes now must not turn a clean end into a kill
+                    self._loop.remove_signal_handler(number)
+                    signal.signal(number, signal.SIG_IGN)
         if self._fault is not None:
             self._log.exception("engine fault: the process ends, a restart recovers", self._fault)
             return EXIT_FAULT
