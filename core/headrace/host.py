@@ -226,7 +226,12 @@ class Host:
             self._log.error("reload refused; the old config runs on", error=describe(error))
             return
         for tier in self.tiers:
-            await self._reload_tier(tier, site, paths)
+            try:
+                await self._reload_tier(tier, site, paths)
+            except Exception as error:  # a plugin that cannot be built must not end the process
+                self._reload_success.set(0)
+                self._log.exception("reload went wrong; what was not reached runs on as it was", error, tier=tier.name)
+                return
         self._site = site
         self._reload_success.set(1)
         self._log.info("reloaded", changed=paths)
@@ -238,6 +243,12 @@ class Host:
                 raise ConfigError(
                     str(site.file), path, "what a reload can take (sources, enrichers and outputs)", "a change", "restart the process"
                 )
+
+        before, after = ({entry.path: entry.role for entry in each.entries()} for each in (self._site, site))
+        for path in paths:
+            role = after.get(path) or before.get(path)
+            if role == "decoder" or (role == "enricher" and (path in before) != (path in after)):
+                raise ConfigError(str(site.file), path, "what a reload can take", f"a change of a {role}", "restart the process")
 
     async def _reload_tier(self, tier: Tier, site: Site, paths: list[str]) -> None:
         new = site.tiers[tier.name]

@@ -11,6 +11,8 @@ import os
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from headrace.log import Log, describe
+
 FILE: Final = "queues.json"
 
 
@@ -32,7 +34,13 @@ class QueueRegister:
         """All queues that may still hold events."""
         if not self._file.exists():
             return []
-        return [Registered(**entry) for entry in json.loads(self._file.read_text())]
+        try:
+            return [Registered(**entry) for entry in json.loads(self._file.read_bytes())]
+        except (ValueError, TypeError) as error:
+            # a host that does not start for it would help nobody; the queues themselves are not touched
+            aside = self._file.replace(self._file.with_suffix(".corrupt"))
+            Log("").error("register of queues is unreadable: set aside", path=str(aside), error=describe(error))
+            return []
 
     def orphans(self, opened: set[str]) -> list[Registered]:
         """The registered queues whose path is not among those that the config opens."""

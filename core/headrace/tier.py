@@ -7,6 +7,7 @@ thread with a loop of its own (`headrace.engine.pipeline_thread`), so that stori
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -16,12 +17,13 @@ import pyarrow as pa
 from headrace import config
 from headrace.engine.buffer import Buffer
 from headrace.engine.pipeline_thread import PipelineThread
-from headrace.engine.supervisor import Services, Supervised
+from headrace.engine.supervisor import OPEN_RETRY_BASE_MS, OPEN_RETRY_MS_MAX, Services, Supervised, call_plugin
 from headrace.errors import ConfigError, QueueError, QueueFull
 from headrace.hookspecs import QueueInfo
 from headrace.log import describe
 from headrace.position import NO_ORIGINS
 from headrace.register import QueueRegister, Registered
+from headrace.retry import Backoff
 
 #: A source that met a full queue goes on when at most this share of it is taken.
 ROOM_RATIO: Final = 0.9
@@ -34,13 +36,21 @@ class TierDeliver:
     def __init__(self, hook: Any, failed: Callable[[Exception], None]) -> None:
         self._hook, self._failed = hook, failed
         self._released = asyncio.Event()
-        self.refusing = False
+        self._refused = False
+
+    @property
+    def refusing(self) -> bool:
+        """Whether the queue was full and has no room since; a source that never asks for room keeps nobody away."""
+        if self._refused:
+            info = self._hook.queue_info()
+            self._refused = info.size_bytes > ROOM_RATIO * info.size_bytes_max
+        return self._refused
 
     async def __call__(self, batch: pa.RecordBatch, origins: pa.RecordBatch = NO_ORIGINS) -> tuple[int, int]:
         try:
             first, last = await self._hook.queue_append(batch=batch, origins=origins)
         except QueueFull:
-            self.refusing = True
+            self._refused = True
             raise
         except QueueError as error:
             # the queue is an engine part: without it nothing can be promised, and a restart recovers it
@@ -55,9 +65,6 @@ class TierDeliver:
                     await self._released.wait()
             except TimeoutError:
                 pass
-            info = self._hook.queue_info()
-            if info.size_bytes <= ROOM_RATIO * info.size_bytes_max:
-                self.refusing = False
 
     def released(self) -> None:
         """A cursor moved: whoever waits for room looks again."""
@@ -86,7 +93,7 @@ class Tier:
         self.sources = {entry.id: Supervised(entry, tier.name, services) for entry in tier.sources.values()}
         self.pipeline = PipelineThread(tier, services, self.queue_hook, failed)
         self.deliver = TierDeliver(self.queue_hook, failed)
-        self._serving: dict[str, asyncio.Task[None]] = {}
+        self._serving: dict[str, list[asyncio.Task[None]]] = {}
         self._background: list[asyncio.Task[None]] = []
         self.open = False
 
@@ -109,17 +116,26 @@ class Tier:
     async def start_source(self, source: Supervised, tasks: asyncio.TaskGroup) -> None:
         """Open one source and let it serve."""
         await source.open()
-        self._serving[source.entry.id] = tasks.create_task(self._serve(source), name=f"{self.name}.{source.entry.id}")
-        self._background.append(tasks.create_task(source.run(), name=f"{self.name}.{source.entry.id}.run"))
+        name = f"{self.name}.{source.entry.id}"
+        self._serving[source.entry.id] = [
+            tasks.create_task(self._serve(source), name=name),
+            tasks.create_task(source.run(), name=f"{name}.run"),
+        ]
 
     async def _serve(self, source: Supervised) -> None:
+        clock = self._services.clock
+        backoff = Backoff(OPEN_RETRY_BASE_MS, OPEN_RETRY_MS_MAX, self._services.random)
         while True:
+            since = clock.monotonic()
             try:
-                await self._serve_hook(source)(deliver=self.deliver)
+                await call_plugin(self._serve_hook(source), deliver=self.deliver)
                 return
             except Exception as error:
                 source.failed("serve", error)
                 self._log.exception("source failed", error, component=source.entry.id)
+                if clock.monotonic() - since > OPEN_RETRY_MS_MAX / 1000:
+                    backoff.reset()
+                await clock.sleep(backoff.next_s())
                 await source.restart(describe(error))
 
     def _serve_hook(self, source: Supervised) -> Any:
@@ -129,19 +145,21 @@ class Tier:
     async def reload_source(self, entry: config.Entry, tasks: asyncio.TaskGroup) -> None:
         """The source's table changed: let it take the new config, or restart it."""
         source = self.sources.get(entry.id)
+        if source is not None and await source.reload(entry):
+            return
+        # a class that cannot be built is refused while the old one runs on
+        unit = Supervised(entry, self.name, self._services, patient=True)
         if source is not None:
-            if await source.component.reload(entry.config):
-                source.reconfigured(entry)
-                return
             await self.stop_source(entry.id)
-        self.sources[entry.id] = Supervised(entry, self.name, self._services)
+        self.sources[entry.id] = unit
         await self.start_source(self.sources[entry.id], tasks)
 
     async def stop_source(self, source_id: str) -> None:
         """Drain and close one source."""
         source = self.sources.pop(source_id)
         await self._drain(source, 5.0)
-        self._serving.pop(source_id).cancel()
+        for task in self._serving.pop(source_id):
+            task.cancel()
         await source.close()
         self._services.statuses.forget(self.name, source_id)
 
@@ -152,18 +170,20 @@ class Tier:
     async def _drain(self, unit: Supervised, deadline_s: float) -> None:
         try:
             async with asyncio.timeout(deadline_s + 1):
-                await unit.component.drain(deadline_s)
+                await call_plugin(unit.component.drain, deadline_s=deadline_s)
         except Exception as error:
             self._log.exception("component failed to drain", error, component=unit.entry.id)
 
     async def close(self) -> None:
         """Close sources, outputs and queue, in that order; safe twice."""
-        for task in [*self._serving.values(), *self._background]:
+        for task in [*itertools.chain.from_iterable(self._serving.values()), *self._background]:
             task.cancel()
         for source in self.sources.values():
             await source.close()
         await self.pipeline.close()
         if self.queue:
+            if self.open:
+                await self._drain(self.queue, 5.0)  # what is being appended counts as left
             left = self.queue_hook.queue_info().size_events if self.open else None
             await self.queue.close()
             if left == 0:

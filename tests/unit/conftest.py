@@ -18,6 +18,7 @@ from headrace.component import SystemClock
 from headrace.config import Engine, Entry, EntryKeys, OutputKeys
 from headrace.engine.buffer import Buffer
 from headrace.engine.dead_letters import DeadLetters
+from headrace.engine.decoder import Decoder
 from headrace.engine.enrichment import Enricher
 from headrace.engine.outputs import Output, OutputServices
 from headrace.engine.pipeline import Pipeline
@@ -76,9 +77,11 @@ class EngineBench:
         )
         return [kind(unit, shared) for kind, unit in kinds]
 
-    def pipeline(self, enrichers: Sequence[Supervised] = ()) -> Pipeline:
+    def pipeline(self, enrichers: Sequence[Supervised] = (), decoders: Sequence[Supervised] = ()) -> Pipeline:
         wrapped = [Enricher(unit, self.engine, self.clock, self.backoff()) for unit in enrichers]
-        pipeline = Pipeline(self.buffer, (), wrapped, self.engine, self.folder / "readings.json", self.quarantine, self.metrics)
+        decoding = [Decoder(unit, self.engine, self.clock, self.backoff()) for unit in decoders]
+        types_file = self.folder / "readings.json"
+        pipeline = Pipeline(self.buffer, decoding, wrapped, self.engine, types_file, self.quarantine, self.metrics, Log("test"))
         pipeline.ready.set()
         return pipeline
 

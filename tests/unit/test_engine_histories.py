@@ -153,7 +153,8 @@ def test_every_event_is_stored_once_or_set_aside_once(tmp_path: Path, engine_ben
     types = store_types(stores, history)
     for life in range(LIVES):
         asyncio.run(live(bench, history, types, tmp_path, last=life == LIVES - 1))
-    for store, rows in ((types[0], types[0].rows), (types[1], [row for rows in types[1].ranges.values() for row in rows])):
+    keyed = [row for rows in types[1].ranges.values() for row in rows]
+    for store, rows in ((types[0], types[0].rows), (types[1], keyed)):
         letters = bench.letters._db.execute("select position from letters where output in ('', ?)", (store.__name__.lower(),)).fetchall()
         dead = {position for (position,) in letters}
         assert dead == history.undecodable | history.named | history.unnamed

@@ -298,7 +298,9 @@ def numbers(batch: pa.RecordBatch) -> list[float]:
 
 
 async def enrich(bench: Any, enricher: type[Component], count: int) -> Any:
-    pipeline = bench.pipeline([bench.unit(enricher, "enricher")])
+    unit = bench.unit(enricher, "enricher")
+    await unit.open()
+    pipeline = bench.pipeline([unit])
     async with bench.running(pipeline) as tasks:
         await bench.feed(tasks, [count])
         events = await pipeline.after("reader", 0)

@@ -115,3 +115,12 @@ def test_full_dead_letters_refuse_and_say_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(TransientError, match=r"are full: \d+ of 65536 bytes; move the file away"):
         store.add([letter(2)])
     assert store.positions("q", 1, 9, "lake") == {1}
+
+
+def test_an_unreadable_register_is_set_aside(tmp_path: Path) -> None:
+    (tmp_path / "queues.json").write_bytes(b"[{")
+    register = QueueRegister(tmp_path)
+    assert register.entries() == []
+    register.add(Registered("t", "queue_pmem", "/q"))
+    assert [entry.path for entry in register.entries()] == ["/q"]
+    assert (tmp_path / "queues.corrupt").exists()

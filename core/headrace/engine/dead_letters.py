@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from headrace.errors import TransientError
+from headrace.log import Log, describe
 
 #: The `output` of letters that concern every output of the tier: decoding and enrichment happen once for all.
 ALL_OUTPUTS: Final = ""
@@ -55,7 +56,19 @@ class DeadLetters:
     def __init__(self, path: Path, size_bytes_max: int) -> None:
         self.path, self.size_bytes_max = path, size_bytes_max
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._db = sqlite3.connect(path, check_same_thread=False)
+        try:
+            self._open()
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError):
+                raise  # locked, or the disk: the file may be sound
+            # without them the tier would not start; they are kept for a person to look at
+            self._db.close()
+            aside = path.replace(path.with_name(path.name + ".corrupt"))
+            Log("").error("dead letters are unreadable: set aside", path=str(aside), error=describe(error))
+            self._open()
+
+    def _open(self) -> None:
+        self._db = sqlite3.connect(self.path, check_same_thread=False)
         self._db.execute("pragma journal_mode = wal")
         self._db.execute("pragma synchronous = full")
         self._db.execute(_SCHEMA)

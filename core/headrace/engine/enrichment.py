@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from headrace.component import Clock
 from headrace.config import Engine
-from headrace.engine.supervisor import Supervised
+from headrace.engine.supervisor import Supervised, call_plugin
 from headrace.errors import HookError, PermanentError, TransientError
 from headrace.hookspecs import EnrichHooks
 from headrace.log import describe
@@ -29,18 +29,27 @@ class Enricher:
     def __init__(self, unit: Supervised, engine: Engine, clock: Clock, backoff: Backoff) -> None:
         self._unit, self._engine, self._clock, self._backoff = unit, engine, clock, backoff
         self.id = unit.entry.id
-
-    @property
-    def fields(self) -> pa.Schema:
-        """What the component that is in place now adds."""
-        return self._unit.hook.enrich_fields()
+        self._fields: pa.Schema = unit.hook.enrich_fields()
 
     async def add_context(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, Refused]:
         """The events with this enricher's fields in `context`, all rows; and the rows that it refuses for good."""
         if not batch.num_rows:
             return batch, {}
-        added, refused = await self._enrich(batch, 0)
-        return merge_context(batch, added), refused
+        while True:
+            await self._unit.is_open()
+            fields = self._fields = self._fields_now()
+            added, refused = await self._enrich(batch, 0)
+            if self._fields.equals(fields):
+                return merge_context(batch, added), refused
+
+    def _fields_now(self) -> pa.Schema:
+        """What the component that is in place now adds; what it said last when it fails to say."""
+        try:
+            fields = self._unit.hook.enrich_fields()
+        except Exception as error:
+            self._unit.failed("enrich_fields", error)
+            return self._fields
+        return fields if isinstance(fields, pa.Schema) else self._fields
 
     def holding(self, reason: str | None) -> None:
         """The dead letters refuse what this enricher refused (a reason), or take it again (None)."""
@@ -49,66 +58,80 @@ class Enricher:
     async def _enrich(self, batch: pa.RecordBatch, offset: int) -> tuple[pa.RecordBatch, Refused]:
         """As long as it takes; a bug that survives `attempts_max` restarts is narrowed down to its rows by halving."""
         bugs = 0
+        refused: Refused = {}
         while True:
+            kept = [row for row in range(batch.num_rows) if row not in refused]
+            if not kept:
+                return self._nulls(batch.num_rows), _shifted(refused, offset)
+            rest = batch if not refused else batch.take(pa.array(kept))
             try:
-                added = await self._call(batch)
+                added = await self._call(rest)
             except TransientError as error:
                 self._unit.failed("enrich", error)
                 self._unit.status("degraded", describe(error))
                 await self._clock.sleep(self._backoff.next_s(error.retry_after_s))
+                continue
             except PermanentError as error:
                 self._unit.failed("enrich", error)
-                if rows := error.rows.get("", []):
-                    return await self._enrich_without(batch, offset, rows, describe(error))
-                return await self._halve(batch, offset, describe(error))
+                if named := [row for row in error.rows.get("", []) if isinstance(row, int) and 0 <= row < len(kept)]:
+                    refused |= {kept[row]: describe(error) for row in named}
+                    continue
+                added, more = await self._halve(rest, describe(error))
             except Exception as error:
                 bugs += 1
                 self._unit.failed("enrich", error)
-                self._unit.log.exception("enricher failed", error, rows=batch.num_rows, attempt=bugs)
+                self._unit.log.exception("enricher failed", error, rows=rest.num_rows, attempt=bugs)
                 await self._unit.restart(describe(error))
-                if bugs >= self._engine.attempts_max:
-                    return await self._halve(batch, offset, f"bug: {describe(error)}")
-                await self._clock.sleep(self._backoff.next_s())
+                if bugs < self._engine.attempts_max:
+                    await self._clock.sleep(self._backoff.next_s())
+                    continue
+                added, more = await self._halve(rest, f"bug: {describe(error)}")
             else:
+                more = {}
                 if self._backoff.attempts:
                     self._backoff.reset()
                     self._unit.status("ok")
-                return added, {}
+            refused_now = refused | {kept[row]: why for row, why in more.items()}
+            return self._spread(added, kept, batch.num_rows), _shifted(refused_now, offset)
 
     async def _call(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        await self._unit.is_open()
         if self._unit.plugins.has("enrich_prepare"):
             try:
                 async with asyncio.timeout(self._engine.prepare_wait_ms_max / 1000):
-                    await self._unit.hook.enrich_prepare(batch=batch)
+                    await call_plugin(self._unit.hook.enrich_prepare, batch=batch)
             except TimeoutError:
                 self._unit.log.warning("enrich_prepare cut off", wait_ms_max=self._engine.prepare_wait_ms_max)
+        await self._unit.is_open()  # `enrich` is for the instance that is open now
         added = self._unit.hook.enrich(batch=batch)
-        check_added(self._unit.entry.use, batch, added, self.fields)
+        self._fields = self._fields_now()
+        check_added(self._unit.entry.use, batch, added, self._fields)
         return added
 
-    async def _halve(self, batch: pa.RecordBatch, offset: int, reason: str) -> tuple[pa.RecordBatch, Refused]:
+    async def _halve(self, batch: pa.RecordBatch, reason: str) -> tuple[pa.RecordBatch, Refused]:
         if batch.num_rows == 1:
-            return self._nulls(1), {offset: reason}
+            return self._nulls(1), {0: reason}
         half = batch.num_rows // 2
-        first, first_refused = await self._enrich(batch.slice(0, half), offset)
-        second, second_refused = await self._enrich(batch.slice(half), offset + half)
+        first, first_refused = await self._enrich(batch.slice(0, half), 0)
+        second, second_refused = await self._enrich(batch.slice(half), half)
+        if not first.schema.equals(second.schema):  # restarted with another config in between: the caller begins again
+            return self._nulls(batch.num_rows), {}
         return pa.concat_batches([first, second]), first_refused | second_refused
 
-    async def _enrich_without(self, batch: pa.RecordBatch, offset: int, rows: Sequence[int], reason: str) -> tuple[pa.RecordBatch, Refused]:
-        """The refused rows get nulls; the others are enriched without them."""
-        refused = set(rows)
-        kept = [row for row in range(batch.num_rows) if row not in refused]
-        added, more = await self._enrich(batch.take(pa.array(kept, pa.int64())), 0) if kept else (self._nulls(0), {})
-        # every row takes its own result; the refused ones take a null behind the last
+    def _spread(self, added: pa.RecordBatch, kept: Sequence[int], rows: int) -> pa.RecordBatch:
+        """Every kept row with its own result, the refused ones with nulls."""
+        if len(kept) == rows:
+            return added
         source = {row: index for index, row in enumerate(kept)}
-        indexes = pa.array([source.get(row) for row in range(batch.num_rows)], pa.int64())
-        columns = [column.take(indexes) for column in added.columns]
-        spread = pa.RecordBatch.from_arrays(columns, schema=self.fields)
-        all_refused = {offset + row: reason for row in refused} | {offset + kept[row]: why for row, why in more.items()}
-        return spread, all_refused
+        indexes = pa.array([source.get(row) for row in range(rows)], pa.int64())
+        return pa.RecordBatch.from_arrays([column.take(indexes) for column in added.columns], schema=added.schema)
 
     def _nulls(self, rows: int) -> pa.RecordBatch:
-        return pa.RecordBatch.from_arrays([pa.nulls(rows, field.type) for field in self.fields], schema=self.fields)
+        return pa.RecordBatch.from_arrays([pa.nulls(rows, field.type) for field in self._fields], schema=self._fields)
+
+
+def _shifted(refused: Refused, offset: int) -> Refused:
+    return {offset + row: reason for row, reason in refused.items()}
 
 
 def check_added(plugin: str, batch: pa.RecordBatch, added: object, fields: pa.Schema) -> None:
@@ -129,7 +152,8 @@ def _names(schema: pa.Schema) -> str:
 def merge_context(batch: pa.RecordBatch, added: pa.RecordBatch) -> pa.RecordBatch:
     """The events with `added` in their context; a field that is there already is replaced."""
     context = batch.column("context")
-    merged: dict[str, pa.Array] = {field.name: context.field(index) for index, field in enumerate(context.type)}
+    # flatten, not field: a null context has no values below it
+    merged: dict[str, pa.Array] = dict(zip((field.name for field in context.type), context.flatten(), strict=True))
     merged.update(zip(added.schema.names, added.columns, strict=True))
     if not merged:
         return batch

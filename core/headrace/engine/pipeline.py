@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import random
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,15 +22,17 @@ import pyarrow.compute as pc
 from headrace import decoding
 from headrace.config import Engine
 from headrace.engine.dead_letters import ALL_OUTPUTS
+from headrace.engine.decoder import Decoded, Decoder
 from headrace.engine.enrichment import Enricher
-from headrace.engine.quarantine import Quarantine
+from headrace.engine.quarantine import Holding, Quarantine
 from headrace.engine.reads import alike, cut_read, joined
-from headrace.engine.supervisor import Supervised
 from headrace.errors import HookError
 from headrace.hookspecs import QueueRead
+from headrace.log import Log, describe
 from headrace.metrics import Metrics
 from headrace.position import RangeKey, global_ids, row_positions
 from headrace.register import replace_durably
+from headrace.retry import Backoff
 from headrace.schema import ENCODING_JSON, ENCODING_SITE_FIRST, event_schema, kind_of
 
 #: Batches kept for outputs that are a little behind.
@@ -74,17 +77,19 @@ class Pipeline:
     def __init__(
         self,
         queue_hook: Any,
-        decoders: Sequence[Supervised],
+        decoders: Sequence[Decoder],
         enrichers: Sequence[Enricher],
         engine: Engine,
         types_file: Path,
         quarantine: Quarantine,
         metrics: Metrics,
+        log: Log,
     ) -> None:
+        self._log = log
         self._queue, self._enrichers, self._engine, self._quarantine = queue_hook, enrichers, engine, quarantine
         self._decoders = _decoders_by_encoding(decoders)
         self._types_file = types_file
-        self._types = decoding.ReadingTypes(engine.readings_max, _load_types(types_file))
+        self._types = decoding.ReadingTypes(engine.readings_max, _load_types(types_file, log))
         self._kept: deque[Events] = deque(maxlen=KEPT_BATCHES_MAX)
         self._under_way: dict[tuple[int, int], asyncio.Task[Events]] = {}
         self._tasks: asyncio.TaskGroup | None = None
@@ -169,30 +174,28 @@ class Pipeline:
             return Events(key, no_events(), positions[:0])
         if kind_of(read.batch.schema) == "raw":
             with self._seconds["decode"].time():
-                batch, bad = self._decode(read.batch, read, positions)
+                batch, bad = await self._decode(read.batch, read, positions)
             if bad:
-                await self._refuse(read, read.batch, positions, bad)
+                await self._refuse(read.queue_id, read.batch, positions, bad, "decode", "decode", lambda _: None)
         else:
             batch, bad = pa.RecordBatch.from_arrays([_own(column) for column in read.batch.columns], schema=read.batch.schema), {}
         with self._seconds["enrich"].time():
             for enricher in self._enrichers:
                 batch, refused = await enricher.add_context(batch)
                 if refused:
-                    await self._refuse_enriched(enricher, read.batch, key, positions, refused)
+                    await self._refuse(read.queue_id, read.batch, positions, refused, "enrich", enricher.id, enricher.holding)
                     bad.update(dict.fromkeys(refused, ""))
         events = Events(key, batch, positions)
         return events.without({int(positions[row]) for row in bad})
 
-    def _decode(self, raw: pa.RecordBatch, read: QueueRead, positions: np.ndarray[Any, Any]) -> tuple[pa.RecordBatch, dict[int, str]]:
+    async def _decode(self, raw: pa.RecordBatch, read: QueueRead, positions: np.ndarray[Any, Any]) -> tuple[pa.RecordBatch, dict[int, str]]:
         """The event batch of a raw batch (all rows), and why rows that do not decode do not."""
-        rows, bad = self._rows(raw)
+        rows, bad = await self._rows(raw)
         received = raw.column("received")
         times = decoding.take_times(rows, received, self._engine.time_past_max_s, self._engine.time_future_max_s)
         readings, misfits = decoding.readings_array(rows, self._types)
         if self._types.changed:
-            # durable before any output sees a name: the first type seen has to stay the first after a crash
-            replace_durably(self._types_file, json.dumps(self._types.types).encode())
-            self._types.saved()
+            await self._save_types()
         origin, position = global_ids(read.queue_id, positions, read.origins)
         context = pa.array([{}] * raw.num_rows, NO_FIELDS)
         columns = [_own(raw.column("device")), times.time, _own(received), readings, context, origin, position]
@@ -202,49 +205,56 @@ class Pipeline:
         self._count_unreadable.inc(times.unreadable)
         return pa.RecordBatch.from_arrays(columns, schema=event_schema(readings.type, NO_FIELDS)), bad
 
-    def _rows(self, raw: pa.RecordBatch) -> tuple[list[decoding.Readings], dict[int, str]]:
+    async def _save_types(self) -> None:
+        """Durable before any output sees a name: the first type seen has to stay the first after a crash."""
+        backoff = Backoff(self._engine.retry_base_ms, self._engine.retry_max_ms, random.Random())
+        while True:
+            try:
+                replace_durably(self._types_file, json.dumps(self._types.types).encode())
+            except OSError as error:
+                self._log.error("types of readings cannot be saved; decoding waits", path=str(self._types_file), error=describe(error))
+                await asyncio.sleep(backoff.next_s())
+            else:
+                self._types.saved()
+                return
+
+    async def _rows(self, raw: pa.RecordBatch) -> tuple[list[decoding.Readings], dict[int, str]]:
         encodings = pc.unique(raw.column("encoding")).to_pylist()
         if encodings == [ENCODING_JSON]:
-            decoded, undecoded = decoding.decode_json(raw.column("payload").to_pylist())
-            return decoded, dict.fromkeys(undecoded, "does not decode")
+            return _decode_json(raw.column("payload"))
         rows: list[decoding.Readings] = [{} for _ in range(raw.num_rows)]
         bad: dict[int, str] = {}
         for encoding in encodings:
             indexes = np.flatnonzero(raw.column("encoding").to_numpy() == encoding).tolist()
             payloads = raw.column("payload").take(pa.array(indexes))
-            for index, row in zip(indexes, self._decode_encoding(payloads, encoding, indexes, bad), strict=True):
+            decoded, undecoded = await self._decode_encoding(payloads, encoding)
+            for index, row in zip(indexes, decoded, strict=True):
                 rows[index] = row
+            bad.update({indexes[row]: reason for row, reason in undecoded.items()})
         return rows, bad
 
-    def _decode_encoding(self, payloads: pa.Array, encoding: int, indexes: list[int], bad: dict[int, str]) -> list[decoding.Readings]:
+    async def _decode_encoding(self, payloads: pa.Array, encoding: int) -> Decoded:
         if encoding == ENCODING_JSON:
-            rows, undecoded = decoding.decode_json(payloads.to_pylist())
-        elif encoding in self._decoders:
-            readings, undecoded = self._decoders[encoding].hook.decode(payloads=payloads, encoding=encoding)
-            rows = decoding.rows_of(readings, undecoded)
-        else:
-            rows, undecoded = [{} for _ in indexes], list(range(len(indexes)))
-        reason = "does not decode" if encoding in self._decoders or encoding == ENCODING_JSON else f"no decoder for encoding {encoding}"
-        bad.update({indexes[row]: reason for row in undecoded})
-        return rows
+            return _decode_json(payloads)
+        if encoding in self._decoders:
+            return await self._decoders[encoding].decode(payloads, encoding)
+        return [{} for _ in range(len(payloads))], dict.fromkeys(range(len(payloads)), f"no decoder for encoding {encoding}")
 
-    async def _refuse(self, read: QueueRead, raw: pa.RecordBatch, positions: np.ndarray[Any, Any], bad: Mapping[int, str]) -> None:
+    async def _refuse(
+        self,
+        queue_id: str,
+        rows: pa.RecordBatch,
+        positions: np.ndarray[Any, Any],
+        bad: Mapping[int, str],
+        stage: str,
+        component: str,
+        holding: Holding,
+    ) -> None:
         by_reason = sorted(bad, key=lambda row: bad[row])
         for reason, group in itertools.groupby(by_reason, key=lambda row: bad[row]):
-            rows = list(group)
-            refused = [int(positions[row]) for row in rows]
-            await self._quarantine.add(
-                raw.take(pa.array(rows)), refused, read.queue_id, ALL_OUTPUTS, "decode", "decode", reason, lambda _: None
-            )
-
-    async def _refuse_enriched(
-        self, enricher: Enricher, rows: pa.RecordBatch, key: RangeKey, positions: np.ndarray[Any, Any], refused: Mapping[int, str]
-    ) -> None:
-        for row, reason in refused.items():
-            position = int(positions[row])
-            await self._quarantine.add(
-                rows.slice(row, 1), [position], key.queue_id, ALL_OUTPUTS, "enrich", enricher.id, reason, enricher.holding
-            )
+            indexes = list(group)
+            refused = [int(positions[row]) for row in indexes]
+            await self._quarantine.add(rows.take(pa.array(indexes)), refused, queue_id, ALL_OUTPUTS, stage, component, reason, holding)
 
 
 def _own(column: pa.Array) -> pa.Array:
@@ -252,21 +262,36 @@ def _own(column: pa.Array) -> pa.Array:
     return pa.concat_arrays([column, column.slice(0, 0)])
 
 
+def _decode_json(payloads: pa.Array) -> Decoded:
+    rows, bad = decoding.decode_json(payloads.to_pylist())
+    return rows, dict.fromkeys(bad, "does not decode")
+
+
 def no_events() -> pa.RecordBatch:
     """An event batch without rows."""
     return pa.RecordBatch.from_pylist([], schema=event_schema(NO_FIELDS, NO_FIELDS))
 
 
-def _decoders_by_encoding(decoders: Sequence[Supervised]) -> dict[int, Supervised]:
-    known: dict[int, Supervised] = {}
+def _decoders_by_encoding(decoders: Sequence[Decoder]) -> dict[int, Decoder]:
+    known: dict[int, Decoder] = {}
     for decoder in decoders:
-        for name, encoding in decoder.hook.decode_encodings().items():
+        for name, encoding in decoder.encodings().items():
             if encoding in known or not ENCODING_JSON < encoding <= 255:
-                taken = f"taken by {known[encoding].entry.use}" if encoding in known else f"a site's own are {ENCODING_SITE_FIRST}-255"
-                raise HookError(decoder.entry.use, f"encoding {name!r} has the number {encoding}: {taken}")
+                taken = f"taken by {known[encoding].use}" if encoding in known else f"a site's own are {ENCODING_SITE_FIRST}-255"
+                raise HookError(decoder.use, f"encoding {name!r} has the number {encoding}: {taken}")
             known[encoding] = decoder
     return known
 
 
-def _load_types(file: Path) -> dict[str, str]:
-    return json.loads(file.read_text()) if file.exists() else {}
+def _load_types(file: Path, log: Log) -> dict[str, str]:
+    if not file.exists():
+        return {}
+    try:
+        types = json.loads(file.read_bytes())
+        if not isinstance(types, dict) or not set(types.values()) <= set(decoding.ARROW_TYPES):
+            raise ValueError(f"expected an object of {', '.join(decoding.ARROW_TYPES)}")
+    except ValueError as error:
+        aside = file.replace(file.with_suffix(".corrupt"))
+        log.error("types of readings are unreadable: set aside, they are learned anew", path=str(aside), error=describe(error))
+        return {}
+    return types

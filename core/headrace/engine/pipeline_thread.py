@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
-from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeVar
 
@@ -13,6 +13,7 @@ import uvloop
 from headrace import config
 from headrace.config import Entry
 from headrace.engine.dead_letters import DeadLetters
+from headrace.engine.decoder import Decoder
 from headrace.engine.enrichment import Enricher, check_fields
 from headrace.engine.output_loose import LooseOutput
 from headrace.engine.output_planned import PlannedOutput
@@ -20,7 +21,8 @@ from headrace.engine.output_streaming import StreamingOutput
 from headrace.engine.outputs import Activity, Output, OutputServices
 from headrace.engine.pipeline import Pipeline
 from headrace.engine.quarantine import Quarantine
-from headrace.engine.supervisor import Services, Supervised
+from headrace.engine.supervisor import Services, Supervised, call_plugin
+from headrace.engine.window import AgeWindow
 from headrace.errors import HookError
 from headrace.hookspecs import ReaderInfo
 from headrace.position import RangeKey
@@ -45,7 +47,7 @@ class PipelineThread:
         self.outputs: dict[str, Output] = {}
         self._units = {entry.id: Supervised(entry, tier.name, services) for entry in tier.outputs.values()}
         self._driving: dict[str, asyncio.Task[None]] = {}
-        self._samples: deque[tuple[float, int]] = deque(maxlen=100_000)
+        self._windows: dict[str, AgeWindow] = {}
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._up = threading.Event()
@@ -81,7 +83,8 @@ class PipelineThread:
         if self._thread is None or self._loop is None:
             return
         if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._stop.set)
+            with contextlib.suppress(RuntimeError):  # the loop ended in between
+                self._loop.call_soon_threadsafe(self._stop.set)
         await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
 
     def activities(self) -> dict[str, tuple[Activity, float]]:
@@ -110,9 +113,10 @@ class PipelineThread:
         quarantine = Quarantine(
             letters, services.clock, self._backoff(), services.metrics.labelled(tier=self._tier.name), self._log, self._told
         )
+        decoders = [Decoder(unit, engine, services.clock, self._backoff()) for unit in self.decoders]
         enrichers = [Enricher(unit, engine, services.clock, self._backoff()) for unit in self.enrichers]
         types_file = services.data_dir / self._tier.name / "readings.json"
-        self._pipeline = Pipeline(self._queue, self.decoders, enrichers, engine, types_file, quarantine, self._metrics)
+        self._pipeline = Pipeline(self._queue, decoders, enrichers, engine, types_file, quarantine, self._metrics, self._log)
         self._output_services = OutputServices(
             self._queue,
             self._pipeline,
@@ -176,7 +180,8 @@ class PipelineThread:
         _, late = await asyncio.wait(self._driving.values(), timeout=deadline_s) if self._driving else (set(), set())
         for output in self.outputs.values():
             try:
-                await output.unit.component.drain(deadline_s)
+                async with asyncio.timeout(deadline_s + 1):
+                    await call_plugin(output.unit.component.drain, deadline_s=deadline_s)
             except Exception as error:
                 self._log.exception("component failed to drain", error, component=output.id)
         return not late
@@ -188,13 +193,16 @@ class PipelineThread:
                 await unit.restart("config changed")
                 return
         output = self.outputs.get(entry_id)
+        same = output is not None and entry is not None and entry.keys == output.unit.entry.keys
+        if output is not None and entry is not None and same and await output.unit.reload(entry):
+            return
+        # a class that cannot be built is refused while the old one runs on
+        fresh = Supervised(entry, self._tier.name, self._services, patient=True) if entry is not None else None
         if output is not None:
-            if entry is not None and entry.keys == output.unit.entry.keys and await output.unit.component.reload(entry.config):
-                output.unit.reconfigured(entry)
-                return
             await self._stop_output(output)
-        if entry is not None:
-            self._start_output(Supervised(entry, self._tier.name, self._services))
+        if fresh is not None:
+            self._units[entry_id] = fresh
+            self._start_output(fresh)
 
     async def _stop_output(self, output: Output) -> None:
         # what is unflushed is written again from the cursor, as after a crash
@@ -203,6 +211,8 @@ class PipelineThread:
         await asyncio.wait([task])
         await output.unit.close()
         del self.outputs[output.id]
+        self._windows.pop(output.id, None)
+        self._units.pop(output.id, None)
         self._services.statuses.forget(self._tier.name, output.id)
 
     # --- watching ----------------------------------------------------------------------------------------------------
@@ -214,13 +224,14 @@ class PipelineThread:
             self.turned = self._services.clock.monotonic()
             await self._services.clock.sleep(WATCH_S)
             info = self._queue.queue_info()
-            self._samples.append((self._services.clock.monotonic(), info.head))
+            for output in list(self.outputs.values()):
+                await output.acquit()
             if info.size_bytes > FLUSH_RATIO * info.size_bytes_max:
                 for output in self.outputs.values():
                     output.nudge()
             for reader in info.readers:
                 if reader.name in self.outputs:
-                    await self._bound_window(self.outputs[reader.name], reader)
+                    await self._bound_window(self.outputs[reader.name], reader, info.head)
                 elif reader.lag_bytes > self._tier.engine.orphan_hold_ratio * info.size_bytes_max:
                     await self._drop_orphan(reader)
 
@@ -229,7 +240,7 @@ class PipelineThread:
             if reader.name not in self._units:
                 self._log.warning("reader has no output in the config", reader=reader.name, lag_events=reader.lag_events)
 
-    async def _bound_window(self, output: Output, reader: ReaderInfo) -> None:
+    async def _bound_window(self, output: Output, reader: ReaderInfo, head: int) -> None:
         keys, oldest_kept = output.keys, reader.cursor
         if keys.hold != "window":
             return
@@ -237,9 +248,8 @@ class PipelineThread:
             # events are taken to be of one size: the queue knows bytes per segment, not per position
             oldest_kept = reader.cursor + int(reader.lag_events * (1 - keys.hold_window_bytes / reader.lag_bytes))
         if keys.hold_window_s is not None:
-            since = self._services.clock.monotonic() - keys.hold_window_s
-            while self._samples and self._samples[0][0] < since:
-                oldest_kept = max(oldest_kept, self._samples.popleft()[1])
+            window = self._windows.setdefault(reader.name, AgeWindow(keys.hold_window_s))
+            oldest_kept = max(oldest_kept, window.passed(self._services.clock.monotonic(), head))
         if oldest_kept > reader.cursor:
             output.skip_to = oldest_kept
             output.nudge()

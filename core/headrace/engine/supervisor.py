@@ -105,13 +105,14 @@ async def call_plugin(hook: Callable[..., Any], **arguments: Any) -> Any:
 class Supervised:
     """One entry of the config and its current component. All methods run on the loop that the component lives on."""
 
-    def __init__(self, entry: Entry, tier: str, services: Services) -> None:
+    def __init__(self, entry: Entry, tier: str, services: Services, patient: bool = False) -> None:
+        """patient: a first `open` waits for what only a person can mend too, instead of ending the process."""
         self.entry, self.tier, self._services = entry, tier, services
         self.log = services.log.bind(tier=tier, component=entry.id)
         self._backoff = Backoff(OPEN_RETRY_BASE_MS, OPEN_RETRY_MS_MAX, services.random)
         self._opened = asyncio.Event()
         self._restarting = asyncio.Lock()
-        self._was_open = False
+        self._was_open = patient
         self._spoke = False
         self.status("starting", "not open yet")
         self._build()
@@ -256,6 +257,18 @@ class Supervised:
         except Exception as error:
             self.log.exception("component failed to close", error)
         self.component.context.close()
+
+    async def reload(self, entry: Entry) -> bool:
+        """Whether the component took the changed config without a restart."""
+        try:
+            taken = await call_plugin(self.component.reload, config=entry.config)
+        except Exception as error:
+            self.failed("reload", error)
+            self.log.exception("component failed to reload", error)
+            return False
+        if taken:
+            self.reconfigured(entry)
+        return bool(taken)
 
     def reconfigured(self, entry: Entry) -> None:
         """The entry changed in the config; the next instance is built from it."""
