@@ -44,3 +44,18 @@ def holder(path: Path) -> str:
         return f"process {record['pid']} ({record['command']}, since {record['since']})"
     except (OSError, msgspec.DecodeError, KeyError, TypeError):
         return "another process"
+
+
+def is_held(directory: Path) -> bool:
+    """Whether some process has the queue open."""
+    try:
+        descriptor = os.open(directory / "lock", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False

@@ -1,0 +1,301 @@
+"""`headrace queue info|check|dump|export|repair|readers PATH`: what the person on call needs."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+
+from headrace import HeadraceError, QueueError, origins_of
+from headrace_queue_pmem.inspection import Content, Inspection, Verdict, check, contents, inspect
+from headrace_queue_pmem.lock import Lock, holder, is_held
+from headrace_queue_pmem.marks import Marks
+from headrace_queue_pmem.medium import FileMedium, Medium
+from headrace_queue_pmem.pmem import PmemMedium
+from headrace_queue_pmem.quarantine import Quarantine
+from headrace_queue_pmem.recovery import Report, recover
+from headrace_queue_pmem.ring import Options, Ring
+from headrace_queue_pmem.upkeep import close, store_cursors
+
+PROGRESS_EVENTS = 100_000
+
+
+def command(argv: list[str]) -> int:
+    """Run `headrace queue ...`; 0 is well, 1 a problem found, 2 a wrong call."""
+    options = _parser().parse_args(argv)
+    try:
+        return int(options.run(options))
+    except (HeadraceError, OSError) as error:
+        print(f"headrace queue: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="headrace queue", description="Look into a queue_pmem queue, and mend it.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, run: Any, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.add_argument("path", type=Path, help="the queue's directory")
+        sub.set_defaults(run=run)
+        return sub
+
+    info = add("info", _info, "What is in the queue: sizes, queue ids, readers. Also while it runs.")
+    info.add_argument("--json", action="store_true", help="as one JSON object")
+    add("check", _check, "Check every frame and the head; exit code 1 when anything is wrong.")
+    dump = add("dump", _dump, "Print events as NDJSON, one per line.")
+    _range(dump)
+    dump.add_argument("--limit", type=int, default=None, help="stop after so many events")
+    export = add("export", _export, "Write events into a file: .parquet, .arrow (IPC stream; both take one schema only) or .ndjson.")
+    export.add_argument("output", type=Path, help="the file; its ending says the format")
+    _range(export)
+    repair = add("repair", _repair, "Open a stopped queue, set damage aside, make the head and second copies whole again.")
+    repair.add_argument("--dry-run", action="store_true", help="only say what would be done")
+    readers = add("readers", _readers, "List the readers, remove one, or move one's cursor (the queue must be stopped for that).")
+    readers.add_argument("action", nargs="?", choices=["list", "remove", "rewind"], default="list")
+    readers.add_argument("name", nargs="?", help="the reader")
+    readers.add_argument("--to", help="for rewind: oldest, head, or the position after which it goes on")
+    return parser
+
+
+def _range(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--first", type=int, default=0, help="first position (default: the oldest)")
+    parser.add_argument("--last", type=int, default=2**63, help="last position (default: the newest)")
+
+
+# --- info and check ------------------------------------------------------------------------------------------------------
+
+
+def _info(options: argparse.Namespace) -> int:
+    found = inspect(options.path)
+    facts = _facts(found, check(found))
+    if options.json:
+        print(json.dumps(facts))
+        return 0
+    for key in ("path", "medium", "held_by", "events", "first", "last", "frames", "bytes", "segments", "spare_segments"):
+        print(f"{key:16}{facts[key]}")
+    print("queue ids")
+    for span in facts["queue_ids"]:
+        print(f"  {span['id']}  {span['first']}-{span['last'] if span['last'] is not None else ''}")
+    print("readers")
+    for reader in facts["readers"]:
+        print(f"  {reader['name']:24} cursor {reader['cursor']}, {reader['lag_events']} events behind" + _plan_text(reader["plan"]))
+    for problem in facts["problems"]:
+        print(f"problem: {problem}")
+    return 0
+
+
+def _plan_text(plan: Any) -> str:
+    return f", plans {plan['first']}-{plan['last']} (attempt {plan['attempts']})" if plan else ""
+
+
+def _facts(found: Inspection, verdict: Verdict) -> dict[str, Any]:
+    readers = sorted(found.head.readers.values(), key=lambda reader: reader.name) if found.head else []
+    return {
+        "path": str(found.directory),
+        "medium": "libpmemobj pools" if found.pool else "files",
+        "held_by": holder(found.directory / "lock") if is_held(found.directory) else None,
+        "events": verdict.events,
+        "first": verdict.first,
+        "last": verdict.last,
+        "frames": verdict.frames,
+        "bytes": verdict.bytes,
+        "segments": len(found.segments),
+        "spare_segments": found.spare,
+        "queue_ids": [{"id": str(span.id), "first": span.first, "last": span.last} for span in found.spans.values()],
+        "readers": [
+            {
+                "name": reader.name,
+                "start": reader.start,
+                "cursor": reader.cursor,
+                "lag_events": max(verdict.last - reader.cursor, 0),
+                "plan": reader.plan._asdict() if reader.plan else None,
+            }
+            for reader in readers
+        ],
+        "problems": verdict.problems,
+    }
+
+
+def _check(options: argparse.Namespace) -> int:
+    verdict = check(inspect(options.path))
+    for problem in verdict.problems:
+        print(f"problem: {problem}")
+    for first, last in verdict.gaps:
+        print(f"gap: positions {first}-{last}")
+    print(f"{verdict.frames} frames with {verdict.events} events, {verdict.bytes} bytes: {'damaged' if verdict.problems else 'sound'}")
+    return 1 if verdict.problems else 0
+
+
+# --- dump and export -----------------------------------------------------------------------------------------------------
+
+
+def _dump(options: argparse.Namespace) -> int:
+    left = options.limit
+    for line in _lines(inspect(options.path), options.first, options.last):
+        if left is not None:
+            if left <= 0:
+                break
+            left -= 1
+        sys.stdout.write(line)
+    return 0
+
+
+def _lines(found: Inspection, first: int, last: int) -> Iterator[str]:
+    for content in contents(found, first, last):
+        origins = [origin._asdict() | {"note": None} for origin in origins_of(content.origins)]
+        for row, values in enumerate(content.batch.to_pylist()):
+            event = {"queue_id": content.queue_id, "position": content.header.first + row, **values}
+            if row == 0 and origins:
+                event["origins"] = origins
+            yield json.dumps(event, default=_plain, ensure_ascii=False) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """Bytes as text where they are text, as base64 where not; times in ISO 8601."""
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return {"base64": base64.b64encode(value).decode()}
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)
+
+
+def _export(options: argparse.Namespace) -> int:
+    found = inspect(options.path)
+    kind = options.output.suffix
+    if kind == ".ndjson":
+        with options.output.open("w") as out:
+            count = sum(_write_line(out, line) for line in _lines(found, options.first, options.last))
+    elif kind in (".parquet", ".arrow"):
+        count = _export_table(options.output, contents(found, options.first, options.last), kind)
+    else:
+        raise QueueError(f"cannot export to {options.output}: expected an ending .parquet, .arrow or .ndjson, got {kind or 'none'}")
+    print(f"{count} events to {options.output}", file=sys.stderr)
+    return 0
+
+
+def _write_line(out: IO[str], line: str) -> int:
+    out.write(line)
+    return 1
+
+
+def _export_table(output: Path, frames: Iterator[Content], kind: str) -> int:
+    writer: Any = None
+    count = reported = 0
+    try:
+        for content in frames:
+            batch = _with_identity(content)
+            if writer is None:
+                writer = _writer(output, batch.schema, kind)
+                schema = batch.schema
+            if not batch.schema.equals(schema):
+                raise QueueError(f"position {content.header.first} has columns of its own ({batch.schema.names}): export to .ndjson")
+            writer.write_batch(batch)
+            count += batch.num_rows
+            if count - reported >= PROGRESS_EVENTS:
+                reported = count
+                print(f"{count} events", file=sys.stderr)
+    finally:
+        if writer is not None:
+            writer.close()
+    return count
+
+
+def _writer(output: Path, schema: pa.Schema, kind: str) -> Any:
+    if kind == ".arrow":
+        return pa.ipc.new_stream(str(output), schema)
+    import pyarrow.parquet as pq
+
+    return pq.ParquetWriter(str(output), schema, compression="zstd")
+
+
+def _with_identity(content: Content) -> pa.RecordBatch:
+    """The batch with `queue_id` and `queue_position` in front."""
+    rows = content.batch.num_rows
+    names = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array([content.queue_id]))
+    positions = pa.array(range(content.header.first, content.header.first + rows), pa.uint64())
+    fields = [pa.field("queue_id", names.type), pa.field("queue_position", pa.uint64()), *content.batch.schema]
+    return pa.RecordBatch.from_arrays([names, positions, *content.batch.columns], schema=pa.schema(fields))
+
+
+# --- repair and readers --------------------------------------------------------------------------------------------------
+
+
+def _open(path: Path, found: Inspection) -> tuple[Ring, Report]:
+    medium: Medium = PmemMedium(path, "power") if found.pool else FileMedium(path, "power")
+    segment_bytes = found.head.segment_bytes if found.head else 64 << 20
+    return recover(str(path), str(path), medium, Options(segment_bytes, 1 << 60), Marks(1 << 24, 1 << 24, 1 << 24))
+
+
+def _repair(options: argparse.Namespace) -> int:
+    found = inspect(options.path)
+    before = check(found)
+    if options.dry_run:
+        for problem in before.problems:
+            print(f"would mend or set aside: {problem}")
+        print(f"{len(before.problems)} problems" if before.problems else "nothing to do")
+        return 1 if before.problems else 0
+    lock = Lock(options.path)
+    try:
+        ring, report = _open(options.path, found)
+        quarantine = Quarantine(options.path)
+        for damage in report.damage:
+            where = quarantine.keep(damage)
+            print(f"set aside: positions {damage.first}-{damage.last} of {damage.segment} ({damage.reason}) {where}")
+        for name, reason in report.set_aside:
+            print(f"set aside: {name}: {reason}")
+        for repair in report.repairs:
+            print(f"mended: {repair}")
+        close(ring)
+        ring.close()
+    finally:
+        lock.close()
+    after = check(inspect(options.path))
+    print(f"{after.events} events in {after.frames} frames are whole, {sum(last - first + 1 for first, last in after.gaps)} are lost")
+    return 0
+
+
+def _readers(options: argparse.Namespace) -> int:
+    found = inspect(options.path)
+    if options.action == "list":
+        for reader in _facts(found, check(found))["readers"]:
+            print(f"{reader['name']:24} cursor {reader['cursor']}, {reader['lag_events']} events behind" + _plan_text(reader["plan"]))
+        return 0
+    if options.name is None or (options.action == "rewind" and options.to is None):
+        print(f"headrace queue readers {options.action}: give the reader's name" + ("" if options.name else "; and --to"), file=sys.stderr)
+        return 2
+    lock = Lock(options.path)
+    try:
+        ring, _report = _open(options.path, found)
+        if options.name not in ring.head.readers:
+            raise QueueError(f"no reader {options.name!r}; readers: {', '.join(sorted(ring.head.readers)) or 'none'}")
+        if options.action == "remove":
+            ring.drop_reader(options.name)
+            print(f"removed {options.name}")
+        else:
+            print(f"{options.name} goes on behind position {_rewind(ring, options.name, options.to)}")
+        close(ring)
+        ring.close()
+    finally:
+        lock.close()
+    return 0
+
+
+def _rewind(ring: Ring, name: str, to: str) -> int:
+    reader = ring.head.readers[name]
+    if to in ("oldest", "head"):
+        reader.cursor = ring.tail - 1 if to == "oldest" else ring.upto
+    elif to.isdigit() and ring.tail - 1 <= int(to) <= ring.upto:
+        reader.cursor = int(to)
+    else:
+        raise QueueError(f"--to: expected oldest, head or a position from {ring.tail - 1} to {ring.upto}, got {to!r}")
+    ring.plan(name, None)
+    store_cursors(ring)
+    return reader.cursor
