@@ -76,7 +76,7 @@ class Head:
         self._cursors = [Cell(area, CURSORS_AT + 2 * CURSOR_CELL * slot, CURSOR_CELL, mirrored=False) for slot in range(READERS)]
         self._readers = [Cell(area, READERS_AT + 2 * READER_CELL * slot, READER_CELL) for slot in range(READERS)]
         self._plans = [Cell(area, PLANS_AT + 2 * PLAN_CELL * slot, PLAN_CELL) for slot in range(READERS)]
-        self._spans = [Cell(area, SPANS_AT + 2 * SPAN_CELL * slot, SPAN_CELL) for slot in range(SPANS)]
+        self._spans: dict[int, Cell] = {}  # made when needed: all 4096 would cost 12 ms at every open
         self.secret = b""
         self.version = VERSION
         self.segment_bytes = 0
@@ -101,7 +101,7 @@ class Head:
         for slot in self._written(READERS_AT, READERS, READER_CELL):
             self._load_reader(slot)
         for slot in self._written(SPANS_AT, SPANS, SPAN_CELL):
-            cell = self._spans[slot]
+            cell = self._span_cell(slot)
             if value := cell.load(SPAN.size):
                 generation, first, last, name = SPAN.unpack(value)
                 self.spans.append(Span(generation, first, None if last == OPEN else last, uuid.UUID(bytes=name)))
@@ -182,7 +182,7 @@ class Head:
     def store_span(self, span: Span) -> None:
         """Make one row of the table durable, replacing the one of its generation."""
         last = OPEN if span.last is None else span.last
-        self._store(self._spans[span.generation % SPANS], SPAN.pack(span.generation, span.first, last, span.id.bytes))
+        self._store(self._span_cell(span.generation % SPANS), SPAN.pack(span.generation, span.first, last, span.id.bytes))
         self.spans = [old for old in self.spans if old.generation % SPANS != span.generation % SPANS] + [span]
         self.spans.sort(key=lambda one: one.generation)
 
@@ -196,6 +196,9 @@ class Head:
                 self.store_plan(copy, reader.plan)
 
     # --- inside ---
+
+    def _span_cell(self, slot: int) -> Cell:
+        return self._spans.setdefault(slot, Cell(self.area, SPANS_AT + 2 * SPAN_CELL * slot, SPAN_CELL))
 
     def _written(self, at: int, count: int, size: int) -> list[int]:
         """Which cells of a table were ever written."""
