@@ -35,7 +35,7 @@ class EngineBench:
     """One tier's engine; `append` puts numbered events in, `run` drives outputs until all of them are drained."""
 
     def __init__(self, folder: Path, engine: Engine | None = None) -> None:
-        self.engine = engine or Engine(retry_base_ms=1, retry_max_ms=2)
+        self.engine = engine or Engine(read_wait_ms_max=0, retry_base_ms=1, retry_max_ms=2)
         self.clock = SystemClock()
         self.metrics = Metrics()
         log = Log("test")

@@ -54,7 +54,7 @@ def test_an_event_that_kills_in_the_store_is_found_and_set_aside(engine_bench: A
             if 13.0 in numbers:
                 raise Killed
 
-    bench = engine_bench(tmp_path, Engine(retry_base_ms=1, retry_max_ms=2, read_rows_max=64))
+    bench = engine_bench(tmp_path, Engine(read_wait_ms_max=0, retry_base_ms=1, retry_max_ms=2, read_rows_max=64))
     lives(bench, kind, Store, [30, 10], 40)
     assert Store.rows == [number for number in range(1, 41) if number != 13]
     assert bench.letters.count == 1
@@ -74,7 +74,7 @@ def test_an_event_that_kills_when_it_is_decoded_is_found_and_never_decoded_again
 
     decode_json = decoding.decode_json
     monkeypatch.setattr(decoding, "decode_json", decode)
-    bench = engine_bench(tmp_path, Engine(retry_base_ms=1, retry_max_ms=2, read_rows_max=64))
+    bench = engine_bench(tmp_path, Engine(read_wait_ms_max=0, retry_base_ms=1, retry_max_ms=2, read_rows_max=64))
     lives(bench, kind, Store, [30, 10], 40)
     assert Store.rows == [number for number in range(1, 41) if number != 13]
     assert bench.letters.count == 1

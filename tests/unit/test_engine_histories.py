@@ -148,7 +148,7 @@ def test_every_event_is_stored_once_or_set_aside_once(tmp_path: Path, engine_ben
     seed = int(os.environ.get("HEADRACE_SEED", random.randrange(2**32)))
     print(f"seed {seed}")
     history = History(seed)
-    bench = engine_bench(tmp_path, Engine(retry_base_ms=1, retry_max_ms=2, attempts_max=100))
+    bench = engine_bench(tmp_path, Engine(read_wait_ms_max=0, retry_base_ms=1, retry_max_ms=2, attempts_max=100))
     bench.services.faults = RandomFaults(history.rng)
     types = store_types(stores, history)
     for life in range(LIVES):

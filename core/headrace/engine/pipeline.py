@@ -37,6 +37,8 @@ from headrace.schema import ENCODING_JSON, ENCODING_SITE_FIRST, event_schema, ki
 
 #: Batches kept for outputs that are a little behind.
 KEPT_BATCHES_MAX: Final = 32
+#: A read of fewer events than this waits for company.
+SMALL_READ_ROWS: Final = 2048
 NO_FIELDS: Final = pa.struct([])
 
 
@@ -153,12 +155,23 @@ class Pipeline:
             task.cancel()
 
     async def _process(self, reader: str, after: int, rows_max: int) -> Events:
+        if rows_max == self._engine.read_rows_max:
+            await self._company(reader, after)
         read = await self._queue.queue_read(reader=reader, after=after, rows_max=rows_max, bytes_max=self._engine.read_bytes_max)
         # before anything is decoded: a range under suspicion must not bring its neighbours along
         events = await self.events(read if rows_max == self._engine.read_rows_max else cut_read(read, after + 1, after + rows_max))
         if rows_max == self._engine.read_rows_max:
             self._keep(events)
         return events
+
+    async def _company(self, reader: str, after: int) -> None:
+        """At the head, wait a little for more events: a batch of one costs a hundred times as much per event as one of 1,000."""
+        waiting = self._queue.queue_info().head - after
+        if waiting >= SMALL_READ_ROWS or not self._engine.read_wait_ms_max:
+            return
+        if waiting <= 0:
+            await self._queue.queue_read(reader=reader, after=after, rows_max=1, bytes_max=1)
+        await asyncio.sleep(self._engine.read_wait_ms_max / 1000)
 
     def _keep(self, events: Events) -> None:
         self._kept.append(events)
