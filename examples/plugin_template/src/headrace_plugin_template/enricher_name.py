@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from msgspec import Meta
 
-from headrace import Component, hookimpl
+from headrace import Component, Config, hookimpl
 
 EXAMPLE = "^(?P<kind>[a-z]+)-(?P<number>[0-9]+)$"
 
@@ -16,7 +16,7 @@ EXAMPLE = "^(?P<kind>[a-z]+)-(?P<number>[0-9]+)$"
 class EnricherName(Component):
     """Each named group of the pattern is a field; a name that does not match gets nulls."""
 
-    class Config(Component.Config, frozen=True, kw_only=True):
+    class Config(Config, frozen=True, kw_only=True):
         pattern: Annotated[str, Meta(description="Regular expression (RE2) with named groups, matched against the device's name.")] = (
             EXAMPLE
         )

@@ -10,13 +10,13 @@ from typing import Annotated
 import pyarrow as pa
 from msgspec import Meta
 
-from headrace import Component, Context, RangeKey, TransientError, hookimpl
+from headrace import Component, Config, Context, RangeKey, TransientError, hookimpl
 
 
 class SinkFiles(Component):
     """The same key always names the same file, so a range that comes again after a crash replaces itself."""
 
-    class Config(Component.Config, frozen=True, kw_only=True):
+    class Config(Config, frozen=True, kw_only=True):
         path: Annotated[str, Meta(description="Folder for the files; made when it is missing.", min_length=1)]
 
     idempotence = "key"
