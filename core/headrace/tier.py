@@ -44,6 +44,8 @@ class TierDeliver:
         if self._refused:
             info = self._hook.queue_info()
             self._refused = info.size_bytes > ROOM_RATIO * info.size_bytes_max
+            if not self._refused:
+                self.released()  # sources hear of it as soon as `/readyz` does
         return self._refused
 
     async def __call__(self, batch: pa.RecordBatch, origins: pa.RecordBatch = NO_ORIGINS) -> tuple[int, int]:
