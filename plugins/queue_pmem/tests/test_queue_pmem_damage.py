@@ -66,7 +66,7 @@ def append(ring: Ring, chance: random.Random, payloads: dict[int, bytes], groups
     return begins
 
 
-def build(medium: Medium, options: Options, chance: random.Random, closed: bool, groups: int = 25) -> Built:
+def build(medium: Medium, options: Options, chance: random.Random, closed: bool, groups: int = 14) -> Built:
     """Two lives of a queue with several segments, one reader in the middle."""
     payloads: dict[int, bytes] = {}
     begins: set[int] = set()

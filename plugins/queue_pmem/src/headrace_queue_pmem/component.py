@@ -35,7 +35,9 @@ from headrace_queue_pmem import reading
 from headrace_queue_pmem.committer import Committer, settle
 from headrace_queue_pmem.config import QueueConfig
 from headrace_queue_pmem.frame import Entry, encode
-from headrace_queue_pmem.lock import Lock
+from headrace_queue_pmem.head import HEAD
+from headrace_queue_pmem.inspection import check, inspect
+from headrace_queue_pmem.lock import Lock, is_held
 from headrace_queue_pmem.marks import Marks, marks_of
 from headrace_queue_pmem.medium import FileMedium, Medium
 from headrace_queue_pmem.pmem import PmemMedium
@@ -119,8 +121,14 @@ class QueuePmem(Component):
         settle(waiters, QueueError(f"queue {self.context.tier!r} is closed"))
 
     def check(self) -> list[str]:
-        """What can be said of the config without opening anything."""
+        """What can be said without opening the queue: the options, and the soundness of a queue that is stopped."""
         problems = []
+        directory = Path(self.config.path)
+        if (directory / HEAD).exists() and not is_held(directory):
+            try:
+                problems += [f"{directory}: {problem}" for problem in check(inspect(directory)).problems]
+            except (OSError, QueueError) as error:
+                problems.append(str(error))
         if self.config.size_bytes_max < 2 * self.config.segment_bytes:
             problems.append(
                 f"size_bytes_max: expected at least two segments ({2 * self.config.segment_bytes} bytes), got {self.config.size_bytes_max}"

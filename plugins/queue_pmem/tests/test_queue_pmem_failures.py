@@ -1,0 +1,298 @@
+"""What a queue does when its surroundings fail: full disks, missing rights, other versions, a failing device."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from headrace import NO_ORIGINS, ConfigError, Origin, QueueFormatError, QueueFull, TransientError, origin_batch
+from headrace_queue_pmem import pmem
+from headrace_queue_pmem.layout import HEADER, HEADER_AT, HEADER_CELL
+from headrace_queue_pmem.medium import Area, FileMedium
+
+sys.path.insert(0, str(Path(__file__).parent))
+from conftest import MIB, numbers, rows, run
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real filesystem of 40 MiB."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a small filesystem")
+    place = tmp_path / "small"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(place)], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a tmpfs here: {mounted.stderr}")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+async def fill(queue: Any, start: int = 0) -> tuple[int, QueueFull]:
+    """Append until the queue is full; returns how many rows it has and the error."""
+    number = start
+    try:
+        while True:
+            await queue.queue_append(rows(number, 100, 2000), NO_ORIGINS)
+            number += 100
+    except QueueFull as full:
+        return number, full
+
+
+def fill_disk(place: Path) -> None:
+    """Take what is left of a filesystem."""
+    try:
+        with (place / "other").open("wb", buffering=0) as other:
+            while other.write(bytes(4096)):
+                pass
+    except OSError:
+        return
+
+
+@pytest.mark.parametrize("medium", ["pmem", "file"])
+def test_full_disk_is_queue_full_and_ends_when_space_is_given_back(make, small_disk, medium):
+    async def body() -> None:
+        queue = make(path=str(small_disk / "queue"), medium=medium, size_bytes_max=512 * MIB)
+        await queue.open()
+        await queue.queue_reader_open("lake", "oldest")
+        number, full = await fill(queue)
+        assert "no room on the disk" in str(full)
+        assert queue.queue_info().head == number
+        await queue.queue_release("lake", number)
+        while True:
+            try:
+                await queue.queue_append(rows(number, 100, 2000), NO_ORIGINS)
+                break
+            except QueueFull:
+                await asyncio.sleep(0.001)  # the upkeep gives the segments back
+        part = await queue.queue_read("lake", number, 1000, 1 << 20)
+        assert numbers(part.batch) == list(range(number, number + 100))
+        await queue.close()
+        queue = make(path=str(small_disk / "queue"), medium=medium, size_bytes_max=512 * MIB)
+        await queue.open()
+        assert queue.queue_info().head == number + 100
+        await queue.close()
+
+    run(body())
+
+
+@pytest.mark.parametrize("medium", ["pmem", "file"])
+def test_disk_filled_by_others_costs_no_queued_event(make, small_disk, medium):
+    async def body() -> None:
+        queue = make(path=str(small_disk / "queue"), medium=medium, size_bytes_max=512 * MIB)
+        await queue.open()
+        await queue.queue_reader_open("lake", "oldest")
+        await queue.queue_append(rows(0, 100), NO_ORIGINS)
+        fill_disk(small_disk)
+        # Everything that the queue has is allocated: it goes on to the end of its segment.
+        await queue.queue_append(rows(100, 100, 10_000), NO_ORIGINS)
+        await queue.queue_release("lake", 50)
+        part = await queue.queue_read("lake", 50, 1000, 4 << 20)
+        assert numbers(part.batch) == list(range(50, 200))
+        await queue.close()
+
+    run(body())
+
+
+def test_level_power_on_a_filesystem_in_memory_is_refused(make, small_disk):
+    async def body() -> None:
+        queue = make(path=str(small_disk / "queue"), level="power")
+        with pytest.raises(ConfigError, match="tmpfs"):
+            await queue.open()
+        await queue.close()
+
+    run(body())
+
+
+def test_missing_directories_are_made(make, tmp_path):
+    async def body() -> None:
+        queue = make(path=str(tmp_path / "a" / "b" / "queue"))
+        await queue.open()
+        await queue.close()
+        assert (tmp_path / "a" / "b" / "queue" / "head").exists()
+
+    run(body())
+
+
+def test_path_that_cannot_be_used_is_transient_and_named(make, tmp_path):
+    async def body() -> None:
+        (tmp_path / "file").write_text("not a directory")
+        with pytest.raises(TransientError, match="file/queue"):
+            await make(path=str(tmp_path / "file" / "queue")).open()
+
+    run(body())
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere; an unprivileged run shows this")
+def test_directory_without_rights_is_transient_and_named(make, tmp_path):
+    async def body() -> None:
+        (tmp_path / "closed").mkdir(mode=0o500)
+        with pytest.raises(TransientError, match="closed"):
+            await make(path=str(tmp_path / "closed" / "queue")).open()
+
+    run(body())
+
+
+@pytest.mark.parametrize("version", [0, 2])
+def test_queue_of_another_version_is_refused_with_what_to_do(make, tmp_path, version):
+    async def body() -> None:
+        queue = make(medium="file")
+        await queue.open()
+        await queue.close()
+        from headrace_queue_pmem.cell import Cell
+
+        area = FileMedium(tmp_path / "queue", "process").open("head")
+        cell = Cell(area, HEADER_AT, HEADER_CELL)
+        value = cell.load(HEADER.size)
+        assert value is not None
+        cell.store(version.to_bytes(4, "little") + value[4:])
+        cell.mirror()
+        area.close()
+        before = sorted(path.name for path in (tmp_path / "queue").iterdir())
+        with pytest.raises(QueueFormatError, match=f"version {version}.*another path"):
+            await make(medium="file").open()
+        assert sorted(path.name for path in (tmp_path / "queue").iterdir()) == before
+
+    run(body())
+
+
+def test_queue_without_libpmemobj_runs_on_files(make, monkeypatch, tmp_path):
+    async def body() -> None:
+        def missing() -> None:
+            raise OSError("cannot load library 'libpmemobj.so.1'")
+
+        monkeypatch.setattr(pmem, "load", missing)
+        queue = make()
+        await queue.open()
+        await queue.queue_append(rows(1, 3), NO_ORIGINS)
+        assert queue.queue_info().medium.endswith("-file")
+        assert (queue.queue_info().method, queue.context.metrics is not None) == ("page-cache", True)
+        await queue.close()
+        with pytest.raises(ConfigError, match="libpmemobj1"):
+            await make(medium="pmem", path=str(tmp_path / "other")).open()
+
+    run(body())
+
+
+def test_a_queue_changes_its_medium_both_ways(make):
+    async def body() -> None:
+        for number, medium in enumerate(["file", "pmem", "file", "pmem"]):
+            queue = make(medium=medium)
+            await queue.open()
+            await queue.queue_reader_open("lake", "oldest")
+            await queue.queue_append(rows(number, 1), NO_ORIGINS)
+            await queue.close()
+        queue = make()
+        await queue.open()
+        found: list[int] = []
+        while len(found) < 4:
+            found += numbers((await queue.queue_read("lake", len(found), 10, 1 << 20)).batch)
+        assert found == [0, 1, 2, 3]
+        await queue.close()
+
+    run(body())
+
+
+class FailingDevice:
+    """Makes the next syncs of every area fail, as a disk that says EIO."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.failures = 0
+        real = Area.persist
+
+        def persist(area: Area, offset: int, length: int) -> None:
+            if self.failures:
+                self.failures -= 1
+                raise OSError(5, "Input/output error")
+            real(area, offset, length)
+
+        patch.setattr(Area, "persist", persist)
+
+
+def test_failed_sync_moves_the_batch_to_a_new_segment(make, flavour, monkeypatch):
+    async def body() -> None:
+        device = FailingDevice(monkeypatch)
+        queue = make(**flavour)
+        await queue.open()
+        await queue.queue_reader_open("lake", "oldest")
+        await queue.queue_append(rows(0, 5), NO_ORIGINS)
+        device.failures = 1
+        assert await queue.queue_append(rows(5, 5), NO_ORIGINS) == (6, 10)
+        assert [segment.writable for segment in queue._ring.segments] == [False, True]
+        await queue.queue_append(rows(10, 5), NO_ORIGINS)
+        assert numbers((await queue.queue_read("lake", 0, 100, 1 << 20)).batch) == list(range(15))
+        await queue.close()
+        queue = make(**flavour)
+        await queue.open()
+        assert numbers((await queue.queue_read("lake", 0, 100, 1 << 20)).batch) == list(range(15))
+        await queue.close()
+
+    run(body())
+
+
+def test_dead_device_fails_appends_takes_marks_back_and_recovers(make, flavour, monkeypatch):
+    async def body() -> None:
+        device = FailingDevice(monkeypatch)
+        queue = make(**flavour)
+        await queue.open()
+        await queue.queue_append(rows(0, 5), origin_batch([Origin("up/0", 1, 5)]))
+        device.failures = 1000
+        results = await asyncio.gather(
+            queue.queue_append(rows(5, 5), origin_batch([Origin("up/0", 6, 10)])),
+            queue.queue_append(rows(5, 5), origin_batch([Origin("up/0", 6, 10)])),
+            return_exceptions=True,
+        )
+        assert all(isinstance(result, TransientError) for result in results), results
+        assert await queue.queue_origin_position("up/0") == 5
+        assert queue.queue_info().head == 5
+        device.failures = 0
+        assert await queue.queue_append(rows(5, 5), origin_batch([Origin("up/0", 6, 10)])) == (6, 10)
+        await queue.queue_reader_open("lake", "oldest")
+        assert numbers((await queue.queue_read("lake", 0, 100, 1 << 20)).batch) == list(range(10))
+        await queue.close()
+
+    run(body())
+
+
+def test_cancelled_append_leaves_the_queue_in_order(make):
+    async def body() -> None:
+        queue = make(level="power")
+        await queue.open()
+        await queue.queue_reader_open("lake", "oldest")
+        calls = [asyncio.ensure_future(queue.queue_append(rows(n, 1), NO_ORIGINS)) for n in range(20)]
+        await asyncio.sleep(0)
+        for call in calls[::3]:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+        await queue.queue_append(rows(99, 1), NO_ORIGINS)
+        found = numbers((await queue.queue_read("lake", 0, 100, 1 << 20)).batch)
+        assert found[-1] == 99
+        assert found[:-1] == sorted(found[:-1])
+        await queue.close()
+
+    run(body())
+
+
+def test_check_reports_damage_of_a_stopped_queue(make, tmp_path):
+    async def body() -> None:
+        queue = make(medium="file")
+        assert queue.check() == []
+        await queue.open()
+        await queue.queue_append(rows(1, 5), NO_ORIGINS)
+        assert queue.check() == []
+        await queue.close()
+        segment = next((tmp_path / "queue").glob("segment-*"))
+        content = bytearray(segment.read_bytes())
+        content[content.rindex(b" 3")] ^= 1
+        segment.write_bytes(content)
+        assert any("positions 1-5" in problem for problem in make(medium="file").check())
+        assert make(size_bytes_max=16 * MIB, segment_bytes=16 * MIB).check()
+
+    run(body())
