@@ -33,19 +33,19 @@ class Log:
         other._logger = self._logger
         return other
 
-    def debug(self, message: str, **fields: Any) -> None:
+    def debug(self, message: str, /, **fields: Any) -> None:
         self._log(logging.DEBUG, message, fields)
 
-    def info(self, message: str, **fields: Any) -> None:
+    def info(self, message: str, /, **fields: Any) -> None:
         self._log(logging.INFO, message, fields)
 
-    def warning(self, message: str, **fields: Any) -> None:
+    def warning(self, message: str, /, **fields: Any) -> None:
         self._log(logging.WARNING, message, fields)
 
-    def error(self, message: str, **fields: Any) -> None:
+    def error(self, message: str, /, **fields: Any) -> None:
         self._log(logging.ERROR, message, fields)
 
-    def exception(self, message: str, error: BaseException, **fields: Any) -> None:
+    def exception(self, message: str, error: BaseException, /, **fields: Any) -> None:
         """An error with its traceback: for bugs, not for conditions that were foreseen."""
         if self._logger.isEnabledFor(logging.ERROR):
             self._logger.error(message, exc_info=error, extra={"fields": {**self._fields, **fields, "error": describe(error)}})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -21,6 +22,7 @@ class Rows(Component):
     class Config(Config, frozen=True, kw_only=True):
         file: Annotated[str, Meta(description="File to append to.")]
         refuse: Annotated[int, Meta(description="The reading n that is refused for good.")] = -1
+        hang_on: Annotated[int, Meta(description="The reading n at which a write never returns.")] = -1
         die_on: Annotated[int, Meta(description="The reading n that kills the process.")] = -1
 
     def __init__(self, config: Any, context: Context) -> None:
@@ -33,6 +35,8 @@ class Rows(Component):
         numbers = [int(row["readings"]["n"]) for row in rows]
         if self.config.die_on in numbers:
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.config.hang_on in numbers:
+            await asyncio.Event().wait()
         if self.config.refuse in numbers:
             raise PermanentError("that number", {str(key): [numbers.index(self.config.refuse)]})
         self._lines += [json.dumps([row["device"], number]) for row, number in zip(rows, numbers, strict=True)]

@@ -251,3 +251,27 @@ def test_one_ctrl_c_that_arrives_twice_still_drains(make: Make) -> None:
         time.sleep(0.05)
     assert site.wait_until_dead() == 0
     assert rows(site) == list(range(100))
+
+
+def test_a_call_that_never_returns_fails_livez_and_nothing_else_is_held_up(make: Make) -> None:
+    site = make(SITE + SECOND, "tiers.site.outputs.rows.hang_on=1", "tiers.site.engine.stall_s=1")
+    site.start()
+    assert site.probe("/livez") == (200, "ok\n")
+    send(site, 1, 2)
+    until(lambda: rows(site, "second.txt") == [1, 2], "the other output has both")
+    until(lambda: site.probe("/livez")[0] == 503, "the stuck call is noticed")
+    assert "site.rows: in one call for" in site.probe("/livez")[1]
+    assert site.probe("/readyz")[0] == 200
+    send(site, 3)
+
+
+def test_a_window_bounds_what_a_dead_output_holds(make: Make) -> None:
+    window = 'hold = "window"\nhold_window_bytes = 1000000'
+    site = make(SITE + SECOND.replace("[tiers.site.outputs.second]", f"[tiers.site.outputs.second]\n{window}"))
+    site.overrides.append("tiers.site.outputs.second.hang_on=0")
+    site.start()
+    for first in range(0, 20_000, 1000):
+        send(site, *range(first, first + 1000), pad=500)
+    until(lambda: site.metric("queue_reader_lag_bytes", reader="second") < 2_000_000, "the window has moved on")
+    until(lambda: len(rows(site)) == 20_000, "the other output has everything")
+    assert site.probe("/readyz")[0] == 200
