@@ -36,28 +36,19 @@ class TierDeliver:
     def __init__(self, hook: Any, failed: Callable[[Exception], None]) -> None:
         self._hook, self._failed = hook, failed
         self._released = asyncio.Event()
-        self._refused = False
-
-    @property
-    def refusing(self) -> bool:
-        """Whether the queue was full and has no room since; a source that never asks for room keeps nobody away."""
-        if self._refused:
-            info = self._hook.queue_info()
-            self._refused = info.size_bytes > ROOM_RATIO * info.size_bytes_max
-            if not self._refused:
-                self.released()  # sources hear of it as soon as `/readyz` does
-        return self._refused
+        self.refusing = False
 
     async def __call__(self, batch: pa.RecordBatch, origins: pa.RecordBatch = NO_ORIGINS) -> tuple[int, int]:
         try:
             first, last = await self._hook.queue_append(batch=batch, origins=origins)
         except QueueFull:
-            self._refused = True
+            self.refusing = True
             raise
         except QueueError as error:
             # the queue is an engine part: without it nothing can be promised, and a restart recovers it
             self._failed(error)
             raise
+        self.refusing = False
         return first, last
 
     async def room(self) -> None:
@@ -67,6 +58,9 @@ class TierDeliver:
                     await self._released.wait()
             except TimeoutError:
                 pass
+            info = self._hook.queue_info()
+            if info.size_bytes <= ROOM_RATIO * info.size_bytes_max:
+                self.refusing = False
 
     def released(self) -> None:
         """A cursor moved: whoever waits for room looks again."""
