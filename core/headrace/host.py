@@ -190,6 +190,8 @@ class Host:
     def _report_orphaned_queues(self) -> None:
         opened = {str(Path(tier.queue.config.path).absolute()) for tier in self._site.tiers.values() if tier.queue}
         for orphan in self._register.orphans(opened):
+            if self._site.only and orphan.tier not in self._site.tiers:
+                continue  # another process runs that tier from the same file
             self._log.error("queue is not in the config any more and may hold events", **orphan._asdict())
 
     def _summary(self) -> str:
