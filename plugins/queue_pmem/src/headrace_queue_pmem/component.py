@@ -8,11 +8,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import pyarrow as pa
 from prometheus_client import Counter, Gauge
@@ -23,6 +24,7 @@ from headrace import (
     Context,
     Plan,
     QueueError,
+    QueueFull,
     QueueInfo,
     QueueRead,
     ReaderInfo,
@@ -74,6 +76,8 @@ class QueuePmem(Component):
         self._committer: Committer | None = None
         self._upkeep: _Upkeep | None = None
         self._inline = False
+        self._degraded = False
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._waiters: list[asyncio.Future[None]] = []
         self._waiters_lock = threading.Lock()
         self._probe = Probe("unknown", False, 0, 0)
@@ -85,6 +89,7 @@ class QueuePmem(Component):
         if self._ring is not None:
             return
         self._make_metrics()
+        self._loop = asyncio.get_running_loop()
         try:
             await self.context.call_blocking(self._open)
         except OSError as error:
@@ -279,6 +284,8 @@ class QueuePmem(Component):
         self._commit_seconds.observe(seconds)
         self._commit_events.observe(events)
         self._received.inc(events)
+        if self._degraded:
+            self._tell_status("ok", "")
         if self._waiters:
             with self._waiters_lock:
                 waiters, self._waiters = self._waiters, []
@@ -286,7 +293,16 @@ class QueuePmem(Component):
 
     def _commit_failed(self, error: Exception, batches: int) -> None:
         self._failures.inc(batches)
+        if not isinstance(error, QueueFull):
+            self._tell_status("degraded", f"commits fail: {error}")
         self.context.log.error("queue commit failed", error=str(error), batches=batches)
+
+    def _tell_status(self, status: Literal["ok", "degraded"], reason: str) -> None:
+        """From whichever thread: the host's side of `status` belongs to the loop."""
+        self._degraded = status == "degraded"
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody asks any more
+                self._loop.call_soon_threadsafe(self.context.status, status, reason)
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
