@@ -6,6 +6,7 @@ so that two hosts in one process (tests) do not meet.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Final, TypeVar, cast
 
@@ -32,12 +33,13 @@ class Metrics:
     def __init__(self, registry: CollectorRegistry | None = None, **preset: str) -> None:
         self.registry = registry or CollectorRegistry()
         self._families: dict[str, MetricWrapperBase] = {}
+        self._lock = threading.Lock()
         self._preset = preset
 
     def labelled(self, **preset: str) -> Metrics:
         """The same registry under other preset labels."""
         other = Metrics(self.registry, **preset)
-        other._families = self._families
+        other._families, other._lock = self._families, self._lock
         return other
 
     def counter(self, name: str, documentation: str, **labels: str) -> Counter:
@@ -54,8 +56,9 @@ class Metrics:
 
     def _child(self, kind: type[M], name: str, documentation: str, labels: dict[str, str], **options: object) -> M:
         values = {**self._preset, **labels}
-        family = self._families.get(name)
-        if family is None:
-            family = kind(PREFIX + name, documentation, tuple(values), registry=self.registry, **options)  # type: ignore[arg-type]
-            self._families[name] = family
+        with self._lock:
+            family = self._families.get(name)
+            if family is None:
+                family = kind(PREFIX + name, documentation, tuple(values), registry=self.registry, **options)  # type: ignore[arg-type]
+                self._families[name] = family
         return cast(M, family.labels(**values) if values else family)

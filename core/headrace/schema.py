@@ -58,3 +58,22 @@ def kind_of(schema: pa.Schema) -> str:
     if kind not in ("raw", "event"):
         raise ValueError(f"expected a batch whose schema metadata has {KIND.decode()} = raw or event, got {kind!r} in {schema.names}")
     return kind
+
+
+def check_batch(batch: pa.RecordBatch) -> None:
+    """ValueError when this is neither a raw nor an event batch: a queue that stored it could not give it to any output."""
+    if kind_of(batch.schema) == "raw":
+        if not batch.schema.equals(RAW_SCHEMA):
+            raise ValueError(f"expected a raw batch of {_shape(RAW_SCHEMA)}, got {_shape(batch.schema)}")
+        required: tuple[str, ...] = tuple(RAW_SCHEMA.names)
+    else:
+        if tuple(batch.schema.names) != EVENT_COLUMNS:
+            raise ValueError(f"expected an event batch of {', '.join(EVENT_COLUMNS)}, got {_shape(batch.schema)}")
+        required = ("device", "time", "received", "origin", "position")
+    for name in required:
+        if nulls := batch.column(name).null_count:
+            raise ValueError(f"expected a value in every row of {name!r}, got {nulls} nulls")
+
+
+def _shape(schema: pa.Schema) -> str:
+    return ", ".join(f"{field.name}: {field.type}" for field in schema)

@@ -24,6 +24,7 @@ from headrace.log import describe
 from headrace.position import NO_ORIGINS
 from headrace.register import QueueRegister, Registered
 from headrace.retry import Backoff
+from headrace.schema import check_batch
 
 #: A source that met a full queue goes on when at most this share of it is taken.
 ROOM_RATIO: Final = 0.9
@@ -39,6 +40,7 @@ class TierDeliver:
         self.refusing = False
 
     async def __call__(self, batch: pa.RecordBatch, origins: pa.RecordBatch = NO_ORIGINS) -> tuple[int, int]:
+        check_batch(batch)  # before it is stored: what no output can read would end the process at every start
         try:
             first, last = await self._hook.queue_append(batch=batch, origins=origins)
         except QueueFull:

@@ -15,6 +15,7 @@ from headrace.faults import Faults
 from headrace.position import global_ids, join_keys, row_positions
 from headrace.register import QueueRegister, Registered
 from headrace.retry import Backoff
+from headrace.schema import check_batch
 
 
 def test_backoff_doubles_with_jitter_up_to_its_bound_and_starts_over() -> None:
@@ -124,3 +125,18 @@ def test_an_unreadable_register_is_set_aside(tmp_path: Path) -> None:
     register.add(Registered("t", "queue_pmem", "/q"))
     assert [entry.path for entry in register.entries()] == ["/q"]
     assert (tmp_path / "queues.corrupt").exists()
+
+
+def test_a_batch_that_no_output_could_read_is_refused_before_it_is_stored() -> None:
+    good = RawBatchBuilder(10, 1000)
+    good.add("d", 1, 1, b"{}")
+    batch = good.take()
+    check_batch(batch)
+    with pytest.raises(ValueError, match=r"headrace\.kind"):
+        check_batch(batch.replace_schema_metadata(None))
+    with pytest.raises(ValueError, match="expected a raw batch of device: string"):
+        check_batch(batch.drop_columns(["payload"]))
+    with pytest.raises(ValueError, match="in every row of 'device', got 1 nulls"):
+        check_batch(batch.set_column(0, RAW_SCHEMA.field("device"), pa.array([None], pa.string())))
+    with pytest.raises(ValueError, match="expected an event batch"):
+        check_batch(batch.replace_schema_metadata({b"headrace.kind": b"event"}))
