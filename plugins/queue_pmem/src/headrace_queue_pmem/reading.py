@@ -148,6 +148,7 @@ def _walk(
         while offset < end and walk.position <= walk.limit:
             if len(walk.missing) > HOLES_MAX or walk.rows >= rows_max or walk.bytes >= bytes_max:
                 return stand
+            segment.warm_up(area, offset)
             header = read_header(area.view, offset, segment.header.nonce)
             if header is None or offset + header.size > end:
                 found = find_header(area.view, offset + LINE, end, segment.header.nonce)

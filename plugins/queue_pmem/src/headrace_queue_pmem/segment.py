@@ -6,7 +6,7 @@ import uuid
 import weakref
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -27,6 +27,8 @@ from headrace_queue_pmem.layout import (
     seal_bytes,
 )
 from headrace_queue_pmem.medium import Area
+
+WARM_BYTES: Final = 1 << 20
 
 
 class SegmentHeader(NamedTuple):
@@ -64,6 +66,7 @@ class Segment:
     offsets: list[int] = field(default_factory=list)
     times: list[int] = field(default_factory=list)
     damaged: set[tuple[int, int]] = field(default_factory=set)  # ranges that were reported
+    warm: tuple[int, int] = (0, 0)  # what was brought into memory lately
     let_go: list[weakref.ref[Area]] = field(default_factory=list)  # maps that may still have views
 
     @property
@@ -84,6 +87,15 @@ class Segment:
         self.let_go = [area for area in self.let_go if area() is not None]
         self.let_go += [weakref.ref(area) for area in (self.writer, self.area) if area is not None]
         self.writer = self.area = None
+        self.warm = (0, 0)
+
+    def warm_up(self, area: Area, offset: int) -> None:
+        """Bring what is read next into memory, without the GIL: a page fault under it would stall the loop that acks devices."""
+        start, end = self.warm
+        if self.writer is None and not start <= offset < end:
+            length = min(WARM_BYTES, area.size - offset)
+            area.populate(offset, length)
+            self.warm = (offset, offset + length)
 
     def viewed(self) -> bool:
         """Whether anybody still refers to a map that was let go."""
