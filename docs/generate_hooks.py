@@ -21,9 +21,17 @@ MARK: Final = "<!-- Generated below by docs/generate_hooks.py; do not edit. -->"
 
 #: Hooks that no part of the engine calls yet; issue "tiers over ZeroMQ" brings the calls.
 NOT_CALLED_YET: Final = frozenset(spec.name for spec in SPECS.values() if spec.namespace is TransportHooks)
-CROSSING: Final = (
-    hookspecs.Deliver, RangeKey, Missing, hookspecs.Plan, hookspecs.QueueInfo, hookspecs.ReaderInfo, hookspecs.QueueSpan, hookspecs.QueueRead,
-)  # fmt: skip
+CROSSING: Final[tuple[type[Any], ...]] = (
+    hookspecs.Deliver,
+    RangeKey,
+    Missing,
+    hookspecs.Plan,
+    hookspecs.QueueInfo,
+    hookspecs.ReaderInfo,
+    hookspecs.QueueSpan,
+    hookspecs.QueueRead,
+)
+BASES: Final[tuple[type[Any], ...]] = (Component, Context, Health)
 TITLES: Final = {
     "SourceHooks": "Sources",
     "QueueHooks": "Queues",
@@ -49,7 +57,7 @@ def reference() -> str:
     for kind in CROSSING:
         parts += _crossing(kind)
     parts += ["## What a component has\n"]
-    for kind in (Component, Context, Health):
+    for kind in BASES:
         parts += _crossing(kind)
     return "\n".join(parts).rstrip() + "\n"
 
@@ -74,7 +82,7 @@ def _namespace(namespace: type[Any]) -> Iterator[str]:
     yield f"## {TITLES[namespace.__name__]}\n"
     yield inspect.cleandoc(namespace.__doc__ or "") + "\n"
     if namespace is TransportHooks:
-        yield "**No part of the engine calls these yet**: links between tiers are not there. The signatures are declared, and may still change.\n"
+        yield "**No part of the engine calls these yet**: links between tiers are not there. The signatures may still change.\n"
     for spec in SPECS.values():
         if spec.namespace is namespace:
             yield from _hook(spec.name, namespace)
@@ -97,7 +105,7 @@ def _crossing(kind: type[Any]) -> Iterator[str]:
     methods = [(name, member) for name, member in vars(kind).items() if inspect.isfunction(member) and member.__doc__]
     told = [(name, member) for name, member in methods if member.__module__.startswith("headrace") and (kind, name) != (Context, "close")]
     for name, member in told:
-        yield f"- `{_signature(name, member)}`: {_one_line(member.__doc__)}"
+        yield f"- `{_signature(name, member)}`: {_one_line(member.__doc__ or '')}"
     if told:
         yield ""
 
@@ -111,8 +119,8 @@ def _type(annotation: Any) -> str:
     return getattr(annotation, "__forward_arg__", None) or str(annotation)
 
 
-def _one_line(text: str) -> str:
-    return " ".join(inspect.cleandoc(text).split())
+def _one_line(member: Any) -> str:
+    return " ".join(inspect.cleandoc(member.__doc__).split())
 
 
 if __name__ == "__main__":
