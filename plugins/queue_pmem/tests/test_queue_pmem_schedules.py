@@ -135,6 +135,24 @@ def test_cursors_beyond_a_lost_tail_are_never_passed_by_new_events(make, tmp_pat
     run(body())
 
 
+def test_nothing_is_appended_to_a_sealed_segment_when_the_newest_file_is_gone(make, tmp_path):
+    async def body() -> None:
+        queue = await opened(make, medium="file")
+        for first in range(0, 10_000, 100):
+            await queue.queue_append(rows(first, 100, 2000), NO_ORIGINS)
+        await queue.close()
+        max((tmp_path / "queue").glob("segment-*")).unlink()
+        queue = await opened(make, medium="file")
+        assert await queue.queue_append(rows(50_000, 5), NO_ORIGINS) == (10_001, 10_005)
+        await queue.close()
+        queue = await opened(make, medium="file")
+        part = await queue.queue_read("lake", 10_000, 10, 1 << 20)
+        assert numbers(part.batch) == list(range(50_000, 50_005))
+        await queue.close()
+
+    run(body())
+
+
 def test_marks_of_very_many_origins_survive_releases_and_restarts(make):
     async def body() -> None:
         queue = await opened(make)

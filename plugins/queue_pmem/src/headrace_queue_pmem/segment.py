@@ -188,4 +188,5 @@ def read_seal(segment: Segment, area: Area) -> bool:
     entries = np.frombuffer(record, dtype="<u8", count=3 * count, offset=SEAL.size).reshape(count, 3)
     segment.firsts, segment.offsets, segment.times = (entries[:, column].tolist() for column in range(3))
     segment.last, segment.end, segment.frames, segment.sealed = last, end, frames, True
+    segment.writable = False  # a frame behind the end that the seal names would not be found again
     return True
