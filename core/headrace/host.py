@@ -67,6 +67,7 @@ class Host:
         data_dir = Path(site.host.data_dir)
         data_dir.mkdir(parents=True, exist_ok=True)
         self._register = QueueRegister(data_dir)
+        self._register.set_aside_if_unreadable()
         self._facts = SitePlugins(self._log, self._metrics)
         self._statuses = Statuses(self._clock, self._metrics, self._log, self._status_changed)
         self._services = Services(

@@ -31,16 +31,21 @@ class QueueRegister:
         self._file = data_dir / FILE
 
     def entries(self) -> list[Registered]:
-        """All queues that may still hold events."""
+        """All queues that may still hold events; ValueError when the file cannot be read."""
         if not self._file.exists():
             return []
         try:
             return [Registered(**entry) for entry in json.loads(self._file.read_bytes())]
-        except (ValueError, TypeError) as error:
-            # a host that does not start for it would help nobody; the queues themselves are not touched
+        except TypeError as error:
+            raise ValueError(f"{self._file}: {error}") from error
+
+    def set_aside_if_unreadable(self) -> None:
+        """A host that does not start for a broken register would help nobody; the queues themselves are not touched."""
+        try:
+            self.entries()
+        except ValueError as error:
             aside = self._file.replace(self._file.with_suffix(".corrupt"))
             Log("").error("register of queues is unreadable: set aside", path=str(aside), error=describe(error))
-            return []
 
     def orphans(self, opened: set[str]) -> list[Registered]:
         """The registered queues whose path is not among those that the config opens."""
