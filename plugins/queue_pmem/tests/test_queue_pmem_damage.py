@@ -1,6 +1,6 @@
 """Flipped bits, overwritten stretches and cut-off files: the queue opens, gives all that is undamaged, and nothing wrong.
 
-`HEADRACE_TEST_SEED` repeats a run, `HEADRACE_DAMAGE_ROUNDS` makes more of them.
+`HEADRACE_SEED` repeats a run, `HEADRACE_DAMAGE_ROUNDS` makes more of them.
 """
 
 from __future__ import annotations
@@ -152,8 +152,8 @@ def damage(memory: np.ndarray, chance: random.Random, used: int) -> tuple[int, i
 
 @pytest.mark.parametrize("closed", [True, False], ids=["closed", "crashed"])
 def test_damage_costs_what_it_hit_and_nothing_else(closed):
-    seed = int(os.environ.get("HEADRACE_TEST_SEED") or random.SystemRandom().randrange(1 << 30))
-    print(f"HEADRACE_TEST_SEED={seed}")
+    seed = int(os.environ.get("HEADRACE_SEED") or random.SystemRandom().randrange(1 << 30))
+    print(f"HEADRACE_SEED={seed}")
     chance = random.Random(seed)
     options = Options(SEGMENT, 12 * SEGMENT)
     medium = ShadowMedium(seed)
@@ -178,14 +178,14 @@ def test_damage_costs_what_it_hit_and_nothing_else(closed):
         try:
             judge(trial, options, built, must_come(built, name, start, end, closed), chance)
         except Exception as error:
-            raise AssertionError(f"round {number} of HEADRACE_TEST_SEED={seed}: {name} bytes {start}-{end}: {error!r}") from error
+            raise AssertionError(f"round {number} of HEADRACE_SEED={seed}: {name} bytes {start}-{end}: {error!r}") from error
     print(f"{ROUNDS // 2} rounds over {len(built.frames)} frames, {len(built.payloads)} events")
 
 
 @pytest.mark.parametrize("kind", [PmemMedium, FileMedium])
 def test_damaged_files_on_disk(tmp_path, kind):
-    seed = int(os.environ.get("HEADRACE_TEST_SEED") or random.SystemRandom().randrange(1 << 30))
-    print(f"HEADRACE_TEST_SEED={seed}")
+    seed = int(os.environ.get("HEADRACE_SEED") or random.SystemRandom().randrange(1 << 30))
+    print(f"HEADRACE_SEED={seed}")
     chance = random.Random(seed)
     options = Options(8 * MIB, 32 * MIB)
     (tmp_path / "built").mkdir()
@@ -209,4 +209,4 @@ def test_damaged_files_on_disk(tmp_path, kind):
         try:
             judge(kind(trial, "process"), options, built, wanted, chance)
         except Exception as error:
-            raise AssertionError(f"round {number} of HEADRACE_TEST_SEED={seed}: {path.name} at {at}: {error!r}") from error
+            raise AssertionError(f"round {number} of HEADRACE_SEED={seed}: {path.name} at {at}: {error!r}") from error

@@ -17,12 +17,12 @@ FLAVOURS = [("process", "pmem"), ("power", "pmem"), ("process", "file"), ("power
 
 @pytest.mark.parametrize(("level", "medium"), FLAVOURS)
 def test_nothing_is_lost_or_doubled_when_the_process_is_killed(tmp_path, level, medium):
-    seed = int(os.environ.get("HEADRACE_TEST_SEED") or random.SystemRandom().randrange(1 << 30))
+    seed = int(os.environ.get("HEADRACE_SEED") or random.SystemRandom().randrange(1 << 30))
     script = Path(__file__).with_name("crash_rounds.py")
     command = [sys.executable, str(script), str(tmp_path), level, medium, str(ROUNDS // len(FLAVOURS)), str(seed)]
     run = subprocess.run(command, capture_output=True, text=True, timeout=250)
     assert run.returncode == 0, run.stderr[-3000:]
     result = json.loads(run.stdout)
-    print(f"HEADRACE_TEST_SEED={seed} {level} {medium}: {result}")
+    print(f"HEADRACE_SEED={seed} {level} {medium}: {result}")
     assert result["wrong"] == 0
     assert result["stored"] >= result["acked"] > 0

@@ -1,5 +1,5 @@
 """Random use of a queue against a plain list (hypothesis stateful): append, read by several readers, plans, releases, clean
-reopens, kills and power losses. 10,000 steps by default; `HEADRACE_MODEL_STEPS` makes more, `HEADRACE_TEST_SEED` repeats."""
+reopens, kills and power losses. 10,000 steps by default; `HEADRACE_MODEL_STEPS` makes more, `HEADRACE_SEED` repeats."""
 
 from __future__ import annotations
 
@@ -194,8 +194,8 @@ class QueueModel(RuleBasedStateMachine):
 
 
 def test_queue_agrees_with_a_list_over_thousands_of_random_steps():
-    number = int(os.environ.get("HEADRACE_TEST_SEED") or random.SystemRandom().randrange(1 << 30))
-    print(f"HEADRACE_TEST_SEED={number}")
+    number = int(os.environ.get("HEADRACE_SEED") or random.SystemRandom().randrange(1 << 30))
+    print(f"HEADRACE_SEED={number}")
     config = settings(
         max_examples=max(STEPS // STEPS_PER_RUN, 1),
         stateful_step_count=STEPS_PER_RUN,

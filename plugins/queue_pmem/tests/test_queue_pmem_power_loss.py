@@ -1,6 +1,6 @@
 """Power loss at any step of random histories, and the proof that the simulation sees each kind of mistake.
 
-`HEADRACE_TEST_SEED` repeats a run, `HEADRACE_POWER_LOSS_RUNS` makes more of them.
+`HEADRACE_SEED` repeats a run, `HEADRACE_POWER_LOSS_RUNS` makes more of them.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ MUTANT_RUNS_MAX = 200
 
 
 def base_seed() -> int:
-    seed = int(os.environ.get("HEADRACE_TEST_SEED") or random.SystemRandom().randrange(1 << 30))
-    print(f"HEADRACE_TEST_SEED={seed}")
+    seed = int(os.environ.get("HEADRACE_SEED") or random.SystemRandom().randrange(1 << 30))
+    print(f"HEADRACE_SEED={seed}")
     return seed
 
 
@@ -40,7 +40,7 @@ def test_every_acknowledged_event_survives_power_loss_at_any_step(unit):
         try:
             history.run(CRASHES)
         except Exception as error:
-            raise AssertionError(f"HEADRACE_TEST_SEED={seed + number} with unit {unit}: {error}") from error
+            raise AssertionError(f"HEADRACE_SEED={seed + number} with unit {unit}: {error}") from error
         crashes, events = crashes + history.crashes, events + len(history.bodies)
     print(f"{RUNS} runs, {crashes} crashes, {events} acknowledged events, 0 lost, 0 changed, 0 doubled")
     assert crashes > RUNS
@@ -52,7 +52,7 @@ def test_stale_frames_never_come_back():
         try:
             stale_frames(seed + number)
         except Exception as error:
-            raise AssertionError(f"HEADRACE_TEST_SEED={seed + number}: {error}") from error
+            raise AssertionError(f"HEADRACE_SEED={seed + number}: {error}") from error
 
 
 def no_crc(patch: pytest.MonkeyPatch) -> None:

@@ -115,7 +115,7 @@ def read_header(memory: memoryview, offset: int, nonce: int) -> FrameHeader | No
 def body_intact(memory: memoryview, offset: int, header: FrameHeader) -> bool:
     """Whether origins and payload are what was written."""
     start = offset + LINE
-    if offset + header.size > len(memory):
+    if start + align(header.origins_bytes) + header.payload_bytes > len(memory):
         return False  # the file was cut off
     payload = start + align(header.origins_bytes)
     if header.origins_bytes == 0:

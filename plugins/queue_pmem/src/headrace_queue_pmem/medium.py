@@ -203,9 +203,10 @@ def find_area(address: int, length: int) -> int:
     0 when no magic is found, so that the caller meets (and reports) what stands there instead.
     """
     memory = libc.view(address, length)
-    # libpmemobj 1.12 puts the root object at 3.5 MiB; 8 MiB is beyond what any version needs.
-    for offset in range(0, min(length, 8 << 20) - libc.PAGE + 1, libc.PAGE):
-        if any(bytes(memory[offset + at : offset + at + 8]) in AREA_MAGICS for at in MAGIC_AT):
+    # The first two are where the areas of plain files and of libpmemobj 1.12's pools are; 8 MiB is beyond what any version needs.
+    candidates: tuple[int, ...] = (0, 0x383000, *range(libc.PAGE, min(length, 8 << 20) - libc.PAGE + 1, libc.PAGE))
+    for offset in candidates:
+        if offset + libc.PAGE <= length and any(bytes(memory[offset + at : offset + at + 8]) in AREA_MAGICS for at in MAGIC_AT):
             return offset
     return 0
 

@@ -20,7 +20,7 @@ from headrace_queue_pmem.frame import (
     read_header,
     shift_origins,
 )
-from headrace_queue_pmem.layout import KIND_SPAN, LINE, SEGMENT_DATA_AT, align
+from headrace_queue_pmem.layout import KIND_RAW, KIND_SPAN, LINE, SEGMENT_DATA_AT, align
 from headrace_queue_pmem.medium import Area
 from headrace_queue_pmem.ring import Damage, Place, Ring, damage_of
 from headrace_queue_pmem.segment import Segment
@@ -150,7 +150,8 @@ def _walk(
                 return stand
             segment.warm_up(area, offset)
             header = read_header(area.view, offset, segment.header.nonce)
-            if header is None or offset + header.size > end:
+            size = header.size if header else 0
+            if header is None or offset + size > end:
                 found = find_header(area.view, offset + LINE, end, segment.header.nonce)
                 behind = end if found is None else found
                 later = read_header(area.view, found, segment.header.nonce) if found is not None else None
@@ -161,24 +162,24 @@ def _walk(
             if header.first > walk.limit or (header.first == walk.limit + 1 and header.rows == 0):
                 return _finish(walk, segment, offset, stand)
             if header.last < walk.position and not (header.rows == 0 and header.first >= walk.position):
-                offset += header.size
+                offset += size
                 continue
             if header.first > walk.position:
                 walk.miss(header.first - 1, reason)
                 reason = "lost"
             if header.kind != KIND_SPAN:
-                if walk.parts and not _fits(walk, header, rows_max, bytes_max):
+                if walk.parts and not _fits(walk, header, size, rows_max, bytes_max):
                     return stand
                 if not body_intact(area.view, offset, header):
-                    walk.damages.append((segment, damage_of(segment, area, offset, header.size, header.first, header.last, "body")))
+                    walk.damages.append((segment, damage_of(segment, area, offset, size, header.first, header.last, "body")))
                     walk.miss(header.last, "corrupt")
                 elif header.last >= walk.position or header.rows == 0:
                     part = _Part(area, offset, header, max(walk.position - header.first, 0) if header.rows else 0)
                     walk.parts.append(part)
                     walk.rows += part.rows
-                    walk.bytes += header.size
+                    walk.bytes += size
                     walk.position = header.last + 1
-            offset += header.size
+            offset += size
             stand = Place(0, segment, offset)
         if walk.position > walk.limit:
             return stand
@@ -192,10 +193,9 @@ def _finish(walk: _Walk, segment: Segment, offset: int, stand: Place | None) -> 
     return stand or Place(0, segment, offset)
 
 
-def _fits(walk: _Walk, header: FrameHeader, rows_max: int, bytes_max: int) -> bool:
+def _fits(walk: _Walk, header: FrameHeader, size: int, rows_max: int, bytes_max: int) -> bool:
     """Whether a further frame may join: within the bounds and of one kind (event batches are compared by schema later)."""
-    same = all(part.header.kind == header.kind for part in walk.parts[-1:])
-    return same and walk.rows + header.rows <= rows_max and walk.bytes + header.size <= bytes_max
+    return walk.parts[-1].header.kind == header.kind and walk.rows + header.rows <= rows_max and walk.bytes + size <= bytes_max
 
 
 def _join(ring: Ring, walk: _Walk) -> pa.RecordBatch | None:
@@ -208,7 +208,7 @@ def _join(ring: Ring, walk: _Walk) -> pa.RecordBatch | None:
     batches: list[pa.RecordBatch] = []
     for number, part in enumerate(parts):
         batch = _rows(part, decode_batch(part.header.kind, _payload(part, part.area)))
-        if batches and not batch.schema.equals(batches[0].schema):
+        if batches and part.header.kind != KIND_RAW and not batch.schema.equals(batches[0].schema):
             _cut(walk, parts[number])
             if number == 1:
                 return _rows(parts[0], _single(ring, parts[0]))

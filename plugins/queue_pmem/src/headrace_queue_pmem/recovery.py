@@ -34,6 +34,8 @@ from headrace_queue_pmem.ring import SEGMENT_PREFIX, Damage, Options, Ring, _no_
 from headrace_queue_pmem.segment import Segment, read_seal, read_segment_header
 
 MARKS: Final = ("marks-a", "marks-b")
+SET_ASIDE_PREFIX: Final = "damaged-"
+SET_ASIDE_MAX: Final = 8
 
 
 @dataclass(slots=True)
@@ -206,7 +208,12 @@ def _segments(path: str, medium: Medium, names: list[str], report: Report) -> tu
 
 
 def _set_aside(medium: Medium, name: str, reason: str, report: Report) -> None:
-    medium.rename(name, f"damaged-{name}")
+    # Evidence for a person, so it is bounded: a machine that breaks a file at every start must not fill its disk with them.
+    if sum(other.startswith(SET_ASIDE_PREFIX) for other in medium.names()) < SET_ASIDE_MAX:
+        medium.rename(name, SET_ASIDE_PREFIX + name)
+    else:
+        medium.remove(name)
+        reason += f" (not kept: {SET_ASIDE_MAX} are)"
     report.set_aside.append((name, reason))
 
 
