@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         TransientError,
     )
     from headrace.hookspecs import Deliver, Plan, QueueInfo, QueueRead, QueueSpan, ReaderInfo, hookimpl
+    from headrace.options import Secret
     from headrace.position import (
         NO_ORIGINS,
         ORIGIN_SCHEMA,
@@ -64,6 +65,7 @@ __all__ = [
     "QueueSpan",
     "RangeKey",
     "ReaderInfo",
+    "Secret",
     "TransientError",
     "event_schema",
     "hookimpl",
@@ -87,6 +89,7 @@ _HOMES: Final = {
         "TransientError",
     ),
     "headrace.hookspecs": ("Deliver", "Plan", "QueueInfo", "QueueRead", "QueueSpan", "ReaderInfo", "hookimpl"),
+    "headrace.options": ("Secret",),
     "headrace.position": ("NO_ORIGINS", "ORIGIN_SCHEMA", "Missing", "Origin", "RangeKey", "origin_batch", "origins_of"),
     "headrace.schema": ("ENCODING_JSON", "EVENT_COLUMNS", "RAW_SCHEMA", "TIMESTAMP", "event_schema"),
 }

@@ -23,7 +23,7 @@ from headrace.admin import AdminServer
 from headrace.component import SystemClock
 from headrace.config import Site, changed
 from headrace.engine.supervisor import ComponentStatus, Services, Statuses, Supervised
-from headrace.errors import ConfigError, PluginError
+from headrace.errors import ConfigError, HeadraceError, PluginError
 from headrace.faults import Faults
 from headrace.hookspecs import QueueInfo
 from headrace.log import Log, describe, set_up
@@ -63,6 +63,7 @@ class Host:
         self._stop_at_once = asyncio.Event()
         self._stop_asked = float("inf")
         self._fault: BaseException | None = None
+        self._refused: HeadraceError | None = None
         self._started = self._draining = False
         data_dir = Path(site.host.data_dir)
         data_dir.mkdir(parents=True, exist_ok=True)
@@ -101,7 +102,10 @@ class Host:
             self._loop.add_signal_handler(signal.SIGHUP, lambda: tasks.create_task(self._reload()))
             starting = asyncio.ensure_future(self._start(tasks))
             try:
-                await self._unless_stopped(starting, self._stop)
+                try:
+                    await self._unless_stopped(starting, self._stop)
+                except HeadraceError as error:  # raised in here, it would leave as a group
+                    self._refused = error
                 if self._started:
                     await self._stop.wait()
                     if self._fault is None:
@@ -112,6 +116,8 @@ class Host:
                     # all is done: a signal that comes now must not turn a clean end into a kill
                     self._loop.remove_signal_handler(number)
                     signal.signal(number, signal.SIG_IGN)
+        if self._refused is not None:
+            raise self._refused
         if self._fault is not None:
             self._log.exception("engine fault: the process ends, a restart recovers", self._fault)
             return EXIT_FAULT
@@ -127,8 +133,8 @@ class Host:
         try:
             await self.admin.start()
         except OSError as error:
-            raise ConfigError(
-                str(self._site.file), "admin.listen", "a free address", f"{self._site.admin.listen} ({error.strerror})"
+            raise HeadraceError(
+                f"admin.listen: {self._site.admin.listen} cannot be had ({error.strerror}); stop what listens there, or set another"
             ) from error
         self._log.info("listening", component="admin", url=self.admin.url)
         for listener in self._listeners:
@@ -307,6 +313,11 @@ class Host:
 
     def _components(self) -> dict[str, Any]:
         rows = [row._asdict() for row in self._statuses.rows()]
+        healths = {(unit.tier, unit.entry.id): unit.health() for tier in self.tiers for unit in tier.units()}
+        for row in rows:
+            health = healths.get((row["tier"], row["component"]))
+            if health is not None and row["status"] == "ok":  # what the engine saw go wrong comes before what it says itself
+                row.update(health._asdict())
         queues = [
             {**info._asdict(), "readers": [reader._asdict() for reader in info.readers], "spans": [span._asdict() for span in info.spans]}
             for info in self._queue_infos()

@@ -95,6 +95,10 @@ class Tier:
         self._background: list[asyncio.Task[None]] = []
         self.open = False
 
+    def units(self) -> list[Supervised]:
+        """Every component of the tier that is in place now."""
+        return [*([self.queue] if self.queue else []), *self.sources.values(), *self.pipeline.units()]
+
     async def start(self, tasks: asyncio.TaskGroup) -> None:
         """Open queue, outputs and sources, in that order; the sources serve in `tasks` from then on."""
         if self.queue:

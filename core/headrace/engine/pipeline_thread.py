@@ -23,7 +23,7 @@ from headrace.engine.pipeline import Pipeline
 from headrace.engine.quarantine import Quarantine
 from headrace.engine.supervisor import Services, Supervised, call_plugin
 from headrace.engine.window import AgeWindow
-from headrace.errors import HookError
+from headrace.errors import ConfigError, HookError
 from headrace.hookspecs import ReaderInfo
 from headrace.position import RangeKey
 from headrace.retry import Backoff
@@ -54,6 +54,8 @@ class PipelineThread:
         #: when the thread's loop last turned (monotonic)
         self.turned = services.clock.monotonic()
         self._released: Callable[[], None] = lambda: None
+        for unit in self._units.values():
+            check_driven(unit)
         self._check_fields()
 
     def _check_fields(self) -> None:
@@ -86,6 +88,10 @@ class PipelineThread:
             with contextlib.suppress(RuntimeError):  # the loop ended in between
                 self._loop.call_soon_threadsafe(self._stop.set)
         await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
+
+    def units(self) -> list[Supervised]:
+        """Every component of the thread that is in place now."""
+        return [*self.decoders, *self.enrichers, *(output.unit for output in list(self.outputs.values()))]
 
     def activities(self) -> dict[str, tuple[Activity, float]]:
         """What each output does and since when (monotonic)."""
@@ -198,6 +204,8 @@ class PipelineThread:
             return
         # a class that cannot be built is refused while the old one runs on
         fresh = Supervised(entry, self._tier.name, self._services, patient=True) if entry is not None else None
+        if fresh is not None:
+            check_driven(fresh)
         if output is not None:
             await self._stop_output(output)
         if fresh is not None:
@@ -265,6 +273,13 @@ class PipelineThread:
         counter.inc(reader.lag_events)
         await self._queue.queue_reader_drop(reader=reader.name)
         self._released()
+
+
+def check_driven(unit: Supervised) -> None:
+    """ConfigError for an output that nothing here drives."""
+    if not unit.plugins.has("sink_write"):
+        entry = unit.entry
+        raise ConfigError("", f"{entry.path}.use", "a sink (links and fan-out are not part of this version)", repr(entry.use))
 
 
 def _kind_of(unit: Supervised) -> type[Output]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
-from headrace.component import Clock, Component, Context
+from headrace.component import Clock, Component, Context, Health
 from headrace.config import Entry
 from headrace.errors import ConfigError, PluginError, QueueError, TransientError
 from headrace.faults import Faults
@@ -193,6 +193,14 @@ class Supervised:
                 if not self._spoke:  # what the component said of itself while it opened stands
                     self.status("ok")
                 return
+
+    def health(self) -> Health:
+        """What the component says when asked."""
+        try:
+            return self.component.health()
+        except Exception as error:
+            self.failed("health", error)
+            return Health("degraded", f"health: {describe(error)}")
 
     async def _wait_after(self, error: Exception, message: str, retry_after_s: float | None) -> None:
         self.failed("open", error)

@@ -22,7 +22,7 @@ from typing import IO, Any, Final
 
 from headrace.testing.journal import Journal
 
-SEED_VARIABLE: Final = "HEADRACE_TEST_SEED"
+SEED_VARIABLE: Final = "HEADRACE_SEED"
 ROUNDS_VARIABLE: Final = "HEADRACE_CRASH_ROUNDS"
 FULL_VARIABLE: Final = "HEADRACE_FULL"
 #: A round that takes longer hangs.
@@ -31,7 +31,7 @@ POLL_S: Final = 0.000_5
 
 
 def test_seed() -> int:
-    """The seed of a random test: HEADRACE_TEST_SEED, or a new one; printed, so that a failure can be repeated."""
+    """The seed of a random test: HEADRACE_SEED, or a new one; printed, so that a failure can be repeated."""
     seed = int(os.environ.get(SEED_VARIABLE) or random.SystemRandom().randrange(1 << 32))
     print(f"{SEED_VARIABLE}={seed}")
     return seed
