@@ -284,15 +284,15 @@ def compare(where: Path, rounds: int, sizes: list[int], scale: float) -> dict[st
     return medians  # type: ignore[return-value]
 
 
-def depth(where: Path, events: list[int]) -> dict[int, dict[str, float]]:
+def depth(where: Path, events: list[int], rounds: int = 3) -> dict[int, dict[str, float]]:
     """Cost of append and of read with so many events queued before, the time to reopen after a kill, and the memory."""
-    found = {}
-    for count in events:
-        with tempfile.TemporaryDirectory(dir=where) as folder:
-            facts = in_process(lambda folder=Path(folder), count=count: fill(folder, count))
-            facts |= in_process(lambda folder=Path(folder): reopen(folder))
-        found[count] = facts
-    return found
+    found: dict[int, list[dict[str, float]]] = {count: [] for count in events}
+    for _ in range(rounds):
+        for count in events:
+            with tempfile.TemporaryDirectory(dir=where) as folder:
+                facts = in_process(lambda folder=Path(folder), count=count: fill(folder, count))
+                found[count].append(facts | in_process(lambda folder=Path(folder): reopen(folder)))
+    return {count: {key: statistics.median(facts[key] for facts in rows) for key in rows[0]} for count, rows in found.items()}
 
 
 def in_process(work: Callable[[], dict[str, float]]) -> dict[str, float]:
