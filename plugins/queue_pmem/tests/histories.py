@@ -247,3 +247,54 @@ def stale_frames(seed: int) -> None:
     append(second, wanted[1:])
     third = recover("sim", "shadow", medium, options, Marks(8, 8, 8))[0]
     check(contents(third) == wanted, f"{third.upto} events after the second life, expected {len(wanted)}")
+
+
+def process_level(seed: int, crashes: int = 5) -> int:
+    """Level `process` promises nothing about power loss, but even then: no wrong event, no identity used twice, and no mark
+    above an event that neither the queue nor the reader has and that no gap declares. Returns how often the power went."""
+    chance = random.Random(seed)
+    medium = ShadowMedium(seed, chance.choice(("lines", "pages")), level="process")
+    names: dict[tuple[str, int], bytes] = {}
+    stored: set[int] = set()  # what the reader has
+    where: dict[int, int] = {}  # number -> the position at which it was acknowledged
+    declared: set[int] = set()
+    lost = attempts = 0
+    for _ in range(crashes):
+        medium.crash_in = chance.randrange(5, 60)
+        try:
+            ring = recover("sim", "shadow", medium, OPTIONS, Marks(8, 8, 8))[0]
+            ring.open_reader("lake", "oldest")
+            position, present = ring.tail - 1, set()
+            while (part := reading.read(ring, "lake", position, 50, 1 << 16)) is not None:
+                check(part.first == position + 1, "a read did not begin where it was told")
+                gone = sum(hole.last - hole.first + 1 for hole in part.missing)
+                bodies = part.batch["payload"].to_pylist() if part.batch is not None else []
+                check(len(bodies) + gone == part.last - part.first + 1, "a position is neither a row nor missing")
+                holes = {at for hole in part.missing for at in range(hole.first, hole.last + 1)}
+                declared |= holes
+                for at, body in zip([at for at in range(part.first, part.last + 1) if at not in holes], bodies, strict=True):
+                    check(names.setdefault((part.queue_id, at), body) == body, f"{part.queue_id}/{at} names two events")
+                    present.add(int(body.split(b"|")[0]))
+                position = part.last
+            mark = ring.marks.position(SENDER) or 0
+            orphans = {number for number in set(range(1, mark + 1)) - present - stored if where.get(number) not in declared}
+            check(not orphans, f"mark {mark} stands above events that nobody has: {sorted(orphans)[:5]}")
+            for _ in range(200):
+                first = (ring.marks.staged(SENDER) or 0) + 1
+                attempts += 1
+                bodies = [b"%07d|%07d|" % (number, attempts) + b"x" * 200 for number in range(first, first + 3)]
+                entry = encode(_batch(bodies), origin_batch([Origin(SENDER, first, first + 2)]), 1)
+                entry.marks = marks_of(origin_batch([Origin(SENDER, first, first + 2)]))
+                with contextlib.suppress(QueueFull):
+                    ring.reserve(entry)
+                    ring.commit([entry])
+                    where |= {number: entry.first + place for place, number in enumerate(range(first, first + 3))}
+                if chance.random() < 0.3 and (part := reading.read(ring, "lake", ring.head.readers["lake"].cursor, 50, 1 << 16)):
+                    stored |= {int(body.split(b"|")[0]) for body in (part.batch["payload"].to_pylist() if part.batch else [])}
+                    ring.release("lake", part.last)
+                if chance.random() < 0.2:
+                    upkeep.upkeep(ring)
+        except PowerLoss:
+            medium.crash()
+            lost += 1
+    return lost

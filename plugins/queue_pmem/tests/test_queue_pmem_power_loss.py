@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 
 from headrace_queue_pmem import reading, recovery, upkeep
+from headrace_queue_pmem.medium import Area
 from headrace_queue_pmem.ring import Ring
 
 sys.path.insert(0, str(Path(__file__).parent))
-from histories import History, stale_frames
+from histories import History, process_level, stale_frames
 
 RUNS = int(os.environ.get("HEADRACE_POWER_LOSS_RUNS", "30"))
 CRASHES = 6
@@ -88,7 +89,7 @@ def cursor_moved_before_release(patch: pytest.MonkeyPatch) -> None:
 
     def moving(ring: Ring, reader: str, after: int, rows_max: int, bytes_max: int) -> Any:
         part = real(ring, reader, after, rows_max, bytes_max)
-        if part is not None:
+        if part is not None and reader in ring.head.readers:
             ring.head.readers[reader].cursor = max(part.last, ring.head.readers[reader].cursor)
         return part
 
@@ -149,3 +150,26 @@ def test_the_simulation_catches(mutant, monkeypatch):
             print(f"killed in run {number + 1}: {error}")
             return
     pytest.fail(f"{mutant.__name__} survived {MUTANT_RUNS_MAX} runs")
+
+
+def test_power_loss_at_level_process_costs_events_but_never_confuses_them():
+    seed = base_seed()
+    crashes = 0
+    for number in range(RUNS):
+        try:
+            crashes += process_level(seed + number)
+        except Exception as error:
+            raise AssertionError(f"HEADRACE_TEST_SEED={seed + number}: {error}") from error
+    assert crashes > RUNS
+
+
+def test_the_simulation_catches_a_marks_note_that_outlives_its_frames(monkeypatch):
+    seed = base_seed()
+    monkeypatch.setattr(Area, "sync", lambda *_: None)
+    for number in range(MUTANT_RUNS_MAX):
+        try:
+            process_level(seed + number)
+        except Exception as error:
+            print(f"killed in run {number + 1}: {error}")
+            return
+    pytest.fail(f"survived {MUTANT_RUNS_MAX} runs")
