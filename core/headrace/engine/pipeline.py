@@ -92,7 +92,7 @@ class Pipeline:
         self._decoders = _decoders_by_encoding(decoders)
         self._types_file = types_file
         self._types = decoding.ReadingTypes(engine.readings_max, _load_types(types_file, log))
-        self._kept: deque[Events] = deque(maxlen=KEPT_BATCHES_MAX)
+        self._kept: deque[tuple[Events, int]] = deque()
         self._under_way: dict[tuple[int, int], asyncio.Task[Events]] = {}
         self._tasks: asyncio.TaskGroup | None = None
         #: set once every decoder and enricher is open
@@ -118,7 +118,7 @@ class Pipeline:
     async def after(self, reader: str, after: int, rows_max: int | None = None) -> Events:
         """The events that follow position `after`, at least one position; waits while there are none."""
         rows = rows_max or self._engine.read_rows_max
-        for events in self._kept:
+        for events, _ in self._kept:
             if events.key.first <= after + 1 <= events.key.last:
                 return events.part(after + 1, after + rows)
         task = self._under_way.get((after, rows))
@@ -174,8 +174,11 @@ class Pipeline:
         await asyncio.sleep(self._engine.read_wait_ms_max / 1000)
 
     def _keep(self, events: Events) -> None:
-        self._kept.append(events)
-        while len(self._kept) > 1 and sum(kept.batch.nbytes for kept in self._kept) > 4 * self._engine.read_bytes_max:
+        # measured once per batch: nbytes walks every buffer
+        self._kept.append((events, events.batch.nbytes))
+        while len(self._kept) > KEPT_BATCHES_MAX or (
+            len(self._kept) > 1 and sum(size for _, size in self._kept) > 4 * self._engine.read_bytes_max
+        ):
             self._kept.popleft()
 
     async def events(self, read: QueueRead) -> Events:
