@@ -67,7 +67,8 @@ class Queue:
 
     def __init__(self, directory: Path, level: str, medium: str = "auto", size_max: int = 2048 * MIB, in_flight: int = 1) -> None:
         self.in_flight = in_flight
-        config = QueuePmem.Config(path=str(directory / "queue"), level=level, medium=medium, size_bytes_max=size_max)  # type: ignore[arg-type]
+        options: dict[str, Any] = {"path": str(directory / "queue"), "level": level, "medium": medium}
+        config = QueuePmem.Config(size_bytes_max=size_max, **options)
         context = Context(
             id="queue", tier="bench", plugin="queue_pmem", log=Log("bench"), metrics=Metrics(), clock=SystemClock(), random=random.Random(1),
             data_dir=directory, fault=lambda _name: None, status=lambda _status, _reason: None,

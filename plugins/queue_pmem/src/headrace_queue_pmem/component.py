@@ -49,6 +49,7 @@ from headrace_queue_pmem.recovery import Report, recover
 from headrace_queue_pmem.ring import Damage, Options, Ring
 from headrace_queue_pmem.trim import trim
 from headrace_queue_pmem.upkeep import close, upkeep
+from headrace_queue_pmem.upkeep_thread import UpkeepThread
 
 PROBE_SYNCS = 20
 T = TypeVar("T")
@@ -74,7 +75,7 @@ class QueuePmem(Component):
         self._ring: Ring | None = None
         self._lock: Lock | None = None
         self._committer: Committer | None = None
-        self._upkeep: _Upkeep | None = None
+        self._upkeep: UpkeepThread | None = None
         self._inline = False
         self._degraded = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -103,7 +104,7 @@ class QueuePmem(Component):
         )
         self._committer.start()
         self._inline = self.config.level == "process"
-        self._upkeep = _Upkeep(self._opened, self.config.cursor_interval_ms / 1000, self._upkeep_failed)
+        self._upkeep = UpkeepThread(self._opened, self.config.cursor_interval_ms / 1000, self._upkeep_failed)
         self._upkeep.start()
 
     async def drain(self, deadline_s: float) -> None:
@@ -447,34 +448,3 @@ class QueuePmem(Component):
         return self.context.metrics.counter(
             "queue_quarantined_records_total", "Events that were lost to damage, by reason.", queue=self.context.tier, reason=reason
         )
-
-
-class _Upkeep:
-    """The thread that does the upkeep: when it is woken, and every `interval_s`."""
-
-    def __init__(self, ring: Ring, interval_s: float, failed: Callable[[Exception], None]) -> None:
-        self._ring, self._interval_s, self._failed = ring, interval_s, failed
-        self._wake = threading.Event()
-        self._stopping = False
-        self._thread = threading.Thread(target=self._run, name=f"queue-upkeep-{ring.name}", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def wake(self) -> None:
-        self._wake.set()
-
-    def stop(self) -> None:
-        self._stopping = True
-        self._wake.set()
-        if self._thread.ident is not None:
-            self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stopping:
-            self._wake.wait(self._interval_s)
-            self._wake.clear()
-            try:
-                upkeep(self._ring)
-            except Exception as error:
-                self._failed(error)
