@@ -70,8 +70,8 @@ class Queue:
         options: dict[str, Any] = {"path": str(directory / "queue"), "level": level, "medium": medium}
         config = QueuePmem.Config(size_bytes_max=size_max, **options)
         context = Context(
-            id="queue", tier="bench", plugin="queue_pmem", log=Log("bench"), metrics=Metrics(), clock=SystemClock(), random=random.Random(1),
-            data_dir=directory, fault=lambda _name: None, status=lambda _status, _reason: None,
+            id="queue", tier="bench", plugin="queue_pmem", log=Log("bench"), metrics=Metrics(), clock=SystemClock(),
+            random=random.Random(1), data_dir=directory, fault=lambda _name: None, status=lambda _status, _reason: None,
         )  # fmt: skip
         self.queue = QueuePmem(config, context)
         self.loop = uvloop.new_event_loop()
