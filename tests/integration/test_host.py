@@ -275,3 +275,19 @@ def test_a_window_bounds_what_a_dead_output_holds(make: Make) -> None:
     until(lambda: site.metric("queue_reader_lag_bytes", reader="second") < 2_000_000, "the window has moved on")
     until(lambda: len(rows(site)) == 20_000, "the other output has everything")
     assert site.probe("/readyz")[0] == 200
+
+
+def test_a_queue_whose_outputs_hold_nothing_does_not_fill_up(make: Make) -> None:
+    live = '[tiers.site.outputs.rows]\nuse = "live_ws"\nlisten = "127.0.0.1:0"\nhold = "none"\n'
+    site = make(SITE.partition("[tiers.site.outputs.rows]")[0] + live)
+    site.start()
+    for _ in range(60):  # twice what the queue can hold
+        send(site, *range(1000), pad=1000)
+    until(lambda: site.metric("queue_size_events", queue="site") == 0, "the queue is empty")
+    site.stop()
+    site.file.write_text(SITE)
+    site.start()
+    send(site, 7)
+    until(lambda: 7 in rows(site), "an output that holds takes over")
+    until(lambda: site.metric("queue_size_events", queue="site") == 0, "nobody else holds the queue")
+    site.stop()

@@ -24,13 +24,15 @@ from headrace.engine.quarantine import Quarantine
 from headrace.engine.supervisor import Services, Supervised, call_plugin
 from headrace.engine.window import AgeWindow
 from headrace.errors import ConfigError, HookError
-from headrace.hookspecs import ReaderInfo
+from headrace.hookspecs import QueueInfo, ReaderInfo
 from headrace.position import RangeKey
 from headrace.retry import Backoff
 
 T = TypeVar("T")
 
 WATCH_S: Final = 0.25
+#: The reader that releases where no output holds anything; no output can have this name.
+NOBODY: Final = "(nobody)"
 #: The queue's fill at which holding outputs flush, whatever their `flush_*` say (DELIVERY 11).
 FLUSH_RATIO: Final = 0.5
 
@@ -228,10 +230,13 @@ class PipelineThread:
     async def _watch(self) -> None:
         """Flush before full, windows, and the cursors of outputs that left the config."""
         self._report_orphans()
+        passed = 0
         while True:
             self.turned = self._services.clock.monotonic()
             await self._services.clock.sleep(WATCH_S)
             info = self._queue.queue_info()
+            await self._release_for_nobody(info, passed)
+            passed = info.head
             for output in list(self.outputs.values()):
                 await output.acquit()
             if info.size_bytes > FLUSH_RATIO * info.size_bytes_max:
@@ -240,12 +245,24 @@ class PipelineThread:
             for reader in info.readers:
                 if reader.name in self.outputs:
                     await self._bound_window(self.outputs[reader.name], reader, info.head)
-                elif reader.lag_bytes > self._tier.engine.orphan_hold_ratio * info.size_bytes_max:
+                elif reader.name != NOBODY and reader.lag_bytes > self._tier.engine.orphan_hold_ratio * info.size_bytes_max:
                     await self._drop_orphan(reader)
+
+    async def _release_for_nobody(self, info: QueueInfo, passed: int) -> None:
+        """A queue whose outputs hold nothing would keep everything: release it, a look behind the live ones."""
+        present = any(reader.name == NOBODY for reader in info.readers)
+        if self._tier.queue is None or any(output.unit.entry.holds for output in self.outputs.values()):
+            if present:
+                await self._queue.queue_reader_drop(reader=NOBODY)
+            return
+        if not present:
+            await self._queue.queue_reader_open(reader=NOBODY, start="oldest")
+        await self._queue.queue_release(reader=NOBODY, upto=passed)
+        self._released()
 
     def _report_orphans(self) -> None:
         for reader in self._queue.queue_info().readers:
-            if reader.name not in self._units:
+            if reader.name not in self._units and reader.name != NOBODY:
                 self._log.warning("reader has no output in the config", reader=reader.name, lag_events=reader.lag_events)
 
     async def _bound_window(self, output: Output, reader: ReaderInfo, head: int) -> None:
