@@ -159,6 +159,9 @@ class PythonParser:
             self._decoder.decode(piece, last)
         except UnicodeDecodeError:
             raise _Broken(_NOT_TEXT) from None
+        pending = self._decoder.getstate()[0]
+        if pending[:1] == b"\xed" and pending[1:2] > b"\x9f":
+            raise _Broken(_NOT_TEXT)  # half a surrogate, which the decoder would refuse only at its end
 
 
 def _is_plain(text: bytes) -> bool:
