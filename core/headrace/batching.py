@@ -45,7 +45,7 @@ class RawBatchBuilder:
         self.bytes += len(payload)
 
     def extend(self, device: str, received_us: int, encoding: int, payloads: Sequence[bytes]) -> None:
-        """Add several events of one device that came together; about 60 ns an event, where `add` takes 300."""
+        """Add events of one device that came together: lists are joined, nothing is done per event."""
         count = len(payloads)
         self._devices += [device] * count
         self._received += [received_us] * count

@@ -23,7 +23,11 @@ def build(folder: Path) -> tuple[list[str], str] | None:
     corpus = folder / "corpus"
     corpus.mkdir()
     builds = [
-        ("clang", ["-fsanitize=fuzzer,address,undefined"], [program, f"-max_total_time={SECONDS}", f"-seed={seed}", "-max_len=4096", str(corpus)]),
+        (
+            "clang",
+            ["-fsanitize=fuzzer,address,undefined"],
+            [program, f"-max_total_time={SECONDS}", f"-seed={seed}", "-max_len=4096", str(corpus)],
+        ),
         ("gcc", ["-fsanitize=address,undefined", "-DDRIVER"], [program, str(SECONDS), seed]),
     ]
     for compiler, flags, command in builds:

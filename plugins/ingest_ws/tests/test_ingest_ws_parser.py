@@ -99,7 +99,9 @@ def frame(first: int, payload: bytes, mask: bytes) -> bytes:
 
 
 payloads = st.one_of(
-    st.sampled_from([b"", b"{}", b'{"a":1}', b'{"a":\n1}', b"[1]", b"{" * 16, b"{" * 17, b"x" * 125, b"x" * 126, b'{"x":"' + b"y" * 250 + b'"}']),
+    st.sampled_from(
+        [b"", b"{}", b'{"a":1}', b'{"a":\n1}', b"[1]", b"{" * 16, b"{" * 17, b"x" * 125, b"x" * 126, b'{"x":"' + b"y" * 250 + b'"}']
+    ),
     st.text(max_size=40).map(str.encode),
     st.binary(max_size=40),
     st.sampled_from([b"\xed\xa0", b"\xe2\x82", b"\xf0\x90", b"\xf4\x90", b"\xc0", b"\x80", b"\xac"]),
@@ -211,10 +213,14 @@ def test_a_buffer_full_of_messages_and_one_message_of_megabytes(kind: str) -> No
 
 
 json_texts = st.one_of(
-    st.sampled_from([b"{}", b'{"a":1}', b'{"a":1} ', b"{]", b'{"a":1e999}', b'{"a":"\\ud800"}', b'{"a":\x01}', b"{}{}", b'{"a":[[[{}]]]}', b"{\r}"]),
-    st.recursive(st.none() | st.booleans() | st.floats() | st.text(max_size=5), lambda inner: st.dictionaries(st.text(max_size=3), inner), max_leaves=5).map(
-        lambda value: __import__("json").dumps({"v": value}).encode()
+    st.sampled_from(
+        [b"{}", b'{"a":1}', b'{"a":1} ', b"{]", b'{"a":1e999}', b'{"a":"\\ud800"}', b'{"a":\x01}', b"{}{}", b'{"a":[[[{}]]]}', b"{\r}"]
     ),
+    st.recursive(
+        st.none() | st.booleans() | st.floats() | st.text(max_size=5),
+        lambda inner: st.dictionaries(st.text(max_size=3), inner),
+        max_leaves=5,
+    ).map(lambda value: __import__("json").dumps({"v": value}).encode()),
     st.text(alphabet='{}[]":,\\u0123eE+-. \ttrufalsn\x00ä', max_size=20).map(lambda text: ("{" + text).encode()),
 )
 

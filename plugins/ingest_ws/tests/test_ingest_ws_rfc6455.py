@@ -226,7 +226,21 @@ def test_what_breaks_the_protocol_is_closed_with_1002_behind_the_answers_to_what
 
 # --- UTF-8 -----------------------------------------------------------------------------------------------------------
 
-VALID = ["κόσμε", "\x00", "\x7f", "\x80", "\u07ff", "\u0800", "\ud7ff", "\ue000", "\uffff", "\ufffd", "\U00010000", "\U0010ffff", '{"ä":"€😀"}']
+VALID = [
+    "κόσμε",
+    "\x00",
+    "\x7f",
+    "\x80",
+    "\u07ff",
+    "\u0800",
+    "\ud7ff",
+    "\ue000",
+    "\uffff",
+    "\ufffd",
+    "\U00010000",
+    "\U0010ffff",
+    '{"ä":"€😀"}',
+]
 INVALID = {
     "lone continuation": b"\x80",
     "lone continuation bf": b"{}\xbf",

@@ -74,7 +74,8 @@ class Connection(WebSocket):
         intake = self._intake
         if self._refusing or intake.stopped:
             return ANY_NUMBER
-        return 0 if intake.full else min(self._session.room, intake.rows_left)
+        in_window, in_batch = self._session.room, intake.rows_left
+        return in_window if in_window < in_batch else in_batch
 
     def waits(self) -> None:
         if self._intake.full:

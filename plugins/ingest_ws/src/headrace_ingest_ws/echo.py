@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import socket
 from typing import Final
 
@@ -80,7 +81,5 @@ if __name__ == "__main__":
     arguments.add_argument("--port", type=int, required=True, help="0 takes a free one")
     arguments.add_argument("--parser", choices=["c", "python"], default="c")
     options = arguments.parse_args()
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(_main(options.port, options.parser))
-    except KeyboardInterrupt:
-        pass

@@ -44,7 +44,9 @@ def chosen_subprotocol(request: web.Request, known: str) -> str | None:
     return known if known in (offer.strip() for offer in offers.split(",")) else None
 
 
-def switch_protocols(request: web.Request, protocol: asyncio.BufferedProtocol, subprotocol: str | None) -> tuple[asyncio.Transport, bytes] | None:
+def switch_protocols(
+    request: web.Request, protocol: asyncio.BufferedProtocol, subprotocol: str | None
+) -> tuple[asyncio.Transport, bytes] | None:
     """Answer 101 and hand the transport to `protocol`, with reading paused; the transport, and the bytes that came right
     behind the request. None when the client has left already. `handshake_problem` was asked before."""
     transport, handler = request.transport, request.protocol

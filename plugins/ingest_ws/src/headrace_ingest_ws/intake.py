@@ -101,8 +101,9 @@ class Intake:
 
     @property
     def rows_left(self) -> int:
-        """So many events until a whole batch waits for its turn."""
-        return self._builder.rows_max - self._builder.rows
+        """So many events may be added now; 0 when nobody should read."""
+        builder = self._builder
+        return 0 if self.paused or builder.full else builder.rows_max - builder.rows
 
     def call_when_room(self, waiter: Waiter) -> None:
         """Call `go_on` when reading may go on, or when the intake has stopped."""
