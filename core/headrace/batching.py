@@ -47,6 +47,9 @@ class RawBatchBuilder:
     def extend(self, device: str, received_us: int, encoding: int, payloads: Sequence[bytes]) -> None:
         """Add events of one device that came together: lists are joined, nothing is done per event."""
         count = len(payloads)
+        if count == 1:  # half the cost, for what most sources send
+            self.add(device, received_us, encoding, payloads[0])
+            return
         self._devices += [device] * count
         self._received += [received_us] * count
         self._encodings += [encoding] * count

@@ -82,8 +82,8 @@ def found_by_library(stream: bytes) -> list[Event]:
             if event.fin:
                 events.append(("text" if kind == Opcode.TEXT else "binary", bytes(message)))
         else:
-            events.append(({8: "close", 9: "ping", 10: "pong"}[int(event.opcode)], bytes(event.data)))
-            if event.opcode == 8:
+            events.append((event.opcode.name.lower(), bytes(event.data)))
+            if event.opcode is Opcode.CLOSE:
                 return events
     if protocol.parser_exc is not None:
         sent = protocol.close_sent

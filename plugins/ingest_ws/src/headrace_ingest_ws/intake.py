@@ -19,7 +19,7 @@ from headrace.log import Log
 from headrace_ingest_ws.counters import Counters
 
 #: Acks are written to so many peers before the loop gets a turn: about 0.5 ms of work.
-PEERS_PER_TURN: Final = 64
+PEERS_PER_TURN: Final = 256
 
 #: A queue that says it has room and then has none again is asked at this pace, doubling up to a second.
 REFUSED_AGAIN_S: Final = 0.01
