@@ -80,6 +80,16 @@ def test_the_builder_gives_raw_batches_in_order_and_tells_its_bounds() -> None:
     assert (builder.rows, builder.bytes, builder.full) == (0, 0, False)
 
 
+def test_events_that_come_together_make_the_same_batch_as_one_by_one() -> None:
+    together, one_by_one = RawBatchBuilder(rows_max=9, bytes_max=100), RawBatchBuilder(rows_max=9, bytes_max=100)
+    for device, payloads in (("d1", [b"1", b"22"]), ("d2", []), ("d1", [b"333"])):
+        together.extend(device, 7, 1, payloads)
+        for payload in payloads:
+            one_by_one.add(device, 7, 1, payload)
+    assert (together.rows, together.bytes) == (one_by_one.rows, one_by_one.bytes) == (3, 6)
+    assert together.take().equals(one_by_one.take())
+
+
 def test_the_register_remembers_queues_until_they_are_drained(tmp_path: Path) -> None:
     register = QueueRegister(tmp_path)
     assert register.entries() == []

@@ -26,6 +26,7 @@ from headrace.component import SystemClock
 from headrace.log import Log
 from headrace.metrics import Metrics
 from headrace_ingest_ws import IngestWs
+from headrace_ingest_ws.parser import frame_buffer
 
 
 class FakeDeliver:
@@ -231,10 +232,20 @@ def kit() -> SimpleNamespace:
     )
 
 
-@pytest.fixture(params=["asyncio", "uvloop"])
-def each_loop(request: pytest.FixtureRequest) -> Iterator[None]:
-    """`asyncio.run` on the standard loop, and on the one that the host runs."""
+@pytest.fixture(params=["asyncio-python", "uvloop-c"])
+def each_loop(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """`asyncio.run` on the standard loop with the Python parser, and on the host's loop with the C one."""
+    loop, kind = request.param.split("-")
+    if kind == "c":
+        pytest.importorskip("headrace_ingest_ws._wsframes", reason="the C parser was not built here", exc_type=ImportError)
+    monkeypatch.setattr("headrace_ingest_ws.component.frame_buffer", lambda: frame_buffer(kind))
     before = asyncio.get_event_loop_policy()
-    asyncio.set_event_loop_policy(uvloop.EventLoopPolicy() if request.param == "uvloop" else asyncio.DefaultEventLoopPolicy())
+    asyncio.set_event_loop_policy(uvloop.EventLoopPolicy() if loop == "uvloop" else asyncio.DefaultEventLoopPolicy())
     yield
     asyncio.set_event_loop_policy(before)
+
+
+@pytest.fixture
+def parser(request: pytest.FixtureRequest, each_loop: None) -> str:
+    """Which parser `each_loop` has chosen."""
+    return str(request.node.callspec.params["each_loop"].partition("-")[2])

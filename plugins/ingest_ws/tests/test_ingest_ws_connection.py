@@ -16,13 +16,14 @@ from headrace_ingest_ws import IngestWs
 from headrace_ingest_ws.connection import Connection
 from headrace_ingest_ws.counters import Counters
 from headrace_ingest_ws.intake import Intake
+from headrace_ingest_ws.parser import frame_buffer
 
 
 def make_connection() -> Connection:
     counters, log = Counters(Metrics()), Log("test")
     bounds = {"rows_max": 10, "bytes_max": 1000, "wait_us_max": 0, "commits_in_flight": 1}
     intake = Intake(**bounds, clock=SystemClock(), counters=counters, log=log, fault=lambda name: None)
-    return Connection("d1", IngestWs.Config(auth="none", close_timeout_s=0.3), intake, counters, log, 0.0)
+    return Connection("d1", IngestWs.Config(auth="none", close_timeout_s=0.3), intake, counters, log, 0.0, frame_buffer()[0])
 
 
 async def serve(handler: object) -> tuple[web.AppRunner, str]:
@@ -40,7 +41,8 @@ def test_an_end_asked_for_during_the_upgrade_comes_right_after_it() -> None:
 
         async def handler(request: web.Request) -> web.StreamResponse:
             await connection.finish(1012, "service restart")
-            return await connection.serve(request, lambda: b"{}")
+            connection.serve(request, lambda: b"{}", lambda connection: None)
+            return web.Response()
 
         runner, url = await serve(handler)
         async with websockets.connect(url) as ws:
@@ -58,7 +60,8 @@ def test_two_ends_asked_for_at_a_time_are_one_and_both_wait_for_it(kit: SimpleNa
         connection = make_connection()
 
         async def handler(request: web.Request) -> web.StreamResponse:
-            return await connection.serve(request, lambda: b"{}")
+            connection.serve(request, lambda: b"{}", lambda connection: None)
+            return web.Response()
 
         runner, url = await serve(handler)
         async with websockets.connect(url) as ws:

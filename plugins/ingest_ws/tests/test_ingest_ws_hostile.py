@@ -160,7 +160,7 @@ def test_a_silent_client_gets_a_ping_and_then_1001_and_one_that_answers_stays(ki
                 await asyncio.sleep(0.02)
             assert await silent.receive() == (9, b"")
             assert await silent.receive_until_closed() == ([], 1001)
-            assert site.metric("ingest_connections_closed_total", code="1001") == 1
+            await kit.until(lambda: site.metric("ingest_connections_closed_total", code="1001") == 1)
             lively.text(b'{"n":1}')
             while (answer := await asyncio.wait_for(lively.receive(), 5))[0] == 9:
                 pass

@@ -1,9 +1,12 @@
 """Source `ingest_ws`: devices send events over WebSocket or POST, and are acknowledged when these are durable.
 
-The parts, so that the message loop can be replaced without touching the others:
+The parts:
 
 - `server.py`      aiohttp: routes, limits, the sweep over idle connections, drain
-- `connection.py`  one WebSocket connection's loop: the only module that knows how frames are read
+- `handshake.py`   from aiohttp's request to a bare transport
+- `websocket.py`   RFC 6455 on that transport: reading, pings, the close handshake, flow control
+- `connection.py`  the same for devices: messages to the intake, acks back; `echo.py` for conformance suites
+- `parser.py`      frames: what a parser finds; `wsframes.c` (with `parser_c.py`) and `parser_python.py` behave alike
 - `post.py`        the same events over POST
 - `intake.py`      what all connections gather, its commits, and who is told afterwards
 - `session.py`     what one connection owes its client (no I/O); `protocol.py` the texts on the wire (no I/O)

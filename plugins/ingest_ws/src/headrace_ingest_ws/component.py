@@ -10,6 +10,7 @@ from headrace import Component, ConfigError, Context, Deliver, Health, QueueFull
 from headrace_ingest_ws.config import IngestWsConfig, listen_problem, parse_listen
 from headrace_ingest_ws.counters import Counters
 from headrace_ingest_ws.intake import AFTER_ACK, AFTER_DELIVER, BEFORE_DELIVER, Intake
+from headrace_ingest_ws.parser import frame_buffer
 from headrace_ingest_ws.protocol import CLOSE_BUG, CLOSE_RESTART, CLOSE_TRY_LATER
 from headrace_ingest_ws.server import BACKLOG, Server
 
@@ -71,11 +72,14 @@ class IngestWs(Component):
             log=context.log,
             fault=context.fault,
         )
-        server = self._server = Server(config, intake, deliver, self._counters, context.clock, context.log)
+        buffer, parser, no_c = frame_buffer()
+        if no_c:
+            context.log.warning("frames are parsed in Python, which is several times slower", reason=no_c)
+        server = self._server = Server(config, intake, deliver, self._counters, context.clock, context.log, buffer)
         goodbye = (CLOSE_RESTART, "service restart")
         try:
             await server.start(self._socket)
-            context.log.info("listening", url=self.url)
+            context.log.info("listening", url=self.url, parser=parser)
             async with asyncio.TaskGroup() as tasks:
                 sweep = tasks.create_task(server.sweep())
                 error = await _outcome(intake, deliver)

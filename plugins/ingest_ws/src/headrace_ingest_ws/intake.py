@@ -7,7 +7,7 @@ Nothing here is made per message: a commit knows each peer by the number of its 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -19,7 +19,7 @@ from headrace.log import Log
 from headrace_ingest_ws.counters import Counters
 
 #: Acks are written to so many peers before the loop gets a turn: about 0.5 ms of work.
-PEERS_PER_TURN: Final = 64
+PEERS_PER_TURN: Final = 256
 
 #: A queue that says it has room and then has none again is asked at this pace, doubling up to a second.
 REFUSED_AGAIN_S: Final = 0.01
@@ -34,6 +34,13 @@ class Peer(Protocol):
 
     def settled(self, last: int) -> None:
         """All of your messages up to `last` are durable or were refused: acknowledge. Must not raise, and not wait."""
+
+
+class Waiter(Protocol):
+    """Who stopped reading because the intake is full."""
+
+    def go_on(self) -> None:
+        """There may be room again. Must not raise, and not add anything at once."""
 
 
 @dataclass(slots=True)
@@ -77,6 +84,7 @@ class Intake:
         self._commits: asyncio.Queue[Commit] = asyncio.Queue()  # as long as there are slots
         self._unsettled = 0
         self._work, self._room, self._quiet, self._stop = asyncio.Event(), asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._waiters: dict[Waiter, None] = {}  # in the order in which they stopped
         self._go = asyncio.Event()  # cleared while paused: no later batch may overtake one that the queue refused
         self._room.set()
         self._quiet.set()
@@ -91,19 +99,27 @@ class Intake:
         """True while nobody should read: the queue is full, or a whole batch waits for its turn."""
         return self.paused or self._builder.full
 
+    @property
+    def rows_left(self) -> int:
+        """So many events may be added now; 0 when nobody should read."""
+        builder = self._builder
+        return 0 if self.paused or builder.full else builder.rows_max - builder.rows
+
+    def call_when_room(self, waiter: Waiter) -> None:
+        """Call `go_on` when reading may go on, or when the intake has stopped."""
+        self._waiters[waiter] = None
+
     async def room(self) -> None:
         """Return when reading may go on, or when the intake has stopped."""
         while self.full and not self.stopped:
             await self._room.wait()
 
-    def add(self, peer: Peer, number: int, device: str, encoding: int, events: Iterable[bytes]) -> None:
-        """Gather message `number` of `peer`; a refused one has no events, and is settled in its turn.
+    def add(self, peer: Peer, number: int, device: str, encoding: int, events: Sequence[bytes]) -> None:
+        """Gather the messages of `peer` up to `number`; a refused one has no events, and is settled in its turn.
 
-        The events of one message always share a commit.
+        The events of one call always share a commit.
         """
-        add, received_us = self._builder.add, int(self._clock.wall() * 1e6)
-        for event in events:
-            add(device, received_us, encoding, event)
+        self._builder.extend(device, int(self._clock.wall() * 1e6), encoding, events)
         if not self._peers:
             self._since = self._clock.monotonic()
             self._work.set()
@@ -135,7 +151,7 @@ class Intake:
             raise group.exceptions[0] from None
         finally:
             self.stopped = True
-            self._room.set()
+            self._let_in()
 
     async def _commit(self, deliver: Deliver, tasks: asyncio.TaskGroup) -> None:
         while True:
@@ -160,8 +176,14 @@ class Intake:
         self._unsettled += 1
         self._work.clear()
         if not self.paused:
-            self._room.set()
+            self._let_in()
         return commit
+
+    def _let_in(self) -> None:
+        self._room.set()
+        waiters, self._waiters = self._waiters, {}
+        for waiter in waiters:
+            waiter.go_on()
 
     def _pause(self, error: QueueFull) -> None:
         if not self.paused:
@@ -176,7 +198,7 @@ class Intake:
         self._go.set()
         self._counters.paused.set(0)
         if not self._builder.full:
-            self._room.set()
+            self._let_in()
         self._log.info("reading resumed")
 
     async def _deliver(self, deliver: Deliver, commit: Commit) -> None:

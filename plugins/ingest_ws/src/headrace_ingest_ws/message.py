@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from headrace.decoding import check, split
 from headrace_ingest_ws.protocol import PAYLOAD_INVALID, TOO_LARGE, Refusal
 
 _SPACE = b" \t\r\n"
+_syntax = msgspec.json.Decoder(msgspec.Raw).decode
+
+
+def objects_of(run: bytes, count: int) -> list[bytes] | None:
+    """The events of a run (parser.py), each one message; None when one of them has to be refused.
+
+    The verdict is that of `check`, which the parser has done by half: UTF-8, the brace at the start, the depth. What is left
+    is one syntax check a message (about 0.15 us for 120 bytes) in a loop without Python code.
+    """
+    events = run.split(b"\n") if count > 1 else [run]
+    try:
+        for _ in map(_syntax, events):
+            pass
+    except msgspec.DecodeError:
+        return None
+    return events
 
 
 def events_of(message: bytes, events_max: int) -> list[bytes] | Refusal:

@@ -94,6 +94,16 @@ def text_frame(text: bytes) -> bytes:
     return bytes((0x81, 126)) + size.to_bytes(2, "big") + text
 
 
+#: The two bytes before a text of so many bytes.
+_HEADS: Final = tuple(bytes((0x81, size)) for size in range(126))
+
+
+def ack_frame(last: int) -> bytes:
+    """`text_frame(ack(last))`, for the path that writes one for every connection of a commit."""
+    text = b'{"ack":%d}' % last
+    return _HEADS[len(text)] + text
+
+
 def pong_frame(payload: bytes) -> bytes:
     """The answer to a ping (at most 125 bytes)."""
     return bytes((0x8A, len(payload))) + payload

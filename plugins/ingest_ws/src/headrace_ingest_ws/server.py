@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
 import msgspec
@@ -18,7 +18,9 @@ from headrace.log import Log
 from headrace_ingest_ws.config import IngestWsConfig
 from headrace_ingest_ws.connection import Connection
 from headrace_ingest_ws.counters import Counters
+from headrace_ingest_ws.handshake import VERSION, handshake_problem
 from headrace_ingest_ws.intake import Intake
+from headrace_ingest_ws.parser import FrameBuffer
 from headrace_ingest_ws.post import Post, answer_status, content_type_problem, read_body
 from headrace_ingest_ws.protocol import BUSY, CLOSE_AWAY, PAYLOAD_INVALID, TOO_LARGE, Refusal, device_problem, hello
 
@@ -27,6 +29,8 @@ EVENTS_PATH: Final = "/v1/devices/{device}/events"
 #: So many handshakes wait in the kernel while the loop is busy, for example after a restart under thousands of devices.
 BACKLOG: Final = 4096
 
+HANDSHAKE_HEADERS: Final = {"Upgrade": "websocket", "Sec-WebSocket-Version": VERSION}
+
 #: Connections looked after before the loop gets a turn: about 0.3 ms of work.
 TICKS_PER_TURN: Final = 256
 
@@ -34,20 +38,21 @@ TICKS_PER_TURN: Final = 256
 class Refused(Exception):
     """Answer this request with an error."""
 
-    def __init__(self, status: int, refusal: Refusal) -> None:
-        self.status, self.refusal = status, refusal
+    def __init__(self, status: int, refusal: Refusal, headers: Mapping[str, str] | None = None) -> None:
+        self.status, self.refusal, self.headers = status, refusal, headers or {}
         super().__init__(refusal.reason)
 
 
 class Server:
     """Serves devices on one listening socket while it is used as a context of `serving`."""
 
-    def __init__(self, config: IngestWsConfig, intake: Intake, deliver: Deliver, counters: Counters, clock: Clock, log: Log) -> None:
-        self._config, self._intake, self._deliver = config, intake, deliver
+    def __init__(
+        self, config: IngestWsConfig, intake: Intake, deliver: Deliver, counters: Counters, clock: Clock, log: Log, buffer: FrameBuffer
+    ) -> None:
+        self._config, self._intake, self._deliver, self._buffer = config, intake, deliver, buffer
         self._counters, self._clock, self._log = counters, clock, log
         self._connections: set[Connection] = set()
         self._posts: set[Post] = set()
-        self._upgrading = 0
         self._draining = False
         app = web.Application(client_max_size=config.post_bytes_max, middlewares=[self._answer_errors])
         app.router.add_get(EVENTS_PATH, self._get, allow_head=False)
@@ -108,10 +113,11 @@ class Server:
     async def _answer_errors(
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
+        headers: Mapping[str, str] = {}
         try:
             return await handler(request)
         except Refused as error:
-            status, refusal = error.status, error.refusal
+            status, refusal, headers = error.status, error.refusal, error.headers
         except web.HTTPRequestEntityTooLarge:
             status, refusal = 413, Refusal(TOO_LARGE, f"expected a body of at most {self._config.post_bytes_max} bytes")
         except web.HTTPException as error:
@@ -124,15 +130,12 @@ class Server:
             raise
         self._counters.request_refused(status)
         self._log.warning("request refused", status=status, code=refusal.code, reason=refusal.reason, path=request.path[:200])
-        return self._error(status, refusal)
+        return self._error(status, refusal, headers)
 
-    def _error(self, status: int, refusal: Refusal) -> web.Response:
-        headers = {}
+    def _error(self, status: int, refusal: Refusal, headers: Mapping[str, str]) -> web.Response:
         if status == 503:
-            headers["Retry-After"] = str(self._config.retry_after_s)
+            headers = {"Retry-After": str(self._config.retry_after_s)}
             refusal = refusal._replace(retry_ms=self._config.retry_after_s * 1000)
-        if status == 426:
-            headers["Upgrade"] = "websocket"
         return web.Response(status=status, headers=headers, body=msgspec.json.encode(refusal.fields()), content_type="application/json")
 
     def _admit(self, request: web.Request) -> str:
@@ -148,18 +151,22 @@ class Server:
 
     async def _get(self, request: web.Request) -> web.StreamResponse:
         if "upgrade" not in request.headers.get("Connection", "").lower():
-            raise Refused(426, Refusal("upgrade_required", "expected a WebSocket upgrade, or a POST with events"))
+            raise Refused(426, Refusal("upgrade_required", "expected a WebSocket upgrade, or a POST with events"), HANDSHAKE_HEADERS)
         device = self._admit(request)
         if len(self._connections) >= self._config.connections_max:
             raise Refused(503, Refusal(BUSY, f"all {self._config.connections_max} connections are in use"))
-        connection = Connection(device, self._config, self._intake, self._counters, self._log, self._clock.monotonic())
-        self._connections.add(connection)
-        self._counters.connections.set(len(self._connections))
-        try:
-            return await connection.serve(request, self._hello)
-        finally:
-            self._connections.discard(connection)
+        if (problem := handshake_problem(request)) is not None:
+            raise Refused(400, Refusal("http_error", problem), HANDSHAKE_HEADERS)
+        config, now = self._config, self._clock.monotonic()
+        connection = Connection(device, config, self._intake, self._counters, self._log, now, self._buffer)
+        if connection.serve(request, self._hello, self._ended):
+            self._connections.add(connection)
             self._counters.connections.set(len(self._connections))
+        return web.Response()  # goes nowhere: aiohttp has lost this connection
+
+    def _ended(self, connection: Connection) -> None:
+        self._connections.discard(connection)
+        self._counters.connections.set(len(self._connections))
 
     def _hello(self) -> bytes:
         info, config = self._deliver.queue_info(), self._config

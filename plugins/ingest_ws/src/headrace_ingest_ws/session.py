@@ -22,7 +22,12 @@ class Session:
         self.acked = 0
         self._settled = 0
         # bounded by the window: a reject lives until the ack that covers it is handed out
-        self._rejects: deque[tuple[int, bytes]] = deque()
+        self._rejects: deque[tuple[int, bytes]] | None = None  # an empty deque takes 600 bytes
+
+    @property
+    def room(self) -> int:
+        """So many further messages may be taken before an ack is handed out."""
+        return self.window - self.count + self.acked
 
     @property
     def open(self) -> bool:
@@ -39,14 +44,16 @@ class Session:
         """True when `due` has something to write."""
         return self._settled > self.acked
 
-    def take(self) -> int:
-        """Count a message; its number."""
-        self.count += 1
+    def take(self, messages: int = 1) -> int:
+        """Count messages that are taken; the number of the last."""
+        self.count += messages
         return self.count
 
     def refuse(self, refusal: Refusal) -> int:
         """Count a message that is not taken; its number. The client hears of it with the ack that covers it."""
         self.count += 1
+        if self._rejects is None:
+            self._rejects = deque()
         self._rejects.append((self.count, reject(self.count, refusal)))
         return self.count
 
@@ -55,6 +62,13 @@ class Session:
         assert last <= self.count, f"settled message {last} of {self.count}"
         if last > self._settled:
             self._settled = last
+
+    def ack_only(self) -> int:
+        """The ack to write when it is due and no reject comes before it, and then it counts as written; 0: see `due`."""
+        if self._rejects or self._settled <= self.acked:
+            return 0
+        self.acked = self._settled
+        return self.acked
 
     def due(self) -> list[bytes]:
         """The texts to write now, in order; they count as written from here on. Empty when no ack is due."""

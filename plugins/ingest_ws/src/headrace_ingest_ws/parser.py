@@ -1,0 +1,72 @@
+"""The frame parser: what it finds, and which of the two that behave alike runs here.
+
+A `FrameBuffer` is the one read buffer of a server, shared by all its connections (one event loop reads one of them at a
+time). Each connection has a parser of its own on it, which holds at most one unfinished message.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal, Protocol
+
+#: One read takes at most so much; what a window does not let in at once is held per connection, so this bounds it.
+READ_BYTES: Final = 65_536
+
+# What a call of `parse` may end with; wsframes.c has the same numbers.
+MORE: Final = 0  # all bytes are used up
+FULL: Final = 1  # `messages_max` reached, bytes are left
+TEXT: Final = 2  # a text message that is not in the run
+BINARY: Final = 3
+PING: Final = 4
+PONG: Final = 5
+CLOSE: Final = 6
+ERROR: Final = 7  # the client broke RFC 6455 or sent too much
+
+#: A text with more braces and brackets is never in a run: it may be nested too deeply.
+RUN_BRACES_MAX: Final = 16
+
+#: Event, bytes consumed, the run, its count of messages, the event's payload, and the close code of an error.
+Found = tuple[int, int, bytes, int, bytes, int]
+
+
+class Parser(Protocol):
+    """The frames of one client."""
+
+    def parse(self, start: int, end: int, messages_max: int) -> Found:
+        """Take frames from bytes `start` to `end` of the buffer, up to the first thing that is not part of a run.
+
+        The run: whole text messages that begin with `{`, hold no newline and at most RUN_BRACES_MAX braces and brackets,
+        joined by newlines. It comes before the event. All texts are valid UTF-8. Not to be called again after ERROR.
+        """
+
+
+class FrameBuffer(Protocol):
+    """The read buffer, and parsers on it."""
+
+    view: memoryview
+
+    def parser(self, message_bytes_max: int) -> Parser:
+        """A parser for a new connection; a longer message is the error 1009."""
+
+
+ParserKind = Literal["c", "python"]
+
+
+def frame_buffer(kind: ParserKind | None = None) -> tuple[FrameBuffer, ParserKind, str]:
+    """A new read buffer, which parser it has, and why it is not the C parser ("" when it is, or was not asked for).
+
+    kind: None takes C where it is there. ImportError when C is asked for and not there.
+    """
+    if kind != "python":
+        try:
+            from headrace_ingest_ws.parser_c import CFrameBuffer
+
+            return CFrameBuffer(), "c", ""
+        except ImportError as error:
+            if kind == "c":
+                raise
+            reason = str(error)
+    else:
+        reason = ""
+    from headrace_ingest_ws.parser_python import PythonFrameBuffer
+
+    return PythonFrameBuffer(), "python", reason
