@@ -236,6 +236,7 @@ def _log(ring: Ring, segments: list[Segment], report: Report, told: int) -> int:
                 continue
         scanned[segment.name] = scan(segment, area, spans, end)
     _supersede(ring.medium, segments, scanned, report)
+    _drop_returned(ring, segments, scanned)
     found = [piece for segment in segments for piece in scanned.get(segment.name, ())]
     for generation in sorted(spans.keys() - {span.generation for span in head.spans}):
         report.repairs.append(f"queue id {spans[generation].id} was missing from the head: learned from the log")
@@ -288,6 +289,27 @@ def _supersede(medium: Medium, segments: list[Segment], scanned: dict[str, list[
         else:
             medium.remove(segment.name)
     segments[:] = reversed(kept)
+
+
+def _drop_returned(ring: Ring, segments: list[Segment], scanned: dict[str, list[Found]]) -> None:
+    """Segments that were given back, and whose files came back after a power loss while later ones stayed away.
+
+    The hole behind them is released, not lost: every reader has passed it. Without them there is no hole.
+    """
+    cursors = [reader.cursor for reader in ring.head.readers.values()]
+    for index in range(len(segments) - 1, 0, -1):
+        behind, before = segments[index], segments[:index]
+        pieces = [piece for segment in before for piece in scanned.get(segment.name, ()) if piece.header]
+        last = max([segment.last for segment in before] + [piece.last for piece in pieces])
+        if behind.base <= last + 1 or not cursors or behind.base - 1 > min(cursors):
+            continue
+        if any(piece.header and piece.header.origins_bytes and piece.last > ring.checkpoint_upto for piece in pieces):
+            continue  # their origins' marks are nowhere else: they were not given back
+        for segment in before:
+            scanned.pop(segment.name, None)
+            ring.medium.remove(segment.name)
+        del segments[:index]
+        return
 
 
 def _take(ring: Ring, piece: Found) -> None:
