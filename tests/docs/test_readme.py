@@ -46,7 +46,7 @@ def shell(block: str, clone: Path, site: SiteProcess) -> str:
 
 def with_addresses(text: str, site: SiteProcess) -> str:
     for component, address in (("devices", "127.0.0.1:8080"), ("live", "127.0.0.1:8081"), ("admin", "127.0.0.1:9464")):
-        text = text.replace(address, (site.url(component) or "").removeprefix("http://"))
+        text = text.replace(address, site.wait_for_url(component).removeprefix("http://"))
     return text
 
 

@@ -83,6 +83,11 @@ class SiteProcess:
             self._read_urls()
         return self.urls.get(component)
 
+    def wait_for_url(self, component: str, timeout_s: float = 60.0) -> str:
+        """The address that a component listens on, once it does: outputs open while the site is ready already."""
+        self._wait_for(lambda: self.url(component) is not None, f"to have {component} listening", timeout_s)
+        return self.urls[component]
+
     def _read_urls(self) -> None:
         for line in self.lines():
             if line.get("message") == "listening":

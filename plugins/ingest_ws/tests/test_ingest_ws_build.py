@@ -56,4 +56,4 @@ def test_without_the_c_parser_python_does_the_work_and_the_log_says_so(
     asyncio.run(scenario())
     records = {record.getMessage(): record for record in caplog.records}
     assert any("frames are parsed in Python" in message for message in records)
-    assert "python" in str(vars(next(record for message, record in records.items() if "listening" in message)))
+    assert "python" in str(vars(next(record for message, record in records.items() if "serving" in message)))

@@ -56,6 +56,7 @@ class IngestWs(Component):
         self._socket = listening
         real_port = listening.getsockname()[1]
         self.url = f"http://[{host}]:{real_port}" if ":" in host else f"http://{host}:{real_port}"
+        self.context.log.info("listening", url=self.url)
 
     @hookimpl
     async def ingest_serve(self, deliver: Deliver) -> None:
@@ -79,7 +80,7 @@ class IngestWs(Component):
         goodbye = (CLOSE_RESTART, "service restart")
         try:
             await server.start(self._socket)
-            context.log.info("listening", url=self.url, parser=parser)
+            context.log.info("serving", parser=parser)
             async with asyncio.TaskGroup() as tasks:
                 sweep = tasks.create_task(server.sweep())
                 error = await _outcome(intake, deliver)
