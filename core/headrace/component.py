@@ -111,7 +111,8 @@ class Component:
     `Config` is the type of its options; `hooks_api` the version of the hooks that it was written for; `fault_points` the
     names that it passes to `context.fault`. For outputs: `idempotence` says whether the store takes the same key (or the
     same event, by origin and position) twice without doubling it, `holds` whether it can promise safety at all (False for
-    live feeds, which then need `hold = "none"`).
+    live feeds, which then need `hold = "none"`), `takes` whether it gets event batches or what the queue holds, undecoded
+    ("raw": for links, archives and other stores of payloads; RAW_SCHEMA, or event batches where a source delivered those).
     """
 
     Config: ClassVar[type[_Config]] = _Config
@@ -119,6 +120,7 @@ class Component:
     fault_points: ClassVar[tuple[str, ...]] = ()
     idempotence: ClassVar[Literal["none", "key", "event"]] = "none"
     holds: ClassVar[bool] = True
+    takes: ClassVar[Literal["events", "raw"]] = "events"
 
     def __init__(self, config: Any, context: Context) -> None:
         self.config = config

@@ -33,7 +33,11 @@ def plugin_page(name: str) -> str:
         f"hooks:        {', '.join(sorted(implemented(plugin)))}",
     ]
     if "output" in roles_of(plugin):
-        lines += [f"idempotence:  {plugin.idempotence}", f"holds:        {'yes' if plugin.holds else 'no'}"]
+        lines += [
+            f"idempotence:  {plugin.idempotence}",
+            f"holds:        {'yes' if plugin.holds else 'no'}",
+            f"takes:        {plugin.takes}",
+        ]
     lines += [f"fault points: {', '.join(plugin.fault_points) or 'none'}", "", "options:"]
     lines += [columns(_option_rows(option_table(plugin.Config)), "  ")]
     return "\n".join(lines)

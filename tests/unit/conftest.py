@@ -23,6 +23,7 @@ from headrace.engine.enrichment import Enricher
 from headrace.engine.outputs import Output, OutputServices
 from headrace.engine.pipeline import Pipeline
 from headrace.engine.quarantine import Quarantine
+from headrace.engine.reading import RawReading
 from headrace.engine.supervisor import Services, Statuses, Supervised
 from headrace.faults import Faults
 from headrace.log import Log
@@ -44,6 +45,7 @@ class EngineBench:
             self.metrics, self.clock, random.Random(1), Faults(), folder, statuses, SitePlugins(log, self.metrics), lambda fact, facts: None
         )
         self.buffer: Any = Buffer("t", self.clock, holding=True)
+        self.raw = RawReading(self.buffer, self.engine)
         self.letters = DeadLetters(folder / "dead.db", 1 << 20)
         self.quarantined: list[tuple[str, str, RangeKey, int]] = []
         self.quarantine = Quarantine(
@@ -73,8 +75,9 @@ class EngineBench:
 
     def outputs(self, pipeline: Pipeline, kinds: Sequence[tuple[type[Output], Supervised]]) -> list[Output]:
         shared = OutputServices(
-            self.buffer, pipeline, self.engine, self.quarantine, self.metrics, self.clock, self.services.faults, self.backoff, lambda: None
-        )
+            self.buffer, pipeline, self.raw, self.engine, self.quarantine, self.metrics, self.clock, self.services.faults, self.backoff,
+            lambda: None,
+        )  # fmt: skip
         return [kind(unit, shared) for kind, unit in kinds]
 
     def pipeline(self, enrichers: Sequence[Supervised] = (), decoders: Sequence[Supervised] = ()) -> Pipeline:
@@ -96,9 +99,11 @@ class EngineBench:
     @asynccontextmanager
     async def running(self, pipeline: Pipeline) -> AsyncIterator[asyncio.TaskGroup]:
         async with asyncio.TaskGroup() as tasks:
-            pipeline.start(tasks)
+            for reading in (pipeline, self.raw):
+                reading.start(tasks)
             yield tasks
-            pipeline.stop()
+            for reading in (pipeline, self.raw):
+                reading.stop()
 
     async def feed(self, tasks: asyncio.TaskGroup, sizes: Sequence[int], payload: Callable[[int], bytes] | None = None) -> None:
         """Append batches of these sizes, without waiting until they are safe."""

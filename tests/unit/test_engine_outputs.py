@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 import pytest
 
-from headrace import HookError, PermanentError, Plan, RangeKey, TransientError, hookimpl
+from headrace import RAW_SCHEMA, HookError, PermanentError, Plan, RangeKey, TransientError, hookimpl
 from headrace.component import Component
 from headrace.engine.output_loose import LooseOutput
 from headrace.engine.output_planned import PlannedOutput
@@ -34,6 +34,36 @@ def test_events_arrive_once_in_order_and_the_queue_is_empty(bench: Any, stores: 
     assert Store.rows == list(range(1, 55))
     assert bench.buffer.queue_info().size_events == 0
     assert bench.counted("sink_written_events_total", tier="t", component="store", plugin="Store") == 54
+
+
+@pytest.mark.parametrize("kind", [StreamingOutput, PlannedOutput])
+def test_an_output_that_takes_raw_batches_gets_what_does_not_decode_too(bench: Any, stores: Any, kind: Any) -> None:
+    taken: list[bytes] = []
+
+    class Archive(stores[1]):
+        takes = "raw"
+        idempotence = "key"
+
+        @hookimpl
+        async def sink_write(self, batch: pa.RecordBatch, key: RangeKey) -> None:
+            assert batch.schema.equals(RAW_SCHEMA)
+            taken.extend(batch.column("payload").to_pylist())
+
+        @hookimpl
+        async def sink_flush(self, key: RangeKey) -> None:
+            self.held[key.queue_id] = key.last
+
+    async def scenario() -> None:
+        pipeline = bench.pipeline()
+        pipeline.ready.clear()  # nothing of it waits for decoders and enrichers
+        async with bench.running(pipeline) as tasks:
+            await bench.feed(tasks, [2, 1], lambda number: b"no json %d" % number)
+            await bench.drain(bench.outputs(pipeline, [(kind, bench.unit(Archive))]))
+
+    run(scenario())
+    assert taken == [b"no json 1", b"no json 2", b"no json 3"]
+    assert bench.quarantined == []
+    assert bench.counted("decode_events_total") == 0
 
 
 @pytest.mark.parametrize("kind", [StreamingOutput, PlannedOutput])

@@ -6,7 +6,7 @@ import asyncio
 from typing import Final
 
 from headrace.engine.outputs import Output, StoreError
-from headrace.engine.pipeline import Events
+from headrace.engine.reading import Events
 from headrace.errors import PermanentError, TransientError
 from headrace.log import describe
 
@@ -56,7 +56,7 @@ class LooseOutput(Output):
         self._backoff.reset()
 
     async def _next(self, position: int) -> Events | None:
-        reading = asyncio.ensure_future(self._s.pipeline.after(self.id, position))
+        reading = asyncio.ensure_future(self._reads.after(self.id, position))
         nudged = asyncio.ensure_future(self._nudged.wait())
         self._doing("idle")
         try:

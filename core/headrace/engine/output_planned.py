@@ -12,7 +12,7 @@ from collections.abc import Coroutine
 from typing import Any, Final
 
 from headrace.engine.outputs import CRASH, Output, rows_at
-from headrace.engine.pipeline import Events
+from headrace.engine.reading import Events
 from headrace.errors import PermanentError
 from headrace.hookspecs import Plan, QueueRead
 
@@ -80,13 +80,13 @@ class PlannedOutput(Output):
         return await self._decoded(read)
 
     async def _read(self, first: int, last: int, bytes_max: int) -> QueueRead:
-        return await self._s.pipeline.exactly(self.id, first, last, bytes_max)
+        return await self._reads.exactly(self.id, first, last, bytes_max)
 
     async def _decoded(self, read: QueueRead) -> Events:
         """The events of a planned read; what they leave out is part of the plan, as far as a plan has room for it."""
         assert self._plan is not None
         self._doing("waiting")  # the dead letters may be full, or an enricher down
-        events = (await self._s.pipeline.events(read)).without(self._dead | set(self._plan.excluded))
+        events = (await self._reads.events(read)).without(self._dead | set(self._plan.excluded))
         self._doing("working")
         while events.key.last != self._plan.last or not {*events.key.dead} <= {*self._plan.excluded}:
             try:
@@ -107,7 +107,7 @@ class PlannedOutput(Output):
         while self._info().head <= self.flushed:
             if self.draining:
                 return False
-            await self._wait_until(self._s.pipeline.after(self.id, self.flushed), None)
+            await self._wait_until(self._reads.after(self.id, self.flushed), None)
             self._nudged.clear()
         until = self._clock.monotonic() + self.keys.flush_interval_s
         while not (self.draining or self._narrowing.active or self._nudged.is_set()):

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from headrace.engine.outputs import CRASH, Output, OutputServices, StoreError, resume_floor, rows_at
-from headrace.engine.pipeline import Events
+from headrace.engine.reading import Events
 from headrace.engine.supervisor import Supervised
 from headrace.errors import HookError, PermanentError
 from headrace.hookspecs import Plan
@@ -109,7 +109,7 @@ class StreamingOutput(Output):
                 return self._without_rows(self.attempted + 1, self.attempted + 1)
             if self._counting:
                 await self._count_attempt(rows)
-            self._reading = asyncio.ensure_future(self._s.pipeline.after(self.id, self.attempted, rows))
+            self._reading = asyncio.ensure_future(self._reads.after(self.id, self.attempted, rows))
         nudged = asyncio.ensure_future(self._nudged.wait())
         self._doing("idle")
         try:

@@ -18,8 +18,9 @@ import pyarrow as pa
 from headrace.component import Clock, Component
 from headrace.config import Engine
 from headrace.engine.narrowing import Narrowing
-from headrace.engine.pipeline import Events, Pipeline, no_events
+from headrace.engine.pipeline import Pipeline
 from headrace.engine.quarantine import Quarantine
+from headrace.engine.reading import Events, RawReading, Reading
 from headrace.engine.supervisor import Supervised, call_plugin
 from headrace.errors import HookError, PermanentError, TransientError
 from headrace.faults import Faults
@@ -54,6 +55,7 @@ class OutputServices:
 
     queue: Any
     pipeline: Pipeline
+    raw: RawReading
     engine: Engine
     quarantine: Quarantine
     metrics: Metrics
@@ -78,6 +80,7 @@ class Output:
         self.unit, self.id, self.keys = unit, unit.entry.id, unit.entry.output
         self._s = services
         self._queue, self._clock = services.queue, services.clock
+        self._reads: Reading = services.raw if unit.entry.plugin.takes == "raw" else services.pipeline
         self._backoff = services.backoff()
         self._narrowing = Narrowing()
         self._bugs = 0
@@ -280,7 +283,7 @@ class Output:
 
     async def _set_aside(self, position: int, reason: str, stage: str) -> None:
         self._doing("waiting")
-        read = await self._s.pipeline.raw(self.id, position, position)
+        read = await self._reads.raw(self.id, position, position)
         if read.batch is not None:
             row: pa.RecordBatch = read.batch.slice(0, 1)
             await self._s.quarantine.add(row, [position], read.queue_id, self.id, stage, self.id, reason, self._holding)
@@ -316,7 +319,7 @@ class Output:
         last = min(last, span.last or last)
         missing = (Missing(first, last, reason),) if reason else ()
         key = RangeKey(span.queue_id, first, last, missing, () if reason else tuple(range(first, last + 1)))
-        return Events(key, no_events(), np.empty(0, np.uint64))
+        return Events(key, self._reads.empty(), np.empty(0, np.uint64))
 
 
 def _kind(error: Exception) -> str:

@@ -1,8 +1,4 @@
-"""Decode and enrich, once per batch for all outputs that keep up.
-
-Outputs ask for "what comes behind position N". Outputs in step ask for the same and share one read, one decoding and one
-enrichment; an output that lags behind the few batches kept here reads for itself.
-"""
+"""Decode and enrich, once per batch for all outputs that keep up."""
 
 from __future__ import annotations
 
@@ -10,10 +6,9 @@ import asyncio
 import itertools
 import json
 import random
-from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +20,7 @@ from headrace.engine.dead_letters import ALL_OUTPUTS
 from headrace.engine.decoder import Decoded, Decoder
 from headrace.engine.enrichment import Enricher
 from headrace.engine.quarantine import Holding, Quarantine
-from headrace.engine.reads import alike, cut_read, joined
+from headrace.engine.reading import Events, Reading
 from headrace.errors import HookError
 from headrace.hookspecs import QueueRead
 from headrace.log import Log, describe
@@ -35,46 +30,11 @@ from headrace.register import replace_durably
 from headrace.retry import Backoff
 from headrace.schema import ENCODING_JSON, ENCODING_SITE_FIRST, event_schema, kind_of
 
-#: Batches kept for outputs that are a little behind.
-KEPT_BATCHES_MAX: Final = 32
-#: A read of fewer events than this waits for company.
-SMALL_READ_ROWS: Final = 2048
 NO_FIELDS: Final = pa.struct([])
 
 
-class Events(NamedTuple):
-    """One processed range: `positions` (uint64) are those of the rows of `batch`, the others are in `key`."""
-
-    key: RangeKey
-    batch: pa.RecordBatch
-    positions: np.ndarray[Any, Any]
-
-    def part(self, first: int, last: int) -> Events:
-        """The part between two positions, inclusive."""
-        if first <= self.key.first and last >= self.key.last:
-            return self
-        low, high = np.searchsorted(self.positions, np.array([first, last + 1], np.uint64))
-        missing = tuple(
-            hole._replace(first=max(hole.first, first), last=min(hole.last, last))
-            for hole in self.key.missing
-            if hole.first <= last and hole.last >= first
-        )
-        dead = tuple(position for position in self.key.dead if first <= position <= last)
-        key = RangeKey(self.key.queue_id, max(first, self.key.first), min(last, self.key.last), missing, dead)
-        return Events(key, self.batch.slice(low, high - low), self.positions[low:high])
-
-    def without(self, dead: set[int]) -> Events:
-        """The same range with these positions left out."""
-        drop = np.flatnonzero(np.isin(self.positions, np.array(sorted(dead), np.uint64))).tolist() if dead else []
-        if not drop:
-            return self
-        left_out = tuple(int(position) for position in self.positions[drop])
-        key = self.key._replace(dead=tuple(sorted({*self.key.dead, *left_out})))
-        return Events(key, decoding.keep_rows(self.batch, drop), np.delete(self.positions, drop))
-
-
-class Pipeline:
-    """What lies between one tier's queue and its outputs; lives on the pipeline's loop."""
+class Pipeline(Reading):
+    """For outputs that take events: what lies between one tier's queue and them."""
 
     def __init__(
         self,
@@ -87,14 +47,11 @@ class Pipeline:
         metrics: Metrics,
         log: Log,
     ) -> None:
-        self._log = log
-        self._queue, self._enrichers, self._engine, self._quarantine = queue_hook, enrichers, engine, quarantine
+        super().__init__(queue_hook, engine)
+        self._log, self._enrichers, self._quarantine = log, enrichers, quarantine
         self._decoders = _decoders_by_encoding(decoders)
         self._types_file = types_file
         self._types = decoding.ReadingTypes(engine.readings_max, _load_types(types_file, log))
-        self._kept: deque[tuple[Events, int]] = deque()
-        self._under_way: dict[tuple[int, int], asyncio.Task[Events]] = {}
-        self._tasks: asyncio.TaskGroup | None = None
         #: set once every decoder and enricher is open
         self.ready = asyncio.Event()
         self._count_decoded = metrics.counter("decode_events_total", "Events decoded.")
@@ -111,83 +68,13 @@ class Pipeline:
             stage: metrics.histogram("pipeline_stage_duration_seconds", "Seconds per batch.", stage=stage) for stage in ("decode", "enrich")
         }
 
-    def start(self, tasks: asyncio.TaskGroup) -> None:
-        """Reads run in this group from now on: an error of queue or engine ends the group, and with it the process."""
-        self._tasks = tasks
-
-    async def after(self, reader: str, after: int, rows_max: int | None = None) -> Events:
-        """The events that follow position `after`, at least one position; waits while there are none."""
-        rows = rows_max or self._engine.read_rows_max
-        for events, _ in self._kept:
-            if events.key.first <= after + 1 <= events.key.last:
-                return events.part(after + 1, after + rows)
-        task = self._under_way.get((after, rows))
-        if task is None:
-            assert self._tasks is not None
-            task = self._tasks.create_task(self._process(reader, after, rows))
-            self._under_way[after, rows] = task
-            task.add_done_callback(lambda _: self._under_way.pop((after, rows), None))
-        # one waiter's cancellation must not take the read from the others
-        return await asyncio.shield(task)
-
-    async def exactly(self, reader: str, first: int, last: int, bytes_max: int) -> QueueRead:
-        """The positions first..last as one read, or fewer of them when they pass `bytes_max`; never spans two queue ids."""
-        reads: list[QueueRead] = []
-        size = 0
-        while (after := reads[-1].last if reads else first - 1) < last and (not reads or size < bytes_max):
-            read = await self._queue.queue_read(reader=reader, after=after, rows_max=last - after, bytes_max=max(1, bytes_max - size))
-            if not alike(reads, read):
-                break
-            reads.append(cut_read(read, read.first, last))
-            size += read.batch.nbytes if read.batch is not None else 0
-        return joined(reads)
-
-    async def raw(self, reader: str, first: int, last: int) -> QueueRead:
-        """One read as the queue holds it, undecoded, starting at `first`."""
-        read: QueueRead = await self._queue.queue_read(
-            reader=reader, after=first - 1, rows_max=last - first + 1, bytes_max=self._engine.read_bytes_max
-        )
-        return cut_read(read, first, last)
-
-    def stop(self) -> None:
-        """Give up the reads that wait for events: nobody is left to take them."""
-        for task in self._under_way.values():
-            task.cancel()
-
-    async def _process(self, reader: str, after: int, rows_max: int) -> Events:
-        if rows_max == self._engine.read_rows_max:
-            await self._company(reader, after)
-        read = await self._queue.queue_read(reader=reader, after=after, rows_max=rows_max, bytes_max=self._engine.read_bytes_max)
-        # before anything is decoded: a range under suspicion must not bring its neighbours along
-        events = await self.events(read if rows_max == self._engine.read_rows_max else cut_read(read, after + 1, after + rows_max))
-        if rows_max == self._engine.read_rows_max:
-            self._keep(events)
-        return events
-
-    async def _company(self, reader: str, after: int) -> None:
-        """At the head, wait a little for more events: a batch of one costs a hundred times as much per event as one of 1,000."""
-        waiting = self._queue.queue_info().head - after
-        if waiting >= SMALL_READ_ROWS or not self._engine.read_wait_ms_max:
-            return
-        if waiting <= 0:
-            await self._queue.queue_read(reader=reader, after=after, rows_max=1, bytes_max=1)
-        await asyncio.sleep(self._engine.read_wait_ms_max / 1000)
-
-    def _keep(self, events: Events) -> None:
-        # measured once per batch: nbytes walks every buffer
-        self._kept.append((events, events.batch.nbytes))
-        while len(self._kept) > KEPT_BATCHES_MAX or (
-            len(self._kept) > 1 and sum(size for _, size in self._kept) > 4 * self._engine.read_bytes_max
-        ):
-            self._kept.popleft()
-
     async def events(self, read: QueueRead) -> Events:
         """Decode and enrich one read, however long that takes."""
         await self.ready.wait()
         key = RangeKey(read.queue_id, read.first, read.last, read.missing)
         positions = row_positions(read.first, read.last, read.missing)
         if read.batch is None:
-            return Events(key, no_events(), positions[:0])
+            return Events(key, self.empty(), positions[:0])
         if kind_of(read.batch.schema) == "raw":
             with self._seconds["decode"].time():
                 batch, bad = await self._decode(read.batch, read, positions)
@@ -203,6 +90,9 @@ class Pipeline:
                     bad.update(dict.fromkeys(refused, ""))
         events = Events(key, batch, positions)
         return events.without({int(positions[row]) for row in bad})
+
+    def empty(self) -> pa.RecordBatch:
+        return pa.RecordBatch.from_pylist([], schema=event_schema(NO_FIELDS, NO_FIELDS))
 
     async def _decode(self, raw: pa.RecordBatch, read: QueueRead, positions: np.ndarray[Any, Any]) -> tuple[pa.RecordBatch, dict[int, str]]:
         """The event batch of a raw batch (all rows), and why rows that do not decode do not."""
@@ -281,11 +171,6 @@ def _own(column: pa.Array) -> pa.Array:
 def _decode_json(payloads: pa.Array) -> Decoded:
     rows, bad = decoding.decode_json(payloads.to_pylist())
     return rows, dict.fromkeys(bad, "does not decode")
-
-
-def no_events() -> pa.RecordBatch:
-    """An event batch without rows."""
-    return pa.RecordBatch.from_pylist([], schema=event_schema(NO_FIELDS, NO_FIELDS))
 
 
 def _decoders_by_encoding(decoders: Sequence[Decoder]) -> dict[int, Decoder]:

@@ -21,6 +21,7 @@ from headrace.engine.output_streaming import StreamingOutput
 from headrace.engine.outputs import Activity, Output, OutputServices
 from headrace.engine.pipeline import Pipeline
 from headrace.engine.quarantine import Quarantine
+from headrace.engine.reading import RawReading
 from headrace.engine.supervisor import Services, Supervised, call_plugin
 from headrace.engine.window import AgeWindow
 from headrace.errors import ConfigError, HookError
@@ -125,9 +126,11 @@ class PipelineThread:
         enrichers = [Enricher(unit, engine, services.clock, self._backoff()) for unit in self.enrichers]
         types_file = services.data_dir / self._tier.name / "readings.json"
         self._pipeline = Pipeline(self._queue, decoders, enrichers, engine, types_file, quarantine, self._metrics, self._log)
+        self._raw = RawReading(self._queue, engine)
         self._output_services = OutputServices(
             self._queue,
             self._pipeline,
+            self._raw,
             engine,
             quarantine,
             services.metrics,
@@ -147,12 +150,14 @@ class PipelineThread:
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
             self._pipeline.start(tasks)
+            self._raw.start(tasks)
             background = [tasks.create_task(self._open_enrichers()), tasks.create_task(self._watch())]
             for unit in self._units.values():
                 self._start_output(unit)
             self._up.set()
             await self._stop.wait()
             self._pipeline.stop()
+            self._raw.stop()
             for task in [*background, *self._driving.values()]:
                 task.cancel()
 
