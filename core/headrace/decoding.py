@@ -125,7 +125,7 @@ _TYPE_NAMES: Final[Mapping[type, str]] = {float: "number", int: "number", bool: 
 class ReadingTypes:
     """The type of each reading's name on one tier: the first one seen, for good.
 
-    `types` is what a tier keeps between runs; `changed` tells that it has grown since `saved` was called.
+    `types` is what a tier keeps between runs; `changed` tells that it has grown since `take` was called.
     """
 
     def __init__(self, names_max: int, types: Mapping[str, str] | None = None) -> None:
@@ -141,8 +141,11 @@ class ReadingTypes:
             self.changed = True
         return known
 
-    def saved(self) -> None:
-        self.changed = False
+    def take(self, types: Mapping[str, str]) -> bool:
+        """These are the types from now on; whether all that was given out before still holds."""
+        holds = self.types.items() <= types.items()
+        self.types, self.changed = dict(types), False
+        return holds
 
 
 def readings_array(rows: list[Readings], types: ReadingTypes) -> tuple[pa.StructArray, int]:

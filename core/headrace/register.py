@@ -1,16 +1,16 @@
 """The host's register of queues that may still hold events (DELIVERY 10): no queue is forgotten because a config changed.
 
 A small JSON file in the host's data folder, outside every queue's path. A queue enters it before its first use and leaves
-it when it was closed empty. One that the config does not open any more is an *orphan*.
+it when it was closed empty. One that the config does not open any more is an *orphan*. Several processes may share one folder.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from headrace.locked import locked, replace_durably
 from headrace.log import Log, describe
 
 FILE: Final = "queues.json"
@@ -53,28 +53,16 @@ class QueueRegister:
 
     def add(self, entry: Registered) -> None:
         """Note a queue before it takes anything; durable on return."""
-        others = [known for known in self.entries() if known.path != entry.path]
-        self._write([*others, entry])
+        with locked(self._file):
+            self._write([*self._others(entry.path), entry])
 
     def drained(self, path: str) -> None:
         """The queue at `path` was closed empty."""
-        self._write([known for known in self.entries() if known.path != path])
+        with locked(self._file):
+            self._write(self._others(path))
+
+    def _others(self, path: str) -> list[Registered]:
+        return [known for known in self.entries() if known.path != path]
 
     def _write(self, entries: list[Registered]) -> None:
-        self._file.parent.mkdir(parents=True, exist_ok=True)
         replace_durably(self._file, json.dumps([entry._asdict() for entry in entries], indent=1).encode())
-
-
-def replace_durably(file: Path, content: bytes) -> None:
-    """Put `content` in the place of `file` so that a crash leaves the old or the new, whole."""
-    temporary = file.with_name(file.name + ".tmp")
-    with temporary.open("wb") as out:
-        out.write(content)
-        out.flush()
-        os.fsync(out.fileno())
-    temporary.replace(file)
-    folder = os.open(file.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -25,6 +25,7 @@ from headrace.engine.pipeline import Pipeline
 from headrace.engine.quarantine import Quarantine
 from headrace.engine.reading import RawReading
 from headrace.engine.supervisor import Services, Statuses, Supervised
+from headrace.engine.types_file import TypesFile
 from headrace.faults import Faults
 from headrace.log import Log
 from headrace.metrics import Metrics
@@ -83,7 +84,7 @@ class EngineBench:
     def pipeline(self, enrichers: Sequence[Supervised] = (), decoders: Sequence[Supervised] = ()) -> Pipeline:
         wrapped = [Enricher(unit, self.engine, self.clock, self.backoff()) for unit in enrichers]
         decoding = [Decoder(unit, self.engine, self.clock, self.backoff()) for unit in decoders]
-        types_file = self.folder / "readings.json"
+        types_file = TypesFile(self.folder / "readings.json", self.engine.readings_max)
         pipeline = Pipeline(self.buffer, decoding, wrapped, self.engine, types_file, self.quarantine, self.metrics, Log("test"))
         pipeline.ready.set()
         return pipeline

@@ -177,7 +177,7 @@ def test_types_that_cannot_be_saved_hold_the_decoding(bench: Any, monkeypatch: A
         if tries < 4:
             raise OSError(28, "no space left on device")
 
-    monkeypatch.setattr("headrace.engine.pipeline.replace_durably", failing)
+    monkeypatch.setattr("headrace.engine.types_file.replace_durably", failing)
 
     async def main() -> int:
         pipeline = bench.pipeline()

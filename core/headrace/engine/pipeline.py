@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import json
 import random
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -21,16 +19,18 @@ from headrace.engine.decoder import Decoded, Decoder
 from headrace.engine.enrichment import Enricher
 from headrace.engine.quarantine import Holding, Quarantine
 from headrace.engine.reading import Events, Reading
+from headrace.engine.types_file import TypesFile
 from headrace.errors import HookError
 from headrace.hookspecs import QueueRead
 from headrace.log import Log, describe
 from headrace.metrics import Metrics
 from headrace.position import RangeKey, global_ids, row_positions
-from headrace.register import replace_durably
 from headrace.retry import Backoff
 from headrace.schema import ENCODING_JSON, ENCODING_SITE_FIRST, event_schema, kind_of
 
 NO_FIELDS: Final = pa.struct([])
+#: Another worker that writes the types of readings is done after a sync or two.
+TYPES_LOCKED_S: Final = 0.005
 
 
 class Pipeline(Reading):
@@ -42,7 +42,7 @@ class Pipeline(Reading):
         decoders: Sequence[Decoder],
         enrichers: Sequence[Enricher],
         engine: Engine,
-        types_file: Path,
+        types_file: TypesFile,
         quarantine: Quarantine,
         metrics: Metrics,
         log: Log,
@@ -51,7 +51,7 @@ class Pipeline(Reading):
         self._log, self._enrichers, self._quarantine = log, enrichers, quarantine
         self._decoders = _decoders_by_encoding(decoders)
         self._types_file = types_file
-        self._types = decoding.ReadingTypes(engine.readings_max, _load_types(types_file, log))
+        self._types = decoding.ReadingTypes(engine.readings_max, types_file.load(log))
         #: set once every decoder and enricher is open
         self.ready = asyncio.Event()
         self._count_decoded = metrics.counter("decode_events_total", "Events decoded.")
@@ -100,8 +100,10 @@ class Pipeline(Reading):
         received = raw.column("received")
         times = decoding.take_times(rows, received, self._engine.time_past_max_s, self._engine.time_future_max_s)
         readings, misfits = decoding.readings_array(rows, self._types)
-        if self._types.changed:
-            await self._save_types()
+        while self._types.changed:
+            if await self._share_types():
+                break
+            readings, misfits = decoding.readings_array(rows, self._types)
         origin, position = global_ids(read.queue_id, positions, read.origins)
         context = pa.array([{}] * raw.num_rows, NO_FIELDS)
         columns = [_own(raw.column("device")), times.time, _own(received), readings, context, origin, position]
@@ -111,18 +113,19 @@ class Pipeline(Reading):
         self._count_unreadable.inc(times.unreadable)
         return pa.RecordBatch.from_arrays(columns, schema=event_schema(readings.type, NO_FIELDS)), bad
 
-    async def _save_types(self) -> None:
-        """Durable before any output sees a name: the first type seen has to stay the first after a crash."""
+    async def _share_types(self) -> bool:
+        """Make new names durable before any output sees them: the first type seen has to stay the first, after a crash and for
+        every worker. False when another worker had been first with one of them, and what was decoded does not hold."""
         backoff = Backoff(self._engine.retry_base_ms, self._engine.retry_max_ms, random.Random())
         while True:
             try:
-                replace_durably(self._types_file, json.dumps(self._types.types).encode())
+                return self._types.take(self._types_file.extend(self._types.types))
+            except BlockingIOError:
+                await asyncio.sleep(TYPES_LOCKED_S)
             except OSError as error:
-                self._log.error("types of readings cannot be saved; decoding waits", path=str(self._types_file), error=describe(error))
+                path = str(self._types_file.path)
+                self._log.error("types of readings cannot be saved; decoding waits", path=path, error=describe(error))
                 await asyncio.sleep(backoff.next_s())
-            else:
-                self._types.saved()
-                return
 
     async def _rows(self, raw: pa.RecordBatch) -> tuple[list[decoding.Readings], dict[int, str]]:
         encodings = pc.unique(raw.column("encoding")).to_pylist()
@@ -182,17 +185,3 @@ def _decoders_by_encoding(decoders: Sequence[Decoder]) -> dict[int, Decoder]:
                 raise HookError(decoder.use, f"encoding {name!r} has the number {encoding}: {taken}")
             known[encoding] = decoder
     return known
-
-
-def _load_types(file: Path, log: Log) -> dict[str, str]:
-    if not file.exists():
-        return {}
-    try:
-        types = json.loads(file.read_bytes())
-        if not isinstance(types, dict) or not set(types.values()) <= set(decoding.ARROW_TYPES):
-            raise ValueError(f"expected an object of {', '.join(decoding.ARROW_TYPES)}")
-    except ValueError as error:
-        aside = file.replace(file.with_suffix(".corrupt"))
-        log.error("types of readings are unreadable: set aside, they are learned anew", path=str(aside), error=describe(error))
-        return {}
-    return types

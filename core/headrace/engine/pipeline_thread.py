@@ -23,6 +23,7 @@ from headrace.engine.pipeline import Pipeline
 from headrace.engine.quarantine import Quarantine
 from headrace.engine.reading import RawReading
 from headrace.engine.supervisor import Services, Supervised, call_plugin
+from headrace.engine.types_file import TypesFile
 from headrace.engine.window import AgeWindow
 from headrace.errors import ConfigError, HookError
 from headrace.hookspecs import QueueInfo, ReaderInfo
@@ -124,7 +125,7 @@ class PipelineThread:
         )
         decoders = [Decoder(unit, engine, services.clock, self._backoff()) for unit in self.decoders]
         enrichers = [Enricher(unit, engine, services.clock, self._backoff()) for unit in self.enrichers]
-        types_file = services.data_dir / self._tier.name / "readings.json"
+        types_file = TypesFile(services.data_dir / self._tier.name / "readings.json", engine.readings_max)
         self._pipeline = Pipeline(self._queue, decoders, enrichers, engine, types_file, quarantine, self._metrics, self._log)
         self._raw = RawReading(self._queue, engine)
         self._output_services = OutputServices(
