@@ -180,7 +180,9 @@ class QueueHooks(Protocol):
         Calls may overlap: the plugin commits them in groups, with positions in the order of the calls. Rows at or below a
         queue origin's mark, frames in flight included, are dropped; the call then returns when the frame that it relies on
         is durable, and (first, last) covers the rows that were new, with last = first - 1 when there was none.
-        Raises `QueueFull` at once when it has no room; nothing was taken then.
+        Raises `QueueFull` at once when it has no room; nothing was taken then. When a commit fails, everything behind it
+        fails, calls included that were made before the caller of the failed one ran again: nothing of a session becomes
+        durable behind a message that was given up.
         """
 
     @hookspec(firstresult=True)

@@ -16,6 +16,8 @@ from headrace.component import SystemClock
 from headrace.log import Log
 from headrace.metrics import Metrics
 from headrace_queue_pmem import QueuePmem
+from headrace_queue_pmem.medium import Area
+from headrace_queue_pmem.unseen import TURNS
 
 MIB = 1 << 20
 
@@ -55,6 +57,22 @@ def numbers(batch: pa.RecordBatch | None) -> list[int]:
     return [] if batch is None else [int(value) for value in batch["payload"].to_pylist()]
 
 
+class FailingDevice:
+    """Makes the next syncs of every area fail, as a disk that says EIO."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.failures = 0
+        real = Area.persist
+
+        def persist(area: Area, offset: int, length: int) -> None:
+            if self.failures:
+                self.failures -= 1
+                raise OSError(5, "Input/output error")
+            real(area, offset, length)
+
+        patch.setattr(Area, "persist", persist)
+
+
 @pytest.fixture(params=["pmem-process", "pmem-power", "file-process", "file-power"])
 def flavour(request: pytest.FixtureRequest) -> dict[str, Any]:
     """The options that tell the four kinds of queue apart."""
@@ -73,6 +91,12 @@ def make(tmp_path: Path) -> Callable[..., QueuePmem]:
         return QueuePmem(QueuePmem.Config(**options), context(tmp_path, fault))
 
     return build
+
+
+async def failure_seen() -> None:
+    """Let the loop turn until a failed append does not make others fail any more."""
+    for _ in range(TURNS + 1):
+        await asyncio.sleep(0)
 
 
 def run(coroutine: Coroutine[Any, Any, Any]) -> Any:

@@ -15,10 +15,10 @@ import pytest
 from headrace import NO_ORIGINS, ConfigError, Origin, QueueFormatError, QueueFull, TransientError, origin_batch
 from headrace_queue_pmem import pmem
 from headrace_queue_pmem.layout import HEADER, HEADER_AT, HEADER_CELL
-from headrace_queue_pmem.medium import Area, FileMedium
+from headrace_queue_pmem.medium import FileMedium
 
 sys.path.insert(0, str(Path(__file__).parent))
-from conftest import MIB, numbers, rows, run
+from conftest import MIB, FailingDevice, failure_seen, numbers, rows, run
 
 
 @pytest.fixture
@@ -200,22 +200,6 @@ def test_a_queue_changes_its_medium_both_ways(make):
     run(body())
 
 
-class FailingDevice:
-    """Makes the next syncs of every area fail, as a disk that says EIO."""
-
-    def __init__(self, patch: pytest.MonkeyPatch) -> None:
-        self.failures = 0
-        real = Area.persist
-
-        def persist(area: Area, offset: int, length: int) -> None:
-            if self.failures:
-                self.failures -= 1
-                raise OSError(5, "Input/output error")
-            real(area, offset, length)
-
-        patch.setattr(Area, "persist", persist)
-
-
 def test_failed_sync_moves_the_batch_to_a_new_segment(make, flavour, monkeypatch):
     async def body() -> None:
         device = FailingDevice(monkeypatch)
@@ -253,6 +237,7 @@ def test_dead_device_fails_appends_takes_marks_back_and_recovers(make, flavour, 
         assert await queue.queue_origin_position("up/0") == 5
         assert queue.queue_info().head == 5
         device.failures = 0
+        await failure_seen()
         assert await queue.queue_append(rows(5, 5), origin_batch([Origin("up/0", 6, 10)])) == (6, 10)
         await queue.queue_reader_open("lake", "oldest")
         assert numbers((await queue.queue_read("lake", 0, 100, 1 << 20)).batch) == list(range(10))

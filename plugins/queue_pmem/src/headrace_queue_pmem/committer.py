@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from headrace_queue_pmem.frame import Entry
 from headrace_queue_pmem.ring import Ring
+from headrace_queue_pmem.unseen import Unseen
 
 Waiter = asyncio.Future[None]
 
@@ -20,7 +21,8 @@ class Committer:
     """Commits reserved entries in their order, in a thread of its own.
 
     `lock` also guards the step from "what is held already" to "reserved": when a commit fails, everything behind it fails
-    with it, and nobody may have relied on a mark that goes back.
+    with it, and nobody may have relied on a mark that goes back. What is appended until the callers know of it fails too
+    (`unseen`).
     """
 
     def __init__(
@@ -34,6 +36,7 @@ class Committer:
         self._ring, self._wait_s, self._bytes_max = ring, wait_s, bytes_max
         self._committed, self._failed = committed, failed
         self.lock = threading.Lock()
+        self.unseen = Unseen(self.lock)
         # A counting signal: a C-level queue wakes the thread in half the time that a Condition takes.
         self._work: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._pending: deque[tuple[Entry | None, Waiter]] = deque()
@@ -80,13 +83,14 @@ class Committer:
                     self._pending.clear()
                     lost = [entry for entry, _ in group if entry is not None]
                     self._ring.give_up(lost)
+                    self.unseen.add(caught, {waiter.get_loop() for _, waiter in group})
                 self._failed(caught, len(lost))
             else:
                 if entries:
                     self._committed(entries, time.perf_counter() - started)
             with self.lock:
                 self._under_way = False
-            settle([waiter for _, waiter in group], error)
+            settle([waiter for _, waiter in group], error, self.unseen.told if error else None)
 
     def _next_group(self) -> list[tuple[Entry | None, Waiter]] | None:
         while not self._pending:
@@ -117,19 +121,18 @@ class Committer:
                 self._work.get(timeout=left)
 
 
-def settle(waiters: Sequence[Waiter], error: Exception | None) -> None:
-    """Tell the loops of these waiters: one call per loop."""
+def settle(waiters: Sequence[Waiter], error: Exception | None, told: Callable[[asyncio.AbstractEventLoop], None] | None = None) -> None:
+    """Tell the loops of these waiters: one call per loop. `told` is called on each of them, behind its waiters."""
     by_loop: dict[asyncio.AbstractEventLoop, list[Waiter]] = {}
     for waiter in waiters:
         by_loop.setdefault(waiter.get_loop(), []).append(waiter)
     for loop, theirs in by_loop.items():
-        try:
-            loop.call_soon_threadsafe(_resolve, theirs, error)
-        except RuntimeError:
-            continue  # that loop is closed: nobody waits there any more
+        # RuntimeError: that loop is closed, nobody waits there any more
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(_resolve, theirs, error, told)
 
 
-def _resolve(waiters: Sequence[Waiter], error: Exception | None) -> None:
+def _resolve(waiters: Sequence[Waiter], error: Exception | None, told: Callable[[asyncio.AbstractEventLoop], None] | None) -> None:
     for waiter in waiters:
         if waiter.done():
             continue  # cancelled: the outcome is unknown to the caller by contract
@@ -137,3 +140,5 @@ def _resolve(waiters: Sequence[Waiter], error: Exception | None) -> None:
             waiter.set_result(None)
         else:
             waiter.set_exception(error)
+    if told is not None:
+        told(waiters[0].get_loop())

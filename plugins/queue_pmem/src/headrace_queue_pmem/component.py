@@ -171,6 +171,7 @@ class QueuePmem(Component):
         ring, committer = self._opened, self._committer
         assert committer is not None
         with committer.lock:
+            committer.unseen.check()
             if origins.num_rows:
                 with ring.lock:
                     batch, origins, dropped = trim(batch, origins, ring.marks.staged)
@@ -183,7 +184,7 @@ class QueuePmem(Component):
                 entry = self._entry(batch, origins)
                 ring.reserve(entry)
                 if self._inline and committer.idle and ring.fits(entry):
-                    return self._commit_inline(ring, entry)
+                    return self._commit_inline(ring, committer, entry)
                 waiter = committer.submit(entry, asyncio.get_running_loop())
                 first, last = entry.first, entry.last
         # Durable first: the source acknowledges its sender when this returns.
@@ -269,12 +270,16 @@ class QueuePmem(Component):
         entry.marks = marks_of(origins)
         return entry
 
-    def _commit_inline(self, ring: Ring, entry: Entry) -> tuple[int, int]:
+    def _commit_inline(self, ring: Ring, committer: Committer, entry: Entry) -> tuple[int, int]:
         started = time.perf_counter()
         try:
             ring.commit([entry])
         except Exception as error:
             ring.give_up([entry])
+            # The caller's task has seen it; whoever waits for that task has not.
+            loop = asyncio.get_running_loop()
+            committer.unseen.add(error, [loop])
+            committer.unseen.told(loop)
             self._commit_failed(error, 1)
             raise
         self._committed([entry], time.perf_counter() - started)
