@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         ORIGIN_SCHEMA,
         Missing,
         Origin,
+        OriginMark,
         RangeKey,
         origin_batch,
         origins_of,
@@ -53,6 +54,7 @@ __all__ = [
     "HookError",
     "Missing",
     "Origin",
+    "OriginMark",
     "PermanentError",
     "Plan",
     "PluginError",
@@ -90,7 +92,16 @@ _HOMES: Final = {
     ),
     "headrace.hookspecs": ("Deliver", "Plan", "QueueInfo", "QueueRead", "QueueSpan", "ReaderInfo", "hookimpl"),
     "headrace.options": ("Secret",),
-    "headrace.position": ("NO_ORIGINS", "ORIGIN_SCHEMA", "Missing", "Origin", "RangeKey", "origin_batch", "origins_of"),
+    "headrace.position": (
+        "NO_ORIGINS",
+        "ORIGIN_SCHEMA",
+        "Missing",
+        "Origin",
+        "OriginMark",
+        "RangeKey",
+        "origin_batch",
+        "origins_of",
+    ),
     "headrace.schema": ("ENCODING_JSON", "EVENT_COLUMNS", "RAW_SCHEMA", "TIMESTAMP", "event_schema"),
 }
 

@@ -25,7 +25,7 @@ import pluggy
 import pyarrow as pa
 from aiohttp import web
 
-from headrace.position import Missing, RangeKey
+from headrace.position import Missing, OriginMark, RangeKey
 
 PROJECT: Final = "headrace"
 HOOKS_API: Final = 1
@@ -58,6 +58,12 @@ class Deliver(Protocol):
 
         Waits until nothing of that origin is in flight.
         """
+
+    async def mark(self, origin: str) -> OriginMark | None:
+        """As `position`, with the note that came with it: what a session needs to go on."""
+
+    async def forget(self, origins: Sequence[str]) -> None:
+        """Nothing of these origins will come any more (a queue id is fully released, a session is over): drop their marks."""
 
     def queue_info(self) -> QueueInfo | None:
         """The queue's facts (id, level, bounds), or None in a tier without one."""
@@ -188,6 +194,20 @@ class QueueHooks(Protocol):
     @hookspec(firstresult=True)
     async def queue_origin_position(self, origin: str) -> int | None:
         """The highest position held from that origin (None: never seen), once nothing of it is in flight."""
+
+    @hookspec(firstresult=True)
+    async def queue_origin_mark(self, origin: str) -> OriginMark | None:
+        """As `queue_origin_position`, with the note of the origin's last row: opaque bytes, durable in the same commit.
+
+        Of a device session they are the numbers that were refused. A batch without rows may bring a mark of its own.
+        """
+
+    @hookspec(firstresult=True)
+    async def queue_origin_forget(self, origins: Sequence[str]) -> None:
+        """Drop the marks of these origins, to make room: nothing of them will come any more. Unknown names are fine.
+
+        Need not be durable: after a crash they may be known again.
+        """
 
     @hookspec(firstresult=True)
     async def queue_reader_open(self, reader: str, start: Start) -> ReaderInfo:
@@ -364,6 +384,8 @@ ROLES: Final[dict[Role, tuple[frozenset[str], ...]]] = {
                 "queue_info",
                 "queue_append",
                 "queue_origin_position",
+                "queue_origin_mark",
+                "queue_origin_forget",
                 "queue_reader_open",
                 "queue_reader_drop",
                 "queue_read",

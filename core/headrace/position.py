@@ -45,6 +45,13 @@ class Origin(NamedTuple):
     note: bytes | None = None
 
 
+class OriginMark(NamedTuple):
+    """Everything of an origin up to `last` is held (of a session: or was refused); note: the bytes that came with `last`."""
+
+    last: int
+    note: bytes | None = None
+
+
 def origin_batch(origins: Iterable[Origin]) -> pa.RecordBatch:
     """Origins as an Arrow batch of ORIGIN_SCHEMA, the form in which they cross hooks."""
     rows = list(origins)

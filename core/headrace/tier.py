@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,7 +21,7 @@ from headrace.engine.supervisor import OPEN_RETRY_BASE_MS, OPEN_RETRY_MS_MAX, Se
 from headrace.errors import ConfigError, QueueError, QueueFull
 from headrace.hookspecs import QueueInfo
 from headrace.log import describe
-from headrace.position import NO_ORIGINS
+from headrace.position import NO_ORIGINS, OriginMark
 from headrace.register import QueueRegister, Registered
 from headrace.retry import Backoff
 from headrace.schema import check_batch
@@ -72,6 +72,13 @@ class TierDeliver:
     async def position(self, origin: str) -> int | None:
         position: int | None = await self._hook.queue_origin_position(origin=origin)
         return position
+
+    async def mark(self, origin: str) -> OriginMark | None:
+        mark: OriginMark | None = await self._hook.queue_origin_mark(origin=origin)
+        return mark
+
+    async def forget(self, origins: Sequence[str]) -> None:
+        await self._hook.queue_origin_forget(origins=origins)
 
     def queue_info(self) -> QueueInfo | None:
         info: QueueInfo = self._hook.queue_info()

@@ -18,6 +18,7 @@ import pyarrow as pa
 from aiohttp import web
 
 from headrace import RAW_SCHEMA, Component, Context, Deliver, Origin, PermanentError, Plan, RangeKey, TransientError, hookimpl, origin_batch
+from headrace.position import ORIGIN_SESSION
 
 HEX = 200
 AT = datetime.datetime(2026, 11, 23, 12, tzinfo=datetime.UTC)
@@ -70,6 +71,10 @@ class Link(Recorder):
         self.note("transport_serve", held=await deliver.position("upstream/0"))
         origins = origin_batch([Origin("upstream/0", 1, 2)])
         ranges = [await deliver(raw(b'{"n":5}', b'{"n":6}'), origins) for _ in range(2)]
+        await deliver(raw(), origin_batch([Origin("device/session", 1, 1, 0, ORIGIN_SESSION, b"refused")]))
+        await deliver.mark("device/session")
+        await deliver.forget(["device/session"])
+        await deliver.mark("device/session")
         self.note("transport_serve.durable", ranges=ranges, held=await deliver.position("upstream/0"))
         await asyncio.Event().wait()
 
@@ -101,6 +106,14 @@ class QueueSpy(Recorder):
     @hookimpl(wrapper=True)
     def queue_origin_position(self, origin: str) -> Any:
         return self._async((yield), "queue_origin_position", origin=origin)
+
+    @hookimpl(wrapper=True)
+    def queue_origin_mark(self, origin: str) -> Any:
+        return self._async((yield), "queue_origin_mark", origin=origin)
+
+    @hookimpl(wrapper=True)
+    def queue_origin_forget(self, origins: Sequence[str]) -> Any:
+        return self._async((yield), "queue_origin_forget", origins=list(origins))
 
     @hookimpl(wrapper=True)
     def queue_reader_open(self, reader: str, start: str) -> Any:

@@ -160,6 +160,17 @@ def test_hook_queue_origin_position(journal: Journal) -> None:
     assert (before["result"], after["result"]) == (None, 2)
 
 
+def test_hook_queue_origin_mark(journal: Journal) -> None:
+    before, after = journal.of("queue_origin_mark", origin="device/session")[:2]
+    assert (before["result"], after["result"]) == ([1, "b'refused'"], None)
+
+
+def test_hook_queue_origin_forget(journal: Journal) -> None:
+    forgotten = journal.of("queue_origin_forget")[0]
+    assert (forgotten["thread"], forgotten["origins"]) == (MAIN, ["device/session"])
+    assert journal.calls.index(forgotten) > journal.at("queue_origin_mark")
+
+
 def test_hook_queue_reader_open(journal: Journal) -> None:
     for reader in ("resuming", "keyed"):
         (opened, *_) = journal.of("queue_reader_open", reader=reader)

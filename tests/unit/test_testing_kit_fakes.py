@@ -8,7 +8,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from headrace import EVENT_COLUMNS, RAW_SCHEMA, Component, Origin, QueueFull, TransientError, event_schema, origin_batch
+from headrace import EVENT_COLUMNS, RAW_SCHEMA, Component, Origin, OriginMark, QueueFull, TransientError, event_schema, origin_batch
+from headrace.position import ORIGIN_SESSION
 from headrace.testing import FakeClock, ScriptedDeliver, event_batch, fake_context, living, raw_batch, run
 from headrace.testing.journal import Journal, Note
 
@@ -138,7 +139,12 @@ def test_deliver_commits_in_the_order_of_the_calls() -> None:
         deliver = ScriptedDeliver()
         assert await deliver(raw_batch(3)) == (1, 3)
         assert await deliver(raw_batch(2), origin_batch([Origin("edge/0", 7, 8)])) == (4, 5)
-        assert (deliver.rows, deliver.calls, deliver.position("edge/0"), deliver.position("other")) == (5, 2, 8, None)
+        assert (deliver.rows, deliver.calls) == (5, 2)
+        assert (await deliver.position("edge/0"), await deliver.position("other")) == (8, None)
+        await deliver(raw_batch(1), origin_batch([Origin("device/session", 4, 4, 0, ORIGIN_SESSION, b"4 refused")]))
+        assert await deliver.mark("device/session") == OriginMark(4, b"4 refused")
+        await deliver.forget(["edge/0", "other"])
+        assert (await deliver.mark("edge/0"), await deliver.position("device/session")) == (None, 4)
         assert deliver.queue_info() is None
 
     run(check())

@@ -8,6 +8,7 @@ import json
 import os
 import threading
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -19,6 +20,7 @@ from headrace import (
     Component,
     Context,
     Origin,
+    OriginMark,
     Plan,
     QueueFull,
     QueueInfo,
@@ -29,6 +31,7 @@ from headrace import (
     origin_batch,
     origins_of,
 )
+from headrace.position import ORIGIN_QUEUE
 from headrace.testing import QueueContract, failures
 
 BYTES_MAX = 1 << 20
@@ -55,7 +58,7 @@ class Reader:
 class State:
     entries: list[Entry] = field(default_factory=list)
     readers: dict[str, Reader] = field(default_factory=dict)
-    marks: dict[str, int] = field(default_factory=dict)
+    marks: dict[str, OriginMark] = field(default_factory=dict)
     head: int = 0
 
 
@@ -100,7 +103,11 @@ class FileQueue(Component):
         self.state.entries.append(entry)
         self.state.head = entry.last
         for origin in entry.origins:
-            self.state.marks[origin.id] = max(origin.last, self.state.marks.get(origin.id, 0))
+            self.state.marks[origin.id] = OriginMark(max(origin.last, self._mark(origin.id)), origin.note)
+
+    def _mark(self, origin: str) -> int:
+        mark = self.state.marks.get(origin)
+        return mark.last if mark else 0
 
     async def close(self) -> None:
         if self.descriptor >= 0:
@@ -152,7 +159,7 @@ class FileQueue(Component):
         with self.lock:
             batch, kept = self._without_known(batch, origins_of(origins))
             first, last = self.state.head + 1, self.state.head + batch.num_rows
-            if not batch.num_rows:
+            if not batch.num_rows and not kept:
                 return first, last
             sink = pa.BufferOutputStream()
             with pa.ipc.new_stream(sink, batch.schema) as stream:
@@ -186,7 +193,7 @@ class FileQueue(Component):
         kept: list[Origin] = []
         dropped = 0
         for origin in origins:
-            known = self.state.marks.get(origin.id, 0)
+            known = self._mark(origin.id) if origin.kind == ORIGIN_QUEUE else 0
             drop = min(max(0, known - origin.first + 1), origin.last - origin.first + 1)
             for row in range(origin.row_offset, origin.row_offset + drop):
                 rows.remove(row)
@@ -197,7 +204,16 @@ class FileQueue(Component):
 
     @hookimpl
     async def queue_origin_position(self, origin: str) -> int | None:
+        return self._mark(origin) or None
+
+    @hookimpl
+    async def queue_origin_mark(self, origin: str) -> OriginMark | None:
         return self.state.marks.get(origin)
+
+    @hookimpl
+    async def queue_origin_forget(self, origins: Sequence[str]) -> None:
+        for origin in origins:
+            self.state.marks.pop(origin, None)
 
     @hookimpl
     async def queue_reader_open(self, reader: str, start: str) -> ReaderInfo:
@@ -331,6 +347,22 @@ class ForgetsMarks(FileQueue):
         self.state.marks.clear()
 
 
+class ForgetsNotes(FileQueue):
+    """Bad: knows how far a session came, and not what of it was refused."""
+
+    def _hold(self, entry: Entry) -> None:
+        super()._hold(entry)
+        self.state.marks = {name: OriginMark(mark.last) for name, mark in self.state.marks.items()}
+
+
+class ForgetsTooMuch(FileQueue):
+    """Bad: forgets everybody."""
+
+    @hookimpl
+    async def queue_origin_forget(self, origins: Sequence[str]) -> None:
+        self.state.marks.clear()
+
+
 class TakesAndSaysFull(FileQueue):
     """Bad: stores the batch that it says it has no room for."""
 
@@ -374,6 +406,14 @@ class ForgetsMarksKit(FileQueueKit):
     component = ForgetsMarks
 
 
+class ForgetsNotesKit(FileQueueKit):
+    component = ForgetsNotes
+
+
+class ForgetsTooMuchKit(FileQueueKit):
+    component = ForgetsTooMuch
+
+
 class TakesAndSaysFullKit(FileQueueKit):
     component = TakesAndSaysFull
 
@@ -390,6 +430,8 @@ class LosesWhatACancelledReadHadKit(FileQueueKit):
         (SameIdAgainKit, "test_every_open_takes_a_new_id_at_its_first_append", "a queue id was used again"),
         (SpansIdsKit, "test_every_open_takes_a_new_id_at_its_first_append", "spans two queue ids"),
         (ForgetsMarksKit, "test_origins_that_were_held_are_dropped", "did not survive the restart"),
+        (ForgetsNotesKit, "test_the_mark_of_a_session_has_the_note_of_its_last_messages", "AssertionError"),
+        (ForgetsTooMuchKit, "test_the_marks_of_origins_that_are_over_are_dropped", "the mark of another origin went with it"),
         (TakesAndSaysFullKit, "test_a_full_queue_takes_nothing_until_something_is_released", "AssertionError"),
         (LosesWhatACancelledReadHadKit, "test_a_cancelled_read_loses_nothing", "Error"),
     ],

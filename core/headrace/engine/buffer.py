@@ -10,6 +10,7 @@ import asyncio
 import threading
 import uuid
 from collections import deque
+from collections.abc import Sequence
 from typing import Final
 
 import pyarrow as pa
@@ -18,7 +19,7 @@ from headrace.component import Clock
 from headrace.engine.reads import cut_read
 from headrace.errors import QueueFull
 from headrace.hookspecs import Plan, QueueInfo, QueueRead, QueueSpan, ReaderInfo
-from headrace.position import NO_ORIGINS, Missing
+from headrace.position import NO_ORIGINS, Missing, OriginMark
 
 BYTES_MAX: Final = 64 << 20
 
@@ -83,6 +84,12 @@ class Buffer:
 
     async def queue_origin_position(self, origin: str) -> int | None:
         return None
+
+    async def queue_origin_mark(self, origin: str) -> OriginMark | None:
+        return None
+
+    async def queue_origin_forget(self, origins: Sequence[str]) -> None:
+        pass
 
     async def queue_reader_open(self, reader: str, start: str) -> ReaderInfo:
         with self._lock:

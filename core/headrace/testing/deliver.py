@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import pyarrow as pa
 
 from headrace.errors import QueueFull, TransientError
 from headrace.hookspecs import QueueInfo
-from headrace.position import NO_ORIGINS, ORIGIN_QUEUE, origins_of
+from headrace.position import NO_ORIGINS, ORIGIN_SESSION, OriginMark, origins_of
 
 #: ok: commit at once. hold: wait for `let_go`. full: raise QueueFull, until `make_room`. transient: raise TransientError.
 #: cancel: wait, and end as cancelled when the test calls `cancel_held` (the commit's outcome is unknown).
@@ -42,7 +42,7 @@ class ScriptedDeliver:
         self._room = asyncio.Event()
         self._room.set()
         self._head = 0
-        self._marks: dict[str, int] = {}
+        self._marks: dict[str, OriginMark] = {}
         self.calls = 0
         self.room_waits = 0
         self.committed: list[Taken] = []
@@ -67,8 +67,9 @@ class ScriptedDeliver:
             await held
         self.committed.append(Taken(batch, origins, first, last))
         for origin in origins_of(origins):
-            if origin.kind == ORIGIN_QUEUE:
-                self._marks[origin.id] = max(origin.last, self._marks.get(origin.id, 0))
+            mark = self._marks.get(origin.id)
+            if mark is None or origin.last >= mark.last:
+                self._marks[origin.id] = OriginMark(origin.last, origin.note if origin.kind == ORIGIN_SESSION else None)
         await self._tell()
         return first, last
 
@@ -78,9 +79,19 @@ class ScriptedDeliver:
         await self._tell()
         await self._room.wait()
 
-    def position(self, origin: str) -> int | None:
-        """The highest position committed from that queue."""
+    async def position(self, origin: str) -> int | None:
+        """The highest position committed from that origin."""
+        mark = self._marks.get(origin)
+        return mark.last if mark else None
+
+    async def mark(self, origin: str) -> OriginMark | None:
+        """The same with its note."""
         return self._marks.get(origin)
+
+    async def forget(self, origins: Sequence[str]) -> None:
+        """Drop their marks."""
+        for origin in origins:
+            self._marks.pop(origin, None)
 
     def queue_info(self) -> QueueInfo | None:
         """What the test gave as `info`."""

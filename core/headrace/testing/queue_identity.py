@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from headrace.hookspecs import QueueInfo
-from headrace.position import NO_ORIGINS, Origin, origin_batch
+from headrace.position import NO_ORIGINS, ORIGIN_SESSION, Origin, OriginMark, origin_batch
 from headrace.testing.batches import raw_batch
 from headrace.testing.queue_bench import QueueBench, append, read_rows, reader_of
 from headrace.testing.queue_driver import ORIGIN
@@ -62,6 +62,43 @@ class QueueIdentity(QueueBench):
             rows = await read_rows(hook, "r", 3, 8)
             assert [json.loads(row["payload"])["n"] for row in rows] == [103, 104, 105, 106, 107]
             assert (await hook.queue_origin_position(origin="a"), await hook.queue_origin_position(origin="b")) == (5, 3)
+
+        self._with(tmp_path, check)
+
+    def test_the_mark_of_a_session_has_the_note_of_its_last_messages(self, tmp_path: Path) -> None:
+        def part(first: int, last: int, note: bytes | None) -> Any:
+            return origin_batch([Origin("device/session", first, last, 0, ORIGIN_SESSION, note)])
+
+        async def first_life(hook: Any) -> None:
+            assert await hook.queue_origin_mark(origin="device/session") is None
+            appends = [
+                hook.queue_append(batch=raw_batch(3, 1), origins=part(1, 3, b"2: refused")),
+                hook.queue_append(batch=raw_batch(2, 4), origins=part(4, 5, b"2, 4: refused")),
+            ]
+            mark, *_ = await asyncio.gather(hook.queue_origin_mark(origin="device/session"), *appends)
+            assert mark in (None, OriginMark(3, b"2: refused"), OriginMark(5, b"2, 4: refused"))
+            assert await hook.queue_origin_mark(origin="device/session") == OriginMark(5, b"2, 4: refused")
+            head = hook.queue_info().head
+            # all messages of a batch may have been refused
+            assert tuple(await hook.queue_append(batch=raw_batch(0), origins=part(6, 6, b"6: refused"))) == (head + 1, head)
+            assert await hook.queue_origin_position(origin="device/session") == 6
+
+        async def second_life(hook: Any) -> None:
+            mark = await hook.queue_origin_mark(origin="device/session")
+            assert mark == OriginMark(6, b"6: refused"), f"the session's mark did not survive the restart: {mark}"
+            await hook.queue_append(batch=raw_batch(1, 7), origins=part(7, 7, None))
+            assert await hook.queue_origin_mark(origin="device/session") == OriginMark(7, None)
+
+        self._with(tmp_path, first_life)
+        self._with(tmp_path, second_life)
+
+    def test_the_marks_of_origins_that_are_over_are_dropped(self, tmp_path: Path) -> None:
+        async def check(hook: Any) -> None:
+            both = origin_batch([Origin("a", 1, 3, 0), Origin("b", 1, 3, 3)])
+            await hook.queue_append(batch=raw_batch(6, 1), origins=both)
+            await hook.queue_origin_forget(origins=["a", "nobody"])
+            assert await hook.queue_origin_mark(origin="a") is None
+            assert await hook.queue_origin_mark(origin="b") == OriginMark(3, None), "the mark of another origin went with it"
 
         self._with(tmp_path, check)
 

@@ -15,11 +15,13 @@ from headrace import (
     NO_ORIGINS,
     Missing,
     Origin,
+    OriginMark,
     PermanentError,
     Plan,
     QueueError,
     QueueFull,
     QueueLocked,
+    TransientError,
     origin_batch,
     origins_of,
 )
@@ -255,6 +257,31 @@ def test_sessions_are_remembered_and_the_oldest_idle_is_evicted(make):
         assert await queue.queue_origin_position("d2/s") is None
         assert await queue.queue_origin_position("d1/s") == 3
         assert await queue.queue_origin_position("d3/s") == 4
+        assert queue.context.metrics.registry.get_sample_value("headrace_queue_evicted_sessions_total", {"queue": "site"}) == 1
+        await queue.close()
+
+    run(body())
+
+
+def test_origins_that_are_over_make_room_and_stay_forgotten(make):
+    async def body():
+        queue = make(queue_origins_max=1)
+        await queue.open()
+        await queue.queue_append(rows(1, 2), origin_batch([Origin("old/0", 1, 2), Origin("d/s", 1, 1, 2, ORIGIN_SESSION, b"note")]))
+        with pytest.raises(TransientError, match="queue_origins_max"):
+            await queue.queue_append(rows(3, 1), origin_batch([Origin("new/0", 1, 1)]))
+        await queue.queue_origin_forget(["old/0"])
+        await queue.queue_append(rows(3, 1), origin_batch([Origin("new/0", 1, 1)]))
+        await queue.queue_origin_forget(["d/s", "nobody"])
+        await queue.close()
+        queue = make(queue_origins_max=1)
+        await queue.open()
+        assert [await queue.queue_origin_mark(name) for name in ("old/0", "new/0", "d/s")] == [None, OriginMark(1), None]
+        await queue.queue_origin_forget(["new/0"])
+        await queue.close()  # without a further frame
+        queue = make(queue_origins_max=1)
+        await queue.open()
+        assert await queue.queue_origin_mark("new/0") is None
         await queue.close()
 
     run(body())

@@ -22,6 +22,7 @@ from headrace import (
     Component,
     ConfigError,
     Context,
+    OriginMark,
     Plan,
     QueueError,
     QueueFull,
@@ -195,16 +196,30 @@ class QueuePmem(Component):
     @hookimpl
     async def queue_origin_position(self, origin: str) -> int | None:
         """The highest position held from that origin, once nothing of it is in flight."""
+        mark = await self.queue_origin_mark(origin)
+        return mark.last if mark else None
+
+    @hookimpl
+    async def queue_origin_mark(self, origin: str) -> OriginMark | None:
+        """The same with the note of its last row."""
         ring, committer = self._opened, self._committer
         assert committer is not None
         while True:
             with committer.lock, ring.lock:
                 if not ring.marks.in_flight(origin):
-                    return ring.marks.position(origin)
+                    mark = ring.marks.mark(origin)
+                    return OriginMark(mark.last, mark.note) if mark else None
                 waiter = committer.submit(None, asyncio.get_running_loop())
             await asyncio.wait([waiter])
             if not waiter.cancelled():
                 waiter.exception()  # a failed commit takes its marks back: look again
+
+    @hookimpl
+    async def queue_origin_forget(self, origins: Sequence[str]) -> None:
+        """Drop the marks of origins that are over; durable with the next note of the marks."""
+        ring = self._opened
+        with ring.lock:
+            ring.marks.forget(origins)
 
     @hookimpl
     async def queue_reader_open(self, reader: str, start: str) -> ReaderInfo:
@@ -292,6 +307,9 @@ class QueuePmem(Component):
         self._received.inc(events)
         if self._degraded:
             self._tell_status("ok", "")
+        if evicted := self._marks.evicted - self._evicted_told:
+            self._evicted_told += evicted
+            self._evicted.inc(evicted)
         if self._waiters:
             with self._waiters_lock:
                 waiters, self._waiters = self._waiters, []
@@ -334,9 +352,10 @@ class QueuePmem(Component):
         medium = self._medium(directory)
         self._quarantine = Quarantine(directory)
         options = Options(self.config.segment_bytes, self.config.size_bytes_max, self.config.view_bytes_max)
-        marks = Marks(self.config.sessions_max, self.config.sessions_per_device_max, self.config.queue_origins_max)
+        self._marks = Marks(self.config.sessions_max, self.config.sessions_per_device_max, self.config.queue_origins_max)
+        self._evicted_told = 0
         started = time.perf_counter()
-        ring, report = recover(self.context.tier, self.config.path, medium, options, marks, self.context.fault)
+        ring, report = recover(self.context.tier, self.config.path, medium, options, self._marks, self.context.fault)
         seconds = time.perf_counter() - started
         ring.on_damage = self._damaged
         upkeep(ring)
@@ -442,6 +461,9 @@ class QueuePmem(Component):
         self._commit_events = metrics.histogram("queue_commit_events", "Events in one commit.", COUNT_BUCKETS, queue=queue)
         self._received = metrics.counter("queue_received_events_total", "Events that became durable here.", queue=queue)
         self._duplicates = metrics.counter("queue_duplicate_events_total", "Events that were held already and dropped.", queue=queue)
+        self._evicted = metrics.counter(
+            "queue_evicted_sessions_total", "Device sessions whose mark was given up for others: the oldest idle.", queue=queue
+        )
         self._failures = metrics.counter(
             "queue_commit_failures_total", "Batches whose commit failed; their sources were told.", queue=queue
         )

@@ -45,6 +45,7 @@ class Marks:
         self._devices: dict[str, OrderedDict[str, None]] = {}
         self._in_flight: dict[str, list[int]] = {}
         self.evicted = 0
+        self.changed = False  # otherwise than by frames: a note of the marks is due though no frame came
 
     def __len__(self) -> int:
         return len(self._queues) + len(self._sessions)
@@ -103,21 +104,33 @@ class Marks:
         of_device[mark.id] = None
         of_device.move_to_end(mark.id)
         if len(of_device) > self._per_device_max:
-            self._forget(next(iter(of_device)))
+            self._evict(next(iter(of_device)))
         elif len(self._sessions) > self._sessions_max:
-            self._forget(next(iter(self._sessions)))
+            self._evict(next(iter(self._sessions)))
+
+    def forget(self, origins: Iterable[str]) -> None:
+        """Drop the durable marks of origins of which nothing will come any more."""
+        for origin in origins:
+            if self._queues.pop(origin, None) is not None:
+                self.changed = True
+            elif origin in self._sessions:
+                self._drop_session(origin)
+                self.changed = True
 
     def snapshot(self) -> list[Mark]:
         """All durable marks, oldest idle first."""
         return [*self._queues.values(), *self._sessions.values()]
 
-    def _forget(self, session: str) -> None:
+    def _evict(self, session: str) -> None:
+        self._drop_session(session)
+        self.evicted += 1
+
+    def _drop_session(self, session: str) -> None:
         del self._sessions[session]
         device = session.rpartition("/")[0]
         del self._devices[device][session]
         if not self._devices[device]:
             del self._devices[device]
-        self.evicted += 1
 
 
 def marks_of(origins: pa.RecordBatch) -> tuple[Mark, ...]:

@@ -37,6 +37,7 @@ def checkpoint(ring: Ring) -> None:
     """Keep the marks of all committed frames in a note of their own, so that the frames may go."""
     with ring.lock:
         upto, snapshot = ring.upto, ring.marks.snapshot()
+        ring.marks.changed = False
         dirty = [(segment, segment.end) for segment in ring.segments if segment.synced < segment.end]
     if ring.medium.level == "process":
         # A mark must never outlive its frames: the note survives power loss, so they have to.
@@ -60,7 +61,7 @@ def close(ring: Ring) -> None:
             span.last = ring.upto
             ring.head.store_span(span)
             ring.head.mirror()
-    if ring.checkpoint_upto < ring.upto:
+    if ring.checkpoint_upto < ring.upto or ring.marks.changed:
         checkpoint(ring)
     with ring.lock:
         spare, ring.spare = ring.spare, None
