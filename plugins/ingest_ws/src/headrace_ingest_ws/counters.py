@@ -50,6 +50,10 @@ class Counters:
         """So many events were received and refused."""
         self._counter("ingest_rejected_events_total", "events received and refused", "reason", reason).inc(events)
 
+    def not_authorized(self, why: str) -> None:
+        """A request was not let in for what its credentials are, or lack."""
+        self._counter("ingest_auth_failures_total", "requests refused for their credentials", "reason", why).inc()
+
     def request_refused(self, status: int) -> None:
         """An HTTP request (an upgrade or a POST) was answered with an error."""
         self._counter("ingest_refused_requests_total", "upgrades and POSTs answered with an error", "status", str(status)).inc()

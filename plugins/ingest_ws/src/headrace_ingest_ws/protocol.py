@@ -15,6 +15,7 @@ CLOSE_PROTOCOL: Final = 1002
 CLOSE_NO_CODE: Final = 1005
 CLOSE_LOST: Final = 1006
 CLOSE_NOT_TEXT: Final = 1007
+CLOSE_POLICY: Final = 1008
 CLOSE_TOO_BIG: Final = 1009
 CLOSE_BUG: Final = 1011
 CLOSE_RESTART: Final = 1012
@@ -56,6 +57,7 @@ class Refusal(NamedTuple):
 PAYLOAD_INVALID: Final = "payload_invalid"
 TOO_LARGE: Final = "too_large"
 BUSY: Final = "busy"
+NOT_AUTHORIZED: Final = "not_authorized"
 
 
 def ack(last: int) -> bytes:
