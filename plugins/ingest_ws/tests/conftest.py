@@ -9,7 +9,6 @@ import os
 import random
 import socket
 import struct
-import sys
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -22,16 +21,12 @@ import pytest
 import uvloop
 import websockets
 
-from headrace import Context, QueueFull, QueueInfo
+from headrace import NO_ORIGINS, Context, Origin, OriginMark, QueueFull, QueueInfo, origins_of
 from headrace.component import SystemClock
 from headrace.log import Log
 from headrace.metrics import Metrics
 from headrace_ingest_ws import IngestWs
-from headrace_ingest_ws.auth.options import JwtOptions, MtlsOptions, TlsOptions, TokensOptions
 from headrace_ingest_ws.parser import frame_buffer
-
-# Under --import-mode=importlib a test file cannot import its neighbours by itself.
-sys.path.insert(0, str(Path(__file__).parent))
 
 
 class FakeDeliver:
@@ -47,8 +42,11 @@ class FakeDeliver:
         self.gate.set()
         self.has_room = asyncio.Event()
         self.queue_id: str | None = None
+        self.level = "process"
+        self.origins: list[Origin] = []
+        self.marks: dict[str, OriginMark] = {}
 
-    async def __call__(self, batch: pa.RecordBatch, origins: pa.RecordBatch | None = None) -> tuple[int, int]:
+    async def __call__(self, batch: pa.RecordBatch, origins: pa.RecordBatch = NO_ORIGINS) -> tuple[int, int]:
         self.calls += 1
         action = self.script.popleft() if self.script else "ok"
         if action == "full":
@@ -63,6 +61,8 @@ class FakeDeliver:
         finally:
             self.under_way -= 1
         self.durable.append(batch)
+        self.origins += origins_of(origins)
+        self.marks |= {origin.id: OriginMark(origin.last, origin.note) for origin in origins_of(origins)}
         return 0, 0
 
     async def room(self) -> None:
@@ -71,8 +71,11 @@ class FakeDeliver:
     async def position(self, origin: str) -> int | None:
         return None
 
+    async def mark(self, origin: str) -> OriginMark | None:
+        return self.marks.get(origin)
+
     def queue_info(self) -> QueueInfo | None:
-        return QueueInfo("queue", self.queue_id, "process", "ext4", "mmap", 0, 0, 0, 0, 1 << 20, None, (), ())
+        return QueueInfo("queue", self.queue_id, self.level, "ext4", "mmap", 0, 0, 0, 0, 1 << 20, None, (), ())
 
     @property
     def rows(self) -> list[tuple[str, bytes]]:
@@ -93,15 +96,16 @@ class Running:
 
     @property
     def address(self) -> tuple[str, int]:
-        host, _, port = self.component.url.partition("//")[2].rpartition(":")
+        host, _, port = self.component.url.removeprefix("http://").rpartition(":")
         return host, int(port)
 
     def url(self, device: str = "d1", scheme: str = "ws") -> str:
         return f"{scheme}{self.component.url.removeprefix('http')}/v1/devices/{device}/events"
 
-    def connect(self, device: str = "d1", hello: bool = False, **options: Any) -> Any:
-        protocols = ["headrace.v1.json"] if hello else None
-        return websockets.connect(self.url(device), subprotocols=protocols, ping_interval=None, **options)  # type: ignore[arg-type]
+    def connect(self, device: str = "d1", hello: bool = False, session: str = "", acked: int | None = None, **options: Any) -> Any:
+        protocols = ["headrace.v1.json"] if hello or session else None
+        query = "" if not session else f"?session={session}" if acked is None else f"?session={session}&acked={acked}"
+        return websockets.connect(self.url(device) + query, subprotocols=protocols, ping_interval=None, **options)  # type: ignore[arg-type]
 
     def metric(self, name: str, **labels: str) -> float:
         """A metric's value, 0 when it does not exist yet."""
@@ -119,8 +123,6 @@ async def running(
     clock = clock or SystemClock()
     log, status = Log("test"), lambda status, reason: None
     context = Context("devices", "site", "ingest_ws", log, metrics, clock, random.Random(1), Path(), fault, status)
-    tables = {"tls": TlsOptions, "tokens": TokensOptions, "jwt": JwtOptions, "mtls": MtlsOptions}
-    options = {name: tables[name](**value) if name in tables else value for name, value in options.items()}
     config = IngestWs.Config(**{"auth": "none", "listen": "127.0.0.1:0", "close_timeout_s": 2.0, **options})
     component = IngestWs(config, context)
     site = Running(component, deliver or FakeDeliver(), metrics)
@@ -215,9 +217,9 @@ async def receive_until_ack(ws: Any, last: int) -> list[dict[str, Any]]:
             return frames
 
 
-async def http(address: tuple[str, int], request: bytes, **connecting: Any) -> tuple[int, dict[str, str], bytes]:
+async def http(address: tuple[str, int], request: bytes) -> tuple[int, dict[str, str], bytes]:
     """One raw HTTP request with `Connection: close`; status, headers, body."""
-    reader, writer = await asyncio.open_connection(*address, **connecting)
+    reader, writer = await asyncio.open_connection(*address)
     writer.write(request)
     head, _, body = (await asyncio.wait_for(reader.read(), 10)).partition(b"\r\n\r\n")
     writer.close()
@@ -235,7 +237,6 @@ def kit() -> SimpleNamespace:
         until=until,
         frame=frame,
         receive_until_ack=receive_until_ack,
-        RawClient=RawClient,
         http=http,
     )
 

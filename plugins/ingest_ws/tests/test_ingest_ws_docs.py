@@ -7,6 +7,9 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 
+import websockets
+from websockets.typing import Subprotocol
+
 from headrace_ingest_ws import IngestWs, protocol
 
 PAGE = Path(__file__).parents[3] / "docs" / "protocol.md"
@@ -27,6 +30,36 @@ def test_the_documented_session_happens_word_for_word(kit: SimpleNamespace) -> N
                     await ws.send(text)
                 else:
                     assert await asyncio.wait_for(ws.recv(), 5) == text
+
+    asyncio.run(scenario())
+
+
+def test_the_documented_resume_happens_word_for_word(kit: SimpleNamespace) -> None:
+    (dialogue,) = re.findall(r"```resume\n(.*?)```", PAGE.read_text(), re.DOTALL)
+
+    async def scenario() -> None:
+        async with kit.running() as site:
+            ws, sent = None, 0
+            for line in dialogue.splitlines():
+                side, _, text = line.partition(" ")
+                if text.startswith("connect "):
+                    url = f"{site.url()}?{text.removeprefix('connect ')}"
+                    ws = await websockets.connect(url, subprotocols=[Subprotocol(protocol.SUBPROTOCOL)])
+                    continue
+                assert ws is not None
+                if "(the connection is lost)" in text:
+                    await kit.until(lambda: site.deliver.marks["d1/7f3a"].last == 3)
+                    ws.transport.abort()
+                elif text == "close 1000" and side == ">":
+                    await ws.close(1000)
+                elif text == "close 1000":
+                    assert (ws.close_code, ws.protocol.close_rcvd and ws.protocol.close_rcvd.code) == (1000, 1000)
+                elif side == ">":
+                    sent += 1
+                    await ws.send(text)
+                else:
+                    assert await asyncio.wait_for(ws.recv(), 5) == text
+            assert len(site.deliver.rows) == sent - 1
 
     asyncio.run(scenario())
 

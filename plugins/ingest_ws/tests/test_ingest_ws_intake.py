@@ -96,7 +96,7 @@ def test_commits_that_end_out_of_order_are_told_in_order(kit: SimpleNamespace) -
         ends = [asyncio.Event(), asyncio.Event()]
         calls = iter(ends)
 
-        async def deliver(batch: Any) -> tuple[int, int]:
+        async def deliver(batch: Any, origins: Any) -> tuple[int, int]:
             await next(calls).wait()
             return 0, 0
 

@@ -9,6 +9,8 @@ The parts:
 - `parser.py`      frames: what a parser finds; `wsframes.c` (with `parser_c.py`) and `parser_python.py` behave alike
 - `post.py`        the same events over POST
 - `intake.py`      what all connections gather, its commits, and who is told afterwards
+- `directory.py`   which connection holds a device session, and where it goes on; `session_connection.py` such a connection
+- `refusals.py`    the note with a session's refused messages (no I/O)
 - `session.py`     what one connection owes its client (no I/O); `protocol.py` the texts on the wire (no I/O)
 - `message.py`     from a message to its events, or the reason to refuse it (no I/O)
 """

@@ -25,6 +25,9 @@ class Counters:
         self.ack_duration = metrics.histogram(
             "ingest_ack_duration_seconds", "from receiving the oldest message of a commit until the commit's acks were written"
         )
+        self.sessions_taken_over = metrics.counter(
+            "ingest_sessions_taken_over_total", "connections closed because a newer one offered the same session"
+        )
         self._events = self._bytes = 0  # received in this turn of the loop, not in the metrics yet
         self.connections.set(0)
         self.paused.set(0)
@@ -50,9 +53,10 @@ class Counters:
         """So many events were received and refused."""
         self._counter("ingest_rejected_events_total", "events received and refused", "reason", reason).inc(events)
 
-    def not_authorized(self, why: str) -> None:
-        """A request was not let in for what its credentials are, or lack."""
-        self._counter("ingest_auth_failures_total", "requests refused for their credentials", "reason", why).inc()
+    def session_told(self, *, known: bool, new: bool) -> None:
+        """A connection was told where its session goes on. Not known: what it sends again may be stored already."""
+        resume = "new" if new else "known" if known else "unknown"
+        self._counter("ingest_session_hellos_total", "connections that were told where their session goes on", "resume", resume).inc()
 
     def request_refused(self, status: int) -> None:
         """An HTTP request (an upgrade or a POST) was answered with an error."""

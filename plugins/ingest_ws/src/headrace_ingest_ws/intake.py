@@ -13,7 +13,7 @@ from typing import Final, Protocol
 
 import pyarrow as pa
 
-from headrace import Clock, Deliver, QueueFull, TransientError
+from headrace import NO_ORIGINS, Clock, Deliver, Origin, QueueFull, TransientError, origin_batch
 from headrace.batching import RawBatchBuilder
 from headrace.log import Log
 from headrace_ingest_ws.counters import Counters
@@ -36,6 +36,17 @@ class Peer(Protocol):
         """All of your messages up to `last` are durable or were refused: acknowledge. Must not raise, and not wait."""
 
 
+class Member(Protocol):
+    """A device session that has messages in the batch that gathers."""
+
+    @property
+    def origin_bytes(self) -> int:
+        """About what `origin` takes in a commit."""
+
+    def origin(self) -> Origin | None:
+        """What the batch that is handed over now holds of it; None for nothing."""
+
+
 class Waiter(Protocol):
     """Who stopped reading because the intake is full."""
 
@@ -45,9 +56,13 @@ class Waiter(Protocol):
 
 @dataclass(slots=True)
 class Commit:
-    """What one `deliver` carries, and the last message of each peer in it. batch is None when all were refused."""
+    """What one `deliver` carries, and the last message of each peer in it.
+
+    batch is None when there is nothing to store: all messages were refused, none of them in a session.
+    """
 
     batch: pa.RecordBatch | None
+    origins: pa.RecordBatch
     rows: int
     peers: dict[Peer, int]
     since: float
@@ -77,6 +92,7 @@ class Intake:
     ) -> None:
         self._builder = RawBatchBuilder(rows_max, bytes_max)
         self._peers: dict[Peer, int] = {}
+        self._members: list[Member] = []
         self._since = 0.0
         self._wait_s = wait_us_max / 1e6
         self._clock, self._counters, self._log, self._fault = clock, counters, log, fault
@@ -114,18 +130,12 @@ class Intake:
         while self.full and not self.stopped:
             await self._room.wait()
 
-    def add(
-        self, peer: Peer, number: int, device: str, encoding: int, events: Sequence[bytes], devices: Sequence[str] | None = None
-    ) -> None:
+    def add(self, peer: Peer, number: int, device: str, encoding: int, events: Sequence[bytes]) -> None:
         """Gather the messages of `peer` up to `number`; a refused one has no events, and is settled in its turn.
 
-        The events of one call always share a commit. devices: one for each event, where they are not all of `device`.
+        The events of one call always share a commit.
         """
-        received_us = int(self._clock.wall() * 1e6)
-        if devices is None:
-            self._builder.extend(device, received_us, encoding, events)
-        else:
-            self._builder.extend_for(devices, received_us, encoding, events)
+        self._builder.extend(device, int(self._clock.wall() * 1e6), encoding, events)
         if not self._peers:
             self._since = self._clock.monotonic()
             self._work.set()
@@ -133,6 +143,19 @@ class Intake:
         self._peers[peer] = number
         if self._builder.full:
             self._room.clear()
+
+    def join(self, member: Member) -> int:
+        """A session's messages come into the batch that gathers: its origin goes with them. The row at which they begin.
+
+        To be called again for the next batch, once `origin` was asked for.
+        """
+        self._members.append(member)
+        self.weigh(member.origin_bytes)
+        return self._builder.rows
+
+    def weigh(self, size: int) -> None:
+        """So many bytes beside the events will be in the commit too."""
+        self._builder.bytes += size
 
     async def quiet(self) -> None:
         """Return when everything gathered is settled and its acks are written."""
@@ -176,14 +199,20 @@ class Intake:
             await asyncio.sleep(0)
 
     def _take(self) -> Commit:
-        rows = self._builder.rows
-        commit = Commit(self._builder.take() if rows else None, rows, self._peers, self._since)
+        rows, origins = self._builder.rows, self._origins() if self._members else NO_ORIGINS
+        # refused messages of a session make a commit of their own: their device must not send them again after a reconnect
+        batch = self._builder.take() if rows or origins.num_rows else None
+        commit = Commit(batch, origins, rows, self._peers, self._since)
         self._peers = {}
         self._unsettled += 1
         self._work.clear()
         if not self.paused:
             self._let_in()
         return commit
+
+    def _origins(self) -> pa.RecordBatch:
+        members, self._members = self._members, []
+        return origin_batch(origin for member in members if (origin := member.origin()) is not None)
 
     def _let_in(self) -> None:
         self._room.set()
@@ -212,15 +241,17 @@ class Intake:
         commit.error = None
         try:
             self._fault(BEFORE_DELIVER)
-            await deliver(commit.batch)
+            await deliver(commit.batch, commit.origins)
         except QueueFull as error:
             commit.error = error
             self._pause(error)
         except Exception as error:
             commit.error = error
+            self._go.clear()  # nothing may follow what was lost: a session's mark would cover it
         except asyncio.CancelledError as error:
             # nobody knows whether it is durable, so nobody is told that it is
             commit.error = error
+            self._go.clear()
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise

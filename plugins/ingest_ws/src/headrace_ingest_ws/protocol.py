@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -20,15 +22,13 @@ CLOSE_TOO_BIG: Final = 1009
 CLOSE_BUG: Final = 1011
 CLOSE_RESTART: Final = 1012
 CLOSE_TRY_LATER: Final = 1013
+CLOSE_TAKEN_OVER: Final = 4409
 
 #: Labels of the metric; what a client makes up is counted as "other", so that it cannot open series without bound.
-CLOSE_CODES: Final = frozenset({1000, 1001, 1002, 1003, 1005, 1006, 1007, 1008, 1009, 1011, 1012, 1013})
+CLOSE_CODES: Final = frozenset({1000, 1001, 1002, 1003, 1005, 1006, 1007, 1008, 1009, 1011, 1012, 1013, 4409})
 
 #: Reasons quote the device's own bytes; this bounds what goes back to it and into logs.
 REASON_LENGTH_MAX: Final = 200
-
-#: What a reject costs besides its reason stays far below this, so a frame header of 4 bytes is always enough.
-TEXT_BYTES_MAX: Final = 65_535
 
 
 class Refusal(NamedTuple):
@@ -57,7 +57,6 @@ class Refusal(NamedTuple):
 PAYLOAD_INVALID: Final = "payload_invalid"
 TOO_LARGE: Final = "too_large"
 BUSY: Final = "busy"
-NOT_AUTHORIZED: Final = "not_authorized"
 
 
 def ack(last: int) -> bytes:
@@ -70,8 +69,16 @@ def reject(number: int, refusal: Refusal) -> bytes:
     return msgspec.json.encode({"reject": number, **refusal.fields()})
 
 
-def hello(queue: str | None, level: str, window: int, message_bytes_max: int, events_max: int, idle_timeout_s: float) -> bytes:
-    """The first frame to a client that offered the subprotocol."""
+def hello(
+    queue: str | None,
+    level: str,
+    window: int,
+    message_bytes_max: int,
+    events_max: int,
+    idle_timeout_s: float,
+    session: Mapping[str, Any] | None = None,
+) -> bytes:
+    """The first frame to a client that offered the subprotocol; `session` for one that named a session too."""
     facts = {
         "queue": queue,
         "level": level,
@@ -79,6 +86,7 @@ def hello(queue: str | None, level: str, window: int, message_bytes_max: int, ev
         "message_bytes_max": message_bytes_max,
         "events_per_message_max": events_max,
         "idle_timeout_s": idle_timeout_s,
+        **(session or {}),
     }
     return msgspec.json.encode({"hello": facts})
 
@@ -91,9 +99,9 @@ def text_frame(text: bytes) -> bytes:
     size = len(text)
     if size < 126:
         return bytes((0x81, size)) + text
-    if size > TEXT_BYTES_MAX:
-        raise ValueError(f"expected a text of at most {TEXT_BYTES_MAX} bytes, got {size}")
-    return bytes((0x81, 126)) + size.to_bytes(2, "big") + text
+    if size < 65_536:
+        return bytes((0x81, 126)) + size.to_bytes(2, "big") + text
+    return bytes((0x81, 127)) + size.to_bytes(8, "big") + text  # a hello that repeats thousands of refusals
 
 
 #: The two bytes before a text of so many bytes.
@@ -124,3 +132,27 @@ def device_problem(device: str) -> str | None:
     if not device.isprintable() or "/" in device or "%" in device or device in (".", ".."):
         return "expected a device name of printable characters without / and %"
     return None
+
+
+class SessionClaim(NamedTuple):
+    """A session that a client names on its upgrade, and the highest number that it knows to be acked."""
+
+    id: str
+    acked: int
+
+
+#: Far more messages than a device sends, and exact in JSON readers that have only doubles.
+ACKED_MAX: Final = 10**15
+_SESSION_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+def session_claim(query: Mapping[str, str]) -> SessionClaim | None:
+    """The session that a query string names, or None; ValueError says what was expected."""
+    session, acked = query.get("session"), query.get("acked", "0")
+    if session is None:
+        return None
+    if not _SESSION_ID.fullmatch(session):
+        raise ValueError("expected a session of 1 to 64 characters of A-Z a-z 0-9 . _ -")
+    if not (acked.isascii() and acked.isdecimal() and len(acked) <= 16 and int(acked) <= ACKED_MAX):
+        raise ValueError(f"expected acked as a whole number from 0 to {ACKED_MAX}")
+    return SessionClaim(session, int(acked))

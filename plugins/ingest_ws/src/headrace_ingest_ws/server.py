@@ -7,39 +7,40 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import ssl
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 from aiohttp import web
 
 from headrace import Clock, Deliver
 from headrace.log import Log
-from headrace_ingest_ws.auth.admission import Admission
-from headrace_ingest_ws.auth.guard import Guard
-from headrace_ingest_ws.auth.identity import Identity, NotAuthorized, NotReady
 from headrace_ingest_ws.config import IngestWsConfig
 from headrace_ingest_ws.connection import Connection
 from headrace_ingest_ws.counters import Counters
-from headrace_ingest_ws.handshake import VERSION, handshake_problem
+from headrace_ingest_ws.directory import LocalSessions, SessionDirectory, Standing, standing
+from headrace_ingest_ws.handshake import VERSION, chosen_subprotocol, handshake_problem
 from headrace_ingest_ws.intake import Intake
-from headrace_ingest_ws.listener import Listener
 from headrace_ingest_ws.parser import FrameBuffer
 from headrace_ingest_ws.post import Post, answer_status, content_type_problem, read_body
 from headrace_ingest_ws.protocol import (
     BUSY,
     CLOSE_AWAY,
-    CLOSE_POLICY,
-    NOT_AUTHORIZED,
     PAYLOAD_INVALID,
+    SUBPROTOCOL,
     TOO_LARGE,
     Refusal,
+    SessionClaim,
     device_problem,
     hello,
+    session_claim,
 )
+from headrace_ingest_ws.session_connection import SessionConnection
 
 EVENTS_PATH: Final = "/v1/devices/{device}/events"
+
+#: So many handshakes wait in the kernel while the loop is busy, for example after a restart under thousands of devices.
+BACKLOG: Final = 4096
 
 HANDSHAKE_HEADERS: Final = {"Upgrade": "websocket", "Sec-WebSocket-Version": VERSION}
 
@@ -59,21 +60,14 @@ class Server:
     """Serves devices on one listening socket while it is used as a context of `serving`."""
 
     def __init__(
-        self,
-        config: IngestWsConfig,
-        intake: Intake,
-        deliver: Deliver,
-        admission: Admission,
-        counters: Counters,
-        clock: Clock,
-        log: Log,
-        buffer: FrameBuffer,
+        self, config: IngestWsConfig, intake: Intake, deliver: Deliver, counters: Counters, clock: Clock, log: Log, buffer: FrameBuffer
     ) -> None:
         self._config, self._intake, self._deliver, self._buffer = config, intake, deliver, buffer
-        self._admission = admission
         self._counters, self._clock, self._log = counters, clock, log
         self._connections: set[Connection] = set()
         self._posts: set[Post] = set()
+        self._sessions: SessionDirectory = LocalSessions(deliver, counters.sessions_taken_over.inc)
+        self._taking = 0  # upgrades that wait for a session; they will be connections
         self._draining = False
         app = web.Application(client_max_size=config.post_bytes_max, middlewares=[self._answer_errors])
         app.router.add_get(EVENTS_PATH, self._get, allow_head=False)
@@ -86,26 +80,11 @@ class Server:
             lingering_time=config.close_timeout_s,
             shutdown_timeout=config.close_timeout_s,
         )
-        self._listener = Listener(config.request_timeout_s, config.close_timeout_s)
 
     async def start(self, listening: socket.socket) -> None:
         """Accept connections on a bound socket."""
         await self._runner.setup()
-        assert self._runner.server is not None
-        await self._listener.open(listening, self._runner.server, self._admission.tls)
-
-    async def accept_with(self, tls: ssl.SSLContext | None) -> None:
-        """New connections shake hands with this context; those that are there stay."""
-        await self._listener.accept_with(tls)
-
-    async def end_unauthorized(self, guard: Guard, now: float) -> None:
-        """Close every connection whose credentials do not hold any more, with 1008; `now` is Unix time."""
-        for turn, connection in enumerate(list(self._connections), start=1):
-            if not connection.ending and (why := guard.why_ended(connection.identity, now)) is not None:
-                self._log.warning("connection ended with its credentials", device=connection.identity.name, reason=why)
-                connection.end(CLOSE_POLICY, why)
-            if turn % TICKS_PER_TURN == 0:
-                await asyncio.sleep(0)
+        await web.SockSite(self._runner, listening, backlog=BACKLOG).start()
 
     async def sweep(self) -> None:
         """Look after all connections about once a second, until cancelled."""
@@ -123,7 +102,8 @@ class Server:
     async def refuse_new(self) -> None:
         """Stop listening; refuse requests on open connections and ignore their further messages."""
         self._draining = True
-        self._listener.close()
+        for site in list(self._runner.sites):
+            await site.stop()
         for connection in self._connections:
             connection.refuse_from_now_on()
 
@@ -151,15 +131,6 @@ class Server:
         headers: Mapping[str, str] = {}
         try:
             return await handler(request)
-        except NotAuthorized as error:
-            self._counters.not_authorized(error.why)
-            self._counters.request_refused(error.status)
-            self._log.warning("device not authorized", reason=error.reason, path=request.path[:200], address=request.remote)
-            # what it sends next has to prove itself again, so the connection may stay
-            challenge = {"WWW-Authenticate": "Bearer"} if error.status == 401 and self._config.auth != "mtls" else {}
-            return self._error(error.status, Refusal(NOT_AUTHORIZED, error.reason), challenge)
-        except NotReady:
-            status, refusal = 503, Refusal(BUSY, "no credentials could be read yet")
         except Refused as error:
             status, refusal, headers = error.status, error.refusal, error.headers
         except web.HTTPRequestEntityTooLarge:
@@ -182,8 +153,8 @@ class Server:
             refusal = refusal._replace(retry_ms=self._config.retry_after_s * 1000)
         return web.Response(status=status, headers=headers, body=msgspec.json.encode(refusal.fields()), content_type="application/json")
 
-    def _admit(self, request: web.Request) -> Identity:
-        """Who sends. Raises Refused, NotAuthorized or NotReady."""
+    def _admit(self, request: web.Request) -> str:
+        """The device that sends, or Refused."""
         device = request.match_info["device"]
         if (problem := device_problem(device)) is not None:
             raise Refused(400, Refusal("device_invalid", problem))
@@ -191,34 +162,86 @@ class Server:
             raise Refused(503, Refusal(BUSY, "the server is restarting"))
         if self._intake.paused:
             raise Refused(503, Refusal(BUSY, "the queue is full"))
-        return self._admission.identify(request, device)
+        return device
 
     async def _get(self, request: web.Request) -> web.StreamResponse:
         if "upgrade" not in request.headers.get("Connection", "").lower():
             raise Refused(426, Refusal("upgrade_required", "expected a WebSocket upgrade, or a POST with events"), HANDSHAKE_HEADERS)
-        identity = self._admit(request)
-        if len(self._connections) >= self._config.connections_max:
+        device = self._admit(request)
+        if len(self._connections) + self._taking >= self._config.connections_max:
             raise Refused(503, Refusal(BUSY, f"all {self._config.connections_max} connections are in use"))
         if (problem := handshake_problem(request)) is not None:
             raise Refused(400, Refusal("http_error", problem), HANDSHAKE_HEADERS)
-        config, now = self._config, self._clock.monotonic()
-        connection = Connection(identity, config, self._intake, self._counters, self._log, now, self._buffer)
-        if connection.serve(request, self._hello, self._ended):
+        try:
+            claim = session_claim(request.query)
+        except ValueError as error:
+            raise Refused(400, Refusal("session_invalid", str(error))) from None
+        if claim is None:
+            self._serve(Connection(*self._facts(device)), request, self._hello)
+        elif chosen_subprotocol(request, SUBPROTOCOL) is None:
+            problem = f"expected the subprotocol {SUBPROTOCOL} with a session: the hello says where it goes on"
+            raise Refused(400, Refusal("session_invalid", problem))
+        else:
+            await self._serve_session(SessionConnection(*self._facts(device)), request, device, claim)
+        return web.Response()  # goes nowhere: aiohttp has lost this connection
+
+    def _facts(self, device: str) -> tuple[str, IngestWsConfig, Intake, Counters, Log, float, FrameBuffer]:
+        return device, self._config, self._intake, self._counters, self._log, self._clock.monotonic(), self._buffer
+
+    def _serve(self, connection: Connection, request: web.Request, greet: Callable[[], bytes]) -> bool:
+        served = connection.serve(request, greet, self._ended)
+        if served:
             self._connections.add(connection)
             self._counters.connections.set(len(self._connections))
-        return web.Response()  # goes nowhere: aiohttp has lost this connection
+        return served
+
+    async def _serve_session(self, connection: SessionConnection, request: web.Request, device: str, claim: SessionClaim) -> None:
+        session = f"{device}/{claim.id}"
+        at = await self._take(session, claim, connection)
+
+        def leave() -> None:
+            self._sessions.leave(session, connection)
+
+        def greet() -> bytes:
+            refused = [message.fields() for message in at.refused]
+            return self._hello({"session": claim.id, "resume": at.start if at.known else None, "refused": refused})
+
+        connection.resume(session, at, leave)
+        try:
+            self._admit(request)  # draining may have begun meanwhile
+            served = self._serve(connection, request, greet)
+        except BaseException:
+            leave()
+            raise
+        if not served:
+            leave()
+
+    async def _take(self, session: str, claim: SessionClaim, connection: SessionConnection) -> Standing:
+        """Where the session goes on, once no other connection holds it."""
+        self._taking += 1
+        try:
+            async with asyncio.timeout(self._config.close_timeout_s):
+                found = await self._sessions.take(session, connection)
+        except TimeoutError:
+            raise Refused(503, Refusal(BUSY, "an older connection of this session still waits for its commit")) from None
+        finally:
+            self._taking -= 1
+        at = standing(claim, found)
+        self._counters.session_told(known=at.known, new=at.known and not at.start)
+        return at
 
     def _ended(self, connection: Connection) -> None:
         self._connections.discard(connection)
         self._counters.connections.set(len(self._connections))
 
-    def _hello(self) -> bytes:
+    def _hello(self, session: Mapping[str, Any] | None = None) -> bytes:
         info, config = self._deliver.queue_info(), self._config
         queue, level = (info.queue_id, info.level) if info else (None, "none")
-        return hello(queue, level, config.window_messages, config.message_bytes_max, config.events_per_message_max, config.idle_timeout_s)
+        limits = config.window_messages, config.message_bytes_max, config.events_per_message_max, config.idle_timeout_s
+        return hello(queue, level, *limits, session)
 
     async def _post(self, request: web.Request) -> web.StreamResponse:
-        identity = self._admit(request)
+        device = self._admit(request)
         if (problem := content_type_problem(request)) is not None:
             raise Refused(415, Refusal(PAYLOAD_INVALID, problem))
         if len(self._posts) >= self._config.posts_max:
@@ -226,20 +249,19 @@ class Server:
         post = Post()
         self._posts.add(post)
         try:
-            return await self._take_post(request, identity, post)
+            return await self._take_post(request, device, post)
         finally:
             self._posts.discard(post)
 
-    async def _take_post(self, request: web.Request, identity: Identity, post: Post) -> web.Response:
-        device = identity.name
+    async def _take_post(self, request: web.Request, device: str, post: Post) -> web.Response:
         try:
             async with asyncio.timeout(self._config.request_timeout_s):
                 raw = await request.read()
         except TimeoutError:
             raise Refused(408, Refusal(PAYLOAD_INVALID, f"expected the whole body in {self._config.request_timeout_s:g} s")) from None
-        body = read_body(raw, request.content_type, self._config.events_per_message_max, identity)
+        body = read_body(raw, request.content_type, self._config.events_per_message_max)
         await self._intake.room()
-        self._admit(request)  # draining may have begun meanwhile, or the credentials have ended
+        self._admit(request)  # draining may have begun meanwhile
         counters = self._counters
         counters.received_bytes.inc(len(raw))
         counters.received.inc(len(body.events))
@@ -248,7 +270,7 @@ class Server:
             counters.rejected(refusal.code, refusal.events)
         if body.refused:
             self._log.warning("message refused", device=device, code=body.refused[0].code, reason=body.refused[0].reason)
-        if body.events and not await post.durable(self._intake, device, body, self._config.post_wait_s):
+        if body.events and not await post.durable(self._intake, device, body.events, self._config.post_wait_s):
             raise Refused(503, Refusal(BUSY, "the queue is full or the server restarts; it is unknown whether the events were stored"))
         status = answer_status(body)
         if status != 200:

@@ -1,14 +1,23 @@
 """What one connection owes its client: message numbers, rejects, acks, the window. No I/O.
 
-Messages count from 1. Each is taken or refused at once, and settled later: `settle(n)` says that every message up to n is
-durable or was refused. `due()` gives the texts to write then: rejects first, the ack that covers them last.
+Messages count from 1, or go on where a device session stopped. Each is taken or refused at once, and settled later:
+`settle(n)` says that every message up to n is durable or was refused. `due()` gives the texts to write then: rejects first,
+the ack that covers them last.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
+from typing import Final
 
+from headrace import Origin
+from headrace.position import ORIGIN_SESSION
 from headrace_ingest_ws.protocol import Refusal, ack, reject
+from headrace_ingest_ws.refusals import NOTE_BYTES_PER_REFUSAL, Refusals, RefusedMessage
+
+#: What one session's row among the origins of a commit costs there besides its name and its note.
+_ORIGIN_BYTES: Final = 64
 
 
 class Session:
@@ -16,11 +25,11 @@ class Session:
 
     __slots__ = ("_rejects", "_settled", "acked", "count", "window")
 
-    def __init__(self, window: int) -> None:
+    def __init__(self, window: int, start: int = 0) -> None:
         self.window = window
-        self.count = 0
-        self.acked = 0
-        self._settled = 0
+        self.count = start
+        self.acked = start
+        self._settled = start
         # bounded by the window: a reject lives until the ack that covers it is handed out
         self._rejects: deque[tuple[int, bytes]] | None = None  # an empty deque takes 600 bytes
 
@@ -38,6 +47,11 @@ class Session:
     def quiet(self) -> bool:
         """True when every message so far has its ack handed out."""
         return self.acked == self.count
+
+    @property
+    def settled(self) -> bool:
+        """True when every message so far is durable or was refused, whether or not the client could be told."""
+        return self._settled == self.count
 
     @property
     def ack_due(self) -> bool:
@@ -80,3 +94,49 @@ class Session:
         self.acked = self._settled
         texts.append(ack(self.acked))
         return texts
+
+
+class DeviceSession(Session):
+    """The bookkeeping of a connection that goes on with a device session behind message `start`.
+
+    What a commit holds of it is one origin: the numbers since the last commit, and the refusals of which the client may not
+    know yet. It knows of those that lie a window back, for it leaves at most a window of messages without an ack.
+    """
+
+    __slots__ = ("_committed", "_refusals", "_row", "name")
+
+    def __init__(self, window: int, name: str, start: int = 0, refused: Iterable[RefusedMessage] = ()) -> None:
+        super().__init__(window, start)
+        self.name = name
+        self._refusals = Refusals(refused)
+        self._committed = start
+        self._row: int | None = None
+
+    @property
+    def in_batch(self) -> bool:
+        """True once `join` was called for the batch that gathers now."""
+        return self._row is not None
+
+    @property
+    def origin_bytes(self) -> int:
+        """About what its origin takes in a commit."""
+        return _ORIGIN_BYTES + len(self.name) + NOTE_BYTES_PER_REFUSAL * len(self._refusals)
+
+    def join(self, row: int) -> None:
+        """The next messages go into the batch that gathers now, from this row on."""
+        self._row = row
+
+    def refuse(self, refusal: Refusal) -> int:
+        number = super().refuse(refusal)
+        self._refusals.add(RefusedMessage(number, refusal.code, refusal.retry_ms is not None))
+        return number
+
+    def origin(self) -> Origin | None:
+        """What the batch that is handed over now holds of this session, None for nothing; `join` comes again before the next."""
+        row, self._row = self._row, None
+        first, last = self._committed + 1, self.count
+        if row is None or last < first:
+            return None
+        self._committed = last
+        self._refusals.forget(last - self.window)
+        return Origin(self.name, first, last, row, ORIGIN_SESSION, self._refusals.note())
