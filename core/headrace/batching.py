@@ -56,6 +56,15 @@ class RawBatchBuilder:
         self._payloads += payloads
         self.bytes += sum(map(len, payloads))
 
+    def extend_for(self, devices: Sequence[str], received_us: int, encoding: int, payloads: Sequence[bytes]) -> None:
+        """Add events that came together, each with a device of its own."""
+        assert len(devices) == len(payloads), "one device for each payload"
+        self._devices += devices
+        self._received += [received_us] * len(payloads)
+        self._encodings += [encoding] * len(payloads)
+        self._payloads += payloads
+        self.bytes += sum(map(len, payloads))
+
     def take(self) -> pa.RecordBatch:
         """All that was collected, in order; the builder is empty afterwards."""
         columns = [self._devices, self._received, self._encodings, self._payloads]

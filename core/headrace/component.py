@@ -136,8 +136,17 @@ class Component:
         """Stop taking in; return when nothing is in flight, or after `deadline_s` seconds."""
 
     async def reload(self, config: Any) -> bool:
-        """Take a changed config without a restart; False (the default) asks the host to restart the component."""
+        """Take a changed config without a restart; False (the default) asks the host to restart the component.
+
+        Raise ConfigError to refuse it: the component goes on as it was.
+        """
         return False
+
+    async def reread(self) -> None:
+        """SIGHUP came and this config is as it was: look again at the files that it names (certificates, keys, tokens).
+
+        What cannot be read leaves in use what was read before, and shows in `health` or by `context.status`.
+        """
 
     async def close(self) -> None:
         """Give resources back. Safe twice, and safe without `open`."""

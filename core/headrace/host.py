@@ -237,6 +237,10 @@ class Host:
         for tier in self.tiers:
             try:
                 await self._reload_tier(tier, site, paths)
+            except ConfigError as error:
+                self._reload_success.set(0)
+                self._log.error("reload refused; the old config runs on", error=describe(error), tier=tier.name)
+                return
             except Exception as error:  # a plugin that cannot be built must not end the process
                 self._reload_success.set(0)
                 self._log.exception("reload went wrong; what was not reached runs on as it was", error, tier=tier.name)
@@ -274,6 +278,11 @@ class Host:
                 await tier.reload_source(entry, self._tasks)
             else:
                 await tier.stop_source(entry_id)
+        unchanged = entries.keys() - set(paths)
+        for source in tier.sources.values():
+            if source.entry.path in unchanged:
+                await source.reread()
+        await tier.pipeline.reread(unchanged)
         tier.config = new
 
     # --- what others ask ---------------------------------------------------------------------------------------------

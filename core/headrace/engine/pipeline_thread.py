@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Container, Coroutine
 from typing import Any, Final, TypeVar
 
 import uvloop
@@ -79,6 +79,10 @@ class PipelineThread:
     async def drain(self, deadline_s: float) -> bool:
         """Make safe what is queued, at most for `deadline_s`. True when nothing is left."""
         return await self._call(self._drain(deadline_s)) if self._loop else True
+
+    async def reread(self, unchanged: Container[str]) -> None:
+        """Let the components of these paths look again at their files."""
+        await self._call(self._reread(unchanged))
 
     async def reload(self, entry: Entry | None, entry_id: str) -> None:
         """An output's or enricher's table changed, came, or went (None)."""
@@ -199,6 +203,11 @@ class PipelineThread:
             except Exception as error:
                 self._log.exception("component failed to drain", error, component=output.id)
         return not late
+
+    async def _reread(self, unchanged: Container[str]) -> None:
+        for unit in self.units():
+            if unit.entry.path in unchanged:
+                await unit.reread()
 
     async def _reload(self, entry: Entry | None, entry_id: str) -> None:
         for unit in self.enrichers:

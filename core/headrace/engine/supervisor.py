@@ -267,9 +267,11 @@ class Supervised:
         self.component.context.close()
 
     async def reload(self, entry: Entry) -> bool:
-        """Whether the component took the changed config without a restart."""
+        """Whether the component took the changed config without a restart. Raises ConfigError where it refuses it."""
         try:
             taken = await call_plugin(self.component.reload, config=entry.config)
+        except ConfigError:
+            raise
         except Exception as error:
             self.failed("reload", error)
             self.log.exception("component failed to reload", error)
@@ -277,6 +279,16 @@ class Supervised:
         if taken:
             self.reconfigured(entry)
         return bool(taken)
+
+    async def reread(self) -> None:
+        """Let the component look again at the files that its config names."""
+        if not self._opened.is_set():
+            return  # it will read them when it opens
+        try:
+            await call_plugin(self.component.reread)
+        except Exception as error:
+            self.failed("reread", error)
+            self.log.exception("component failed to read its files again", error)
 
     def reconfigured(self, entry: Entry) -> None:
         """The entry changed in the config; the next instance is built from it."""

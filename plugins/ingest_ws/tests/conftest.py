@@ -9,6 +9,7 @@ import os
 import random
 import socket
 import struct
+import sys
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -26,7 +27,11 @@ from headrace.component import SystemClock
 from headrace.log import Log
 from headrace.metrics import Metrics
 from headrace_ingest_ws import IngestWs
+from headrace_ingest_ws.auth.options import JwtOptions, MtlsOptions, TlsOptions, TokensOptions
 from headrace_ingest_ws.parser import frame_buffer
+
+# Under --import-mode=importlib a test file cannot import its neighbours by itself.
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 class FakeDeliver:
@@ -96,7 +101,7 @@ class Running:
 
     @property
     def address(self) -> tuple[str, int]:
-        host, _, port = self.component.url.removeprefix("http://").rpartition(":")
+        host, _, port = self.component.url.partition("//")[2].rpartition(":")
         return host, int(port)
 
     def url(self, device: str = "d1", scheme: str = "ws") -> str:
@@ -123,6 +128,8 @@ async def running(
     clock = clock or SystemClock()
     log, status = Log("test"), lambda status, reason: None
     context = Context("devices", "site", "ingest_ws", log, metrics, clock, random.Random(1), Path(), fault, status)
+    tables = {"tls": TlsOptions, "tokens": TokensOptions, "jwt": JwtOptions, "mtls": MtlsOptions}
+    options = {name: tables[name](**value) if name in tables else value for name, value in options.items()}
     config = IngestWs.Config(**{"auth": "none", "listen": "127.0.0.1:0", "close_timeout_s": 2.0, **options})
     component = IngestWs(config, context)
     site = Running(component, deliver or FakeDeliver(), metrics)
@@ -217,9 +224,9 @@ async def receive_until_ack(ws: Any, last: int) -> list[dict[str, Any]]:
             return frames
 
 
-async def http(address: tuple[str, int], request: bytes) -> tuple[int, dict[str, str], bytes]:
+async def http(address: tuple[str, int], request: bytes, **connecting: Any) -> tuple[int, dict[str, str], bytes]:
     """One raw HTTP request with `Connection: close`; status, headers, body."""
-    reader, writer = await asyncio.open_connection(*address)
+    reader, writer = await asyncio.open_connection(*address, **connecting)
     writer.write(request)
     head, _, body = (await asyncio.wait_for(reader.read(), 10)).partition(b"\r\n\r\n")
     writer.close()
@@ -237,6 +244,7 @@ def kit() -> SimpleNamespace:
         until=until,
         frame=frame,
         receive_until_ack=receive_until_ack,
+        RawClient=RawClient,
         http=http,
     )
 

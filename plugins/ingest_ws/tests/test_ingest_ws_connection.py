@@ -13,6 +13,7 @@ from headrace.component import SystemClock
 from headrace.log import Log
 from headrace.metrics import Metrics
 from headrace_ingest_ws import IngestWs
+from headrace_ingest_ws.auth.identity import Identity
 from headrace_ingest_ws.connection import Connection
 from headrace_ingest_ws.counters import Counters
 from headrace_ingest_ws.intake import Intake
@@ -23,7 +24,7 @@ def make_connection() -> Connection:
     counters, log = Counters(Metrics()), Log("test")
     bounds = {"rows_max": 10, "bytes_max": 1000, "wait_us_max": 0, "commits_in_flight": 1}
     intake = Intake(**bounds, clock=SystemClock(), counters=counters, log=log, fault=lambda name: None)
-    return Connection("d1", IngestWs.Config(auth="none", close_timeout_s=0.3), intake, counters, log, 0.0, frame_buffer()[0])
+    return Connection(Identity("d1"), IngestWs.Config(auth="none", close_timeout_s=0.3), intake, counters, log, 0.0, frame_buffer()[0])
 
 
 async def serve(handler: object) -> tuple[web.AppRunner, str]:

@@ -7,12 +7,14 @@ import socket
 from typing import ClassVar
 
 from headrace import Component, ConfigError, Context, Deliver, Health, QueueFull, TransientError, hookimpl
-from headrace_ingest_ws.config import IngestWsConfig, listen_problem, parse_listen
+from headrace_ingest_ws.auth.admission import Admission
+from headrace_ingest_ws.config import IngestWsConfig, listen_problem, only_credentials_differ, parse_listen
 from headrace_ingest_ws.counters import Counters
 from headrace_ingest_ws.intake import AFTER_ACK, AFTER_DELIVER, BEFORE_DELIVER, Intake
+from headrace_ingest_ws.listener import BACKLOG
 from headrace_ingest_ws.parser import frame_buffer
 from headrace_ingest_ws.protocol import CLOSE_BUG, CLOSE_RESTART, CLOSE_TRY_LATER
-from headrace_ingest_ws.server import BACKLOG, Server
+from headrace_ingest_ws.server import Server
 
 
 class IngestWs(Component):
@@ -29,19 +31,21 @@ class IngestWs(Component):
         self._socket: socket.socket | None = None
         self._intake: Intake | None = None
         self._server: Server | None = None
+        self._admission: Admission | None = None
         self._draining = False
         self.url = ""
-        """`http://HOST:PORT`, with the real port, once open."""
+        """`http://HOST:PORT` (`https` with TLS), with the real port, once open."""
 
     def check(self) -> list[str]:
         problem = listen_problem(self.config)
-        return [f"listen: {problem}"] if problem else []
+        return [*([f"listen: {problem}"] if problem else []), *Admission.check(self.config, self.context)]
 
     async def open(self) -> None:
         """Take the port. Devices that connect before `ingest_serve` wait in the kernel."""
         if (problem := listen_problem(self.config)) is not None:
-            where = f"tiers.{self.context.tier}.sources.{self.context.id}.listen"
-            raise ConfigError("config", where, "an address where devices can be served", problem)
+            raise self._refused(problem)
+        admission = self._admission = Admission(self.config, self.context)
+        await admission.open()
         host, port = parse_listen(self.config.listen)
         listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
         try:
@@ -55,14 +59,21 @@ class IngestWs(Component):
             ) from error
         self._socket = listening
         real_port = listening.getsockname()[1]
-        self.url = f"http://[{host}]:{real_port}" if ":" in host else f"http://{host}:{real_port}"
+        scheme = "https" if self.config.tls is not None else "http"
+        self.url = f"{scheme}://[{host}]:{real_port}" if ":" in host else f"{scheme}://{host}:{real_port}"
         self.context.log.info("listening", url=self.url)
+
+    def _refused(self, problem: str) -> ConfigError:
+        where = f"tiers.{self.context.tier}.sources.{self.context.id}.listen"
+        return ConfigError("config", where, "an address where devices can be served", problem)
 
     @hookimpl
     async def ingest_serve(self, deliver: Deliver) -> None:
         """Accept until drained or cancelled; the first error of `deliver` other than QueueFull ends it."""
         config, context = self.config, self.context
+        admission = self._admission
         assert self._socket is not None, "open comes before ingest_serve"
+        assert admission is not None
         intake = self._intake = Intake(
             rows_max=config.batch_rows_max,
             bytes_max=config.batch_bytes_max,
@@ -76,15 +87,16 @@ class IngestWs(Component):
         buffer, parser, no_c = frame_buffer()
         if no_c:
             context.log.warning("frames are parsed in Python, which is several times slower", reason=no_c)
-        server = self._server = Server(config, intake, deliver, self._counters, context.clock, context.log, buffer)
+        server = self._server = Server(config, intake, deliver, admission, self._counters, context.clock, context.log, buffer)
         goodbye = (CLOSE_RESTART, "service restart")
         try:
             await server.start(self._socket)
             context.log.info("serving", parser=parser)
             async with asyncio.TaskGroup() as tasks:
-                sweep = tasks.create_task(server.sweep())
+                background = [tasks.create_task(server.sweep()), tasks.create_task(admission.watch(server))]
                 error = await _outcome(intake, deliver)
-                sweep.cancel()
+                for task in background:
+                    task.cancel()
             if error is not None:
                 again = isinstance(error, (TransientError, QueueFull))
                 goodbye = (CLOSE_TRY_LATER, "try again later") if again else (CLOSE_BUG, "internal error")
@@ -92,6 +104,21 @@ class IngestWs(Component):
         finally:
             await server.stop(*goodbye)
             self._intake = self._server = None
+
+    async def reload(self, config: IngestWsConfig) -> bool:
+        """Take other certificates, tokens, keys and rules for them without a restart; anything else needs one."""
+        if self._admission is None or not only_credentials_differ(self.config, config):
+            return False
+        if (problem := listen_problem(config)) is not None:
+            raise self._refused(problem)
+        await self._admission.change(config)
+        self.config = config
+        return True
+
+    async def reread(self) -> None:
+        """SIGHUP: look at certificates, tokens and keys at once."""
+        if self._admission is not None:
+            await self._admission.refresh()
 
     async def drain(self, deadline_s: float) -> None:
         """Take nothing more, acknowledge what was taken, close every connection with 1012; `ingest_serve` returns then."""
@@ -116,6 +143,8 @@ class IngestWs(Component):
     def health(self) -> Health:
         if self._intake is not None and self._intake.paused:
             return Health("degraded", "the queue is full; devices are not read")
+        if self._admission is not None and self._admission.problem:
+            return Health("degraded", self._admission.problem)
         return Health("ok")
 
 

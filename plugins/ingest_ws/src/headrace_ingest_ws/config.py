@@ -3,20 +3,44 @@
 from __future__ import annotations
 
 import ipaddress
-from typing import Annotated, Literal
+from typing import Annotated
 
+import msgspec
 from msgspec import Meta
 
 from headrace import Config
+from headrace_ingest_ws.auth.options import (
+    Auth,
+    JwtOptions,
+    MtlsOptions,
+    TlsOptions,
+    TokensOptions,
+    exposure_problem,
+    tables_problem,
+)
 
 
 class IngestWsConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where devices connect, and every bound."""
 
     auth: Annotated[
-        Literal["none"],
-        Meta(description="How devices prove who they are. `none`: not at all, only for loopback; it has to be written down."),
+        Auth,
+        Meta(
+            description="How devices prove who they are, with a table of the same name. `none`: not at all, only for loopback; it has to "
+            "be written down."
+        ),
     ]
+    tokens: Annotated[TokensOptions | None, Meta(description='With `auth = "tokens"`: where the hashes of the tokens are.')] = None
+    jwt: Annotated[JwtOptions | None, Meta(description='With `auth = "jwt"`: whose tokens are believed.')] = None
+    mtls: Annotated[MtlsOptions | None, Meta(description='With `auth = "mtls"`: whose client certificates are believed.')] = None
+    tls: Annotated[TlsOptions | None, Meta(description="The server's certificate. Without this table it speaks no TLS.")] = None
+    insecure: Annotated[
+        bool,
+        Meta(
+            description='Listen on an address that others reach, although `auth = "none"` or `tls` is missing: for whom something before '
+            "this server takes care of it."
+        ),
+    ] = False
     listen: Annotated[
         str, Meta(description="Address and port for devices, `HOST:PORT`; HOST is an IP address or `localhost`, port 0 takes a free one.")
     ] = "127.0.0.1:8080"
@@ -74,6 +98,10 @@ class IngestWsConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ] = 0
     commits_in_flight: Annotated[int, Meta(ge=1, le=64, description="Commits under way at a time while the next batch gathers.")] = 2
 
+    def __post_init__(self) -> None:
+        if problem := tables_problem(self.auth, self.tls, {"tokens": self.tokens, "jwt": self.jwt, "mtls": self.mtls}):
+            raise ValueError(problem)
+
 
 def parse_listen(listen: str) -> tuple[str, int]:
     """Host and port of `HOST:PORT` (`[::1]:8080` for IPv6); ValueError says what was expected."""
@@ -90,12 +118,20 @@ def parse_listen(listen: str) -> tuple[str, int]:
     return host, int(port)
 
 
+def only_credentials_differ(one: IngestWsConfig, other: IngestWsConfig) -> bool:
+    """Whether a server can go from one config to the other without a restart."""
+    as_before = msgspec.structs.replace(
+        other, tokens=one.tokens, jwt=one.jwt, mtls=one.mtls, tls=one.tls, insecure=one.insecure, auth=one.auth
+    )
+    return as_before == one and other.auth == one.auth and (other.tls is None) == (one.tls is None)
+
+
 def listen_problem(config: IngestWsConfig) -> str | None:
     """Why devices cannot be served at `listen`, or None."""
     try:
         host, _ = parse_listen(config.listen)
     except ValueError as error:
         return str(error)
-    if not ipaddress.ip_address(host).is_loopback:
-        return f'expected a loopback address with auth = "none", got {config.listen!r}: anyone there could write as any device'
-    return None
+    if config.insecure or ipaddress.ip_address(host).is_loopback:
+        return None
+    return exposure_problem(config.auth, config.tls is not None, config.listen)

@@ -12,6 +12,8 @@ from aiohttp import web
 
 from headrace import ENCODING_JSON
 from headrace.log import Log
+from headrace_ingest_ws.auth.gateway import devices_of
+from headrace_ingest_ws.auth.identity import Identity
 from headrace_ingest_ws.config import IngestWsConfig
 from headrace_ingest_ws.counters import Counters
 from headrace_ingest_ws.handshake import chosen_subprotocol, switch_protocols
@@ -40,14 +42,15 @@ class Connection(WebSocket):
 
     __slots__ = (
         "_config", "_counters", "_device", "_end_at_once", "_intake", "_log", "_on_end", "_pinged", "_session", "_silent_since",
-        "_stalled_since",
+        "_stalled_since", "identity",
     )  # fmt: skip
 
     def __init__(
-        self, device: str, config: IngestWsConfig, intake: Intake, counters: Counters, log: Log, now: float, buffer: FrameBuffer
+        self, identity: Identity, config: IngestWsConfig, intake: Intake, counters: Counters, log: Log, now: float, buffer: FrameBuffer
     ) -> None:
         super().__init__(buffer, config.message_bytes_max, config.close_timeout_s)
-        self._device, self._config, self._intake, self._counters, self._log = device, config, intake, counters, log
+        self.identity = identity
+        self._device, self._config, self._intake, self._counters, self._log = identity.name, config, intake, counters, log
         self._session = Session(config.window_messages)
         self._on_end: Callable[[Connection], None] | None = None
         self._end_at_once: tuple[int, str] | None = None  # asked to finish before it was served
@@ -84,7 +87,7 @@ class Connection(WebSocket):
     def took_run(self, run: bytes, count: int) -> None:
         if self._refusing or self._intake.stopped:
             return
-        events = objects_of(run, count)
+        events = objects_of(run, count) if self.identity.gateway is None else None
         if events is None:
             for message in run.split(b"\n"):
                 self.took(message, True)
@@ -96,11 +99,16 @@ class Connection(WebSocket):
         if self._refusing or self._intake.stopped:
             return
         events = events_of(message, self._config.events_per_message_max) if is_text else _BINARY
+        devices = None
+        if self.identity.gateway is not None and not isinstance(events, Refusal):
+            devices = devices_of(events, self.identity)
         if isinstance(events, Refusal):
             self._refuse(events, len(message))
+        elif isinstance(devices, Refusal):
+            self._refuse(devices, len(message))
         else:
             self._counters.took(len(events), len(message))
-            self._intake.add(self, self._session.take(), self._device, ENCODING_JSON, events)
+            self._intake.add(self, self._session.take(), self._device, ENCODING_JSON, events, devices)
 
     def broke(self, code: int) -> None:
         if self._intake.stopped:
@@ -171,12 +179,22 @@ class Connection(WebSocket):
 
     async def finish(self, code: int, reason: str) -> None:
         """Close with this code, after the acks that are still to come; returns when the connection is closed."""
+        self.end(code, reason)
+        if self._transport is not None:
+            await self.closed()
+
+    def end(self, code: int, reason: str) -> None:
+        """Take no more messages, and close with this code after the acks that are still to come."""
         self.refuse_from_now_on()
         if self._transport is None:
             self._end_at_once = (code, reason)
-            return
-        self._close_for(code, reason)
-        await self.closed()
+        else:
+            self._close_for(code, reason)
+
+    @property
+    def ending(self) -> bool:
+        """True once a close has begun."""
+        return self._goodbye is not None or self._lost
 
     def _close_for(self, code: int, reason: str) -> None:
         self.close(code, reason.encode()[:123])

@@ -58,6 +58,10 @@ class Counters:
         resume = "new" if new else "known" if known else "unknown"
         self._counter("ingest_session_hellos_total", "connections that were told where their session goes on", "resume", resume).inc()
 
+    def not_authorized(self, why: str) -> None:
+        """A request was not let in for what its credentials are, or lack."""
+        self._counter("ingest_auth_failures_total", "requests refused for their credentials", "reason", why).inc()
+
     def request_refused(self, status: int) -> None:
         """An HTTP request (an upgrade or a POST) was answered with an error."""
         self._counter("ingest_refused_requests_total", "upgrades and POSTs answered with an error", "status", str(status)).inc()

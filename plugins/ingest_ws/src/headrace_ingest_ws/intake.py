@@ -130,12 +130,18 @@ class Intake:
         while self.full and not self.stopped:
             await self._room.wait()
 
-    def add(self, peer: Peer, number: int, device: str, encoding: int, events: Sequence[bytes]) -> None:
+    def add(
+        self, peer: Peer, number: int, device: str, encoding: int, events: Sequence[bytes], devices: Sequence[str] | None = None
+    ) -> None:
         """Gather the messages of `peer` up to `number`; a refused one has no events, and is settled in its turn.
 
-        The events of one call always share a commit.
+        The events of one call always share a commit. devices: one for each event, where they are not all of `device`.
         """
-        self._builder.extend(device, int(self._clock.wall() * 1e6), encoding, events)
+        received_us = int(self._clock.wall() * 1e6)
+        if devices is None:
+            self._builder.extend(device, received_us, encoding, events)
+        else:
+            self._builder.extend_for(devices, received_us, encoding, events)
         if not self._peers:
             self._since = self._clock.monotonic()
             self._work.set()

@@ -9,9 +9,11 @@ import msgspec
 from aiohttp import web
 
 from headrace import ENCODING_JSON
+from headrace_ingest_ws.auth.gateway import devices_of
+from headrace_ingest_ws.auth.identity import Identity
 from headrace_ingest_ws.intake import Intake
 from headrace_ingest_ws.message import events_of, lines_of
-from headrace_ingest_ws.protocol import TOO_LARGE, Refusal
+from headrace_ingest_ws.protocol import NOT_AUTHORIZED, TOO_LARGE, Refusal
 
 NDJSON_TYPES: Final = frozenset({"application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines"})
 #: What clients that never heard of a content type send; the body has to be JSON all the same.
@@ -32,9 +34,9 @@ class Post:
         """The intake stopped: nobody knows whether the message is durable."""
         self._settled.cancel()
 
-    async def durable(self, intake: Intake, device: str, events: list[bytes], wait_s: float) -> bool:
+    async def durable(self, intake: Intake, device: str, body: Body, wait_s: float) -> bool:
         """Hand the events over; True when they are durable, False when nobody can tell, or not within `wait_s`."""
-        intake.add(self, 1, device, ENCODING_JSON, events)
+        intake.add(self, 1, device, ENCODING_JSON, body.events, body.devices)
         try:
             async with asyncio.timeout(wait_s):
                 await asyncio.shield(self._settled)
@@ -50,9 +52,22 @@ class Post:
 class Body:
     """What a body holds: the events taken, and what was refused, each by its item's index (a line's, or an array's)."""
 
-    def __init__(self) -> None:
+    def __init__(self, identity: Identity) -> None:
         self.events: list[bytes] = []
         self.refused: list[Refusal] = []
+        self.identity = identity
+        #: One for each event, where the sender is a gateway.
+        self.devices: list[str] | None = None if identity.gateway is None else []
+
+    def take(self, events: list[bytes]) -> Refusal | None:
+        """Take one message's events, or say why they are refused."""
+        if self.devices is not None:
+            devices = devices_of(events, self.identity)
+            if isinstance(devices, Refusal):
+                return devices
+            self.devices += devices
+        self.events += events
+        return None
 
     def answer(self) -> bytes:
         rejected: list[dict[str, Any]] = [refusal.fields() for refusal in self.refused]
@@ -63,9 +78,9 @@ class Body:
         return any(refusal.code == TOO_LARGE for refusal in self.refused)
 
 
-def read_body(body: bytes, content_type: str, events_max: int) -> Body:
+def read_body(body: bytes, content_type: str, events_max: int, identity: Identity) -> Body:
     """The events of a body. An object or array is one message, and atomic; each line of NDJSON is a message of its own."""
-    result = Body()
+    result = Body(identity)
     if content_type not in NDJSON_TYPES:
         _take(result, events_of(body, events_max), None)
         return result
@@ -79,18 +94,17 @@ def read_body(body: bytes, content_type: str, events_max: int) -> Body:
 
 
 def _take(body: Body, events: list[bytes] | Refusal, line: int | None) -> None:
-    if not isinstance(events, Refusal):
-        body.events.extend(events)
-    elif line is None:
-        body.refused.append(events)
-    else:
-        body.refused.append(events._replace(at=line))
+    refusal = events if isinstance(events, Refusal) else body.take(events)
+    if refusal is not None:
+        body.refused.append(refusal if line is None else refusal._replace(at=line))
 
 
 def answer_status(body: Body) -> int:
-    """200 when anything was taken; else 413 or 400."""
+    """200 when anything was taken; else 403, 413 or 400."""
     if body.events:
         return 200
+    if any(refusal.code == NOT_AUTHORIZED for refusal in body.refused):
+        return 403
     return 413 if body.too_large else 400
 
 

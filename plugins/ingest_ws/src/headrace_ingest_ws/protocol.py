@@ -57,6 +57,7 @@ class Refusal(NamedTuple):
 PAYLOAD_INVALID: Final = "payload_invalid"
 TOO_LARGE: Final = "too_large"
 BUSY: Final = "busy"
+NOT_AUTHORIZED: Final = "not_authorized"
 
 
 def ack(last: int) -> bytes:

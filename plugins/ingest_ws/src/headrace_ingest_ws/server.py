@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
@@ -15,17 +16,23 @@ from aiohttp import web
 
 from headrace import Clock, Deliver
 from headrace.log import Log
+from headrace_ingest_ws.auth.admission import Admission
+from headrace_ingest_ws.auth.guard import Guard
+from headrace_ingest_ws.auth.identity import Identity, NotAuthorized, NotReady
 from headrace_ingest_ws.config import IngestWsConfig
 from headrace_ingest_ws.connection import Connection
 from headrace_ingest_ws.counters import Counters
 from headrace_ingest_ws.directory import LocalSessions, SessionDirectory, Standing, standing
 from headrace_ingest_ws.handshake import VERSION, chosen_subprotocol, handshake_problem
 from headrace_ingest_ws.intake import Intake
+from headrace_ingest_ws.listener import Listener
 from headrace_ingest_ws.parser import FrameBuffer
 from headrace_ingest_ws.post import Post, answer_status, content_type_problem, read_body
 from headrace_ingest_ws.protocol import (
     BUSY,
     CLOSE_AWAY,
+    CLOSE_POLICY,
+    NOT_AUTHORIZED,
     PAYLOAD_INVALID,
     SUBPROTOCOL,
     TOO_LARGE,
@@ -38,9 +45,6 @@ from headrace_ingest_ws.protocol import (
 from headrace_ingest_ws.session_connection import SessionConnection
 
 EVENTS_PATH: Final = "/v1/devices/{device}/events"
-
-#: So many handshakes wait in the kernel while the loop is busy, for example after a restart under thousands of devices.
-BACKLOG: Final = 4096
 
 HANDSHAKE_HEADERS: Final = {"Upgrade": "websocket", "Sec-WebSocket-Version": VERSION}
 
@@ -60,9 +64,18 @@ class Server:
     """Serves devices on one listening socket while it is used as a context of `serving`."""
 
     def __init__(
-        self, config: IngestWsConfig, intake: Intake, deliver: Deliver, counters: Counters, clock: Clock, log: Log, buffer: FrameBuffer
+        self,
+        config: IngestWsConfig,
+        intake: Intake,
+        deliver: Deliver,
+        admission: Admission,
+        counters: Counters,
+        clock: Clock,
+        log: Log,
+        buffer: FrameBuffer,
     ) -> None:
         self._config, self._intake, self._deliver, self._buffer = config, intake, deliver, buffer
+        self._admission = admission
         self._counters, self._clock, self._log = counters, clock, log
         self._connections: set[Connection] = set()
         self._posts: set[Post] = set()
@@ -80,11 +93,26 @@ class Server:
             lingering_time=config.close_timeout_s,
             shutdown_timeout=config.close_timeout_s,
         )
+        self._listener = Listener(config.request_timeout_s, config.close_timeout_s)
 
     async def start(self, listening: socket.socket) -> None:
         """Accept connections on a bound socket."""
         await self._runner.setup()
-        await web.SockSite(self._runner, listening, backlog=BACKLOG).start()
+        assert self._runner.server is not None
+        await self._listener.open(listening, self._runner.server, self._admission.tls)
+
+    async def accept_with(self, tls: ssl.SSLContext | None) -> None:
+        """New connections shake hands with this context; those that are there stay."""
+        await self._listener.accept_with(tls)
+
+    async def end_unauthorized(self, guard: Guard, now: float) -> None:
+        """Close every connection whose credentials do not hold any more, with 1008; `now` is Unix time."""
+        for turn, connection in enumerate(list(self._connections), start=1):
+            if not connection.ending and (why := guard.why_ended(connection.identity, now)) is not None:
+                self._log.warning("connection ended with its credentials", device=connection.identity.name, reason=why)
+                connection.end(CLOSE_POLICY, why)
+            if turn % TICKS_PER_TURN == 0:
+                await asyncio.sleep(0)
 
     async def sweep(self) -> None:
         """Look after all connections about once a second, until cancelled."""
@@ -102,8 +130,7 @@ class Server:
     async def refuse_new(self) -> None:
         """Stop listening; refuse requests on open connections and ignore their further messages."""
         self._draining = True
-        for site in list(self._runner.sites):
-            await site.stop()
+        self._listener.close()
         for connection in self._connections:
             connection.refuse_from_now_on()
 
@@ -131,6 +158,15 @@ class Server:
         headers: Mapping[str, str] = {}
         try:
             return await handler(request)
+        except NotAuthorized as error:
+            self._counters.not_authorized(error.why)
+            self._counters.request_refused(error.status)
+            self._log.warning("device not authorized", reason=error.reason, path=request.path[:200], address=request.remote)
+            # what it sends next has to prove itself again, so the connection may stay
+            challenge = {"WWW-Authenticate": "Bearer"} if error.status == 401 and self._config.auth != "mtls" else {}
+            return self._error(error.status, Refusal(NOT_AUTHORIZED, error.reason), challenge)
+        except NotReady:
+            status, refusal = 503, Refusal(BUSY, "no credentials could be read yet")
         except Refused as error:
             status, refusal, headers = error.status, error.refusal, error.headers
         except web.HTTPRequestEntityTooLarge:
@@ -153,8 +189,8 @@ class Server:
             refusal = refusal._replace(retry_ms=self._config.retry_after_s * 1000)
         return web.Response(status=status, headers=headers, body=msgspec.json.encode(refusal.fields()), content_type="application/json")
 
-    def _admit(self, request: web.Request) -> str:
-        """The device that sends, or Refused."""
+    def _admit(self, request: web.Request) -> Identity:
+        """Who sends. Raises Refused, NotAuthorized or NotReady."""
         device = request.match_info["device"]
         if (problem := device_problem(device)) is not None:
             raise Refused(400, Refusal("device_invalid", problem))
@@ -162,12 +198,12 @@ class Server:
             raise Refused(503, Refusal(BUSY, "the server is restarting"))
         if self._intake.paused:
             raise Refused(503, Refusal(BUSY, "the queue is full"))
-        return device
+        return self._admission.identify(request, device)
 
     async def _get(self, request: web.Request) -> web.StreamResponse:
         if "upgrade" not in request.headers.get("Connection", "").lower():
             raise Refused(426, Refusal("upgrade_required", "expected a WebSocket upgrade, or a POST with events"), HANDSHAKE_HEADERS)
-        device = self._admit(request)
+        identity = self._admit(request)
         if len(self._connections) + self._taking >= self._config.connections_max:
             raise Refused(503, Refusal(BUSY, f"all {self._config.connections_max} connections are in use"))
         if (problem := handshake_problem(request)) is not None:
@@ -177,16 +213,16 @@ class Server:
         except ValueError as error:
             raise Refused(400, Refusal("session_invalid", str(error))) from None
         if claim is None:
-            self._serve(Connection(*self._facts(device)), request, self._hello)
+            self._serve(Connection(*self._facts(identity)), request, self._hello)
         elif chosen_subprotocol(request, SUBPROTOCOL) is None:
             problem = f"expected the subprotocol {SUBPROTOCOL} with a session: the hello says where it goes on"
             raise Refused(400, Refusal("session_invalid", problem))
         else:
-            await self._serve_session(SessionConnection(*self._facts(device)), request, device, claim)
+            await self._serve_session(SessionConnection(*self._facts(identity)), request, identity, claim)
         return web.Response()  # goes nowhere: aiohttp has lost this connection
 
-    def _facts(self, device: str) -> tuple[str, IngestWsConfig, Intake, Counters, Log, float, FrameBuffer]:
-        return device, self._config, self._intake, self._counters, self._log, self._clock.monotonic(), self._buffer
+    def _facts(self, identity: Identity) -> tuple[Identity, IngestWsConfig, Intake, Counters, Log, float, FrameBuffer]:
+        return identity, self._config, self._intake, self._counters, self._log, self._clock.monotonic(), self._buffer
 
     def _serve(self, connection: Connection, request: web.Request, greet: Callable[[], bytes]) -> bool:
         served = connection.serve(request, greet, self._ended)
@@ -195,8 +231,8 @@ class Server:
             self._counters.connections.set(len(self._connections))
         return served
 
-    async def _serve_session(self, connection: SessionConnection, request: web.Request, device: str, claim: SessionClaim) -> None:
-        session = f"{device}/{claim.id}"
+    async def _serve_session(self, connection: SessionConnection, request: web.Request, identity: Identity, claim: SessionClaim) -> None:
+        session = f"{identity.name}/{claim.id}"
         at = await self._take(session, claim, connection)
 
         def leave() -> None:
@@ -241,7 +277,7 @@ class Server:
         return hello(queue, level, *limits, session)
 
     async def _post(self, request: web.Request) -> web.StreamResponse:
-        device = self._admit(request)
+        identity = self._admit(request)
         if (problem := content_type_problem(request)) is not None:
             raise Refused(415, Refusal(PAYLOAD_INVALID, problem))
         if len(self._posts) >= self._config.posts_max:
@@ -249,19 +285,20 @@ class Server:
         post = Post()
         self._posts.add(post)
         try:
-            return await self._take_post(request, device, post)
+            return await self._take_post(request, identity, post)
         finally:
             self._posts.discard(post)
 
-    async def _take_post(self, request: web.Request, device: str, post: Post) -> web.Response:
+    async def _take_post(self, request: web.Request, identity: Identity, post: Post) -> web.Response:
+        device = identity.name
         try:
             async with asyncio.timeout(self._config.request_timeout_s):
                 raw = await request.read()
         except TimeoutError:
             raise Refused(408, Refusal(PAYLOAD_INVALID, f"expected the whole body in {self._config.request_timeout_s:g} s")) from None
-        body = read_body(raw, request.content_type, self._config.events_per_message_max)
+        body = read_body(raw, request.content_type, self._config.events_per_message_max, identity)
         await self._intake.room()
-        self._admit(request)  # draining may have begun meanwhile
+        self._admit(request)  # draining may have begun meanwhile, or the credentials have ended
         counters = self._counters
         counters.received_bytes.inc(len(raw))
         counters.received.inc(len(body.events))
@@ -270,7 +307,7 @@ class Server:
             counters.rejected(refusal.code, refusal.events)
         if body.refused:
             self._log.warning("message refused", device=device, code=body.refused[0].code, reason=body.refused[0].reason)
-        if body.events and not await post.durable(self._intake, device, body.events, self._config.post_wait_s):
+        if body.events and not await post.durable(self._intake, device, body, self._config.post_wait_s):
             raise Refused(503, Refusal(BUSY, "the queue is full or the server restarts; it is unknown whether the events were stored"))
         status = answer_status(body)
         if status != 200:

@@ -1,0 +1,48 @@
+"""For which device each event of a gateway is. Only gateways pay for looking into their events. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from headrace_ingest_ws.auth.identity import Identity
+from headrace_ingest_ws.protocol import NOT_AUTHORIZED, PAYLOAD_INVALID, Refusal, device_problem
+
+
+class _Named(msgspec.Struct):
+    device: str | msgspec.UnsetType = msgspec.UNSET
+
+
+_named = msgspec.json.Decoder(_Named).decode
+
+
+def devices_of(events: Sequence[bytes], identity: Identity) -> list[str] | Refusal:
+    """The device of each event (JSON objects) of one message: its member `device`, or the gateway itself where there is none.
+
+    Refused whole for one event that the credentials do not allow.
+    """
+    allow = identity.gateway.allow if identity.gateway is not None else _nobody
+    devices = []
+    for index, event in enumerate(events):
+        try:
+            device = _named(event).device
+        except msgspec.DecodeError:
+            return _refused(PAYLOAD_INVALID, index, events, "expected `device` to be a string")
+        if device is msgspec.UNSET:
+            device = identity.name
+        elif device != identity.name:
+            if problem := device_problem(device):
+                return _refused(PAYLOAD_INVALID, index, events, f"`device`: {problem}")
+            if not allow(device):
+                return _refused(NOT_AUTHORIZED, index, events, f"this gateway may not write for {device!r}")
+        devices.append(device)
+    return devices
+
+
+def _refused(code: str, index: int, events: Sequence[bytes], reason: str) -> Refusal:
+    return Refusal(code, f"event {index}: {reason}", index, events=len(events))
+
+
+def _nobody(device: str) -> bool:
+    return False
