@@ -13,14 +13,14 @@ from typing import Any, Final
 from headrace import hookspecs
 from headrace.component import Component, Context, Health
 from headrace.hookcheck import PLACES, SPECS
-from headrace.hookspecs import NAMESPACES, ROLES, TransportHooks
+from headrace.hookspecs import NAMESPACES, ROLES
 from headrace.position import Missing, RangeKey
 
 PAGE: Final = Path(__file__).with_name("hooks.md")
 MARK: Final = "<!-- Generated below by docs/generate_hooks.py; do not edit. -->"
 
-#: Hooks that no part of the engine calls yet; issue "tiers over ZeroMQ" brings the calls.
-NOT_CALLED_YET: Final = frozenset(spec.name for spec in SPECS.values() if spec.namespace is TransportHooks)
+#: Hooks that no part of the engine calls yet: fan-out comes later.
+NOT_CALLED_YET: Final = frozenset({"transport_publish"})
 CROSSING: Final[tuple[type[Any], ...]] = (
     hookspecs.Deliver,
     RangeKey,
@@ -81,8 +81,6 @@ def _roles() -> Iterator[str]:
 def _namespace(namespace: type[Any]) -> Iterator[str]:
     yield f"## {TITLES[namespace.__name__]}\n"
     yield inspect.cleandoc(namespace.__doc__ or "") + "\n"
-    if namespace is TransportHooks:
-        yield "**No part of the engine calls these yet**: links between tiers are not there. The signatures may still change.\n"
     for spec in SPECS.values():
         if spec.namespace is namespace:
             yield from _hook(spec.name, namespace)
@@ -94,7 +92,7 @@ def _hook(name: str, namespace: type[Any]) -> Iterator[str]:
     yield f"```python\n{_signature(name, function)}\n```\n"
     yield inspect.cleandoc(function.__doc__) + "\n"
     if name in NOT_CALLED_YET:
-        yield "Not called yet.\n"
+        yield "Not called yet. Fan-out comes later, and the signature may still change.\n"
 
 
 def _crossing(kind: type[Any]) -> Iterator[str]:

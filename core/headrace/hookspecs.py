@@ -180,6 +180,13 @@ class QueueHooks(Protocol):
         """The queue's facts. Called often, from any thread: no I/O, no waiting."""
 
     @hookspec(firstresult=True)
+    def queue_secret(self) -> bytes:
+        """Optional: a secret that lies in the queue's own files, the same at every open, and nowhere else.
+
+        A link proves with it that it speaks for this queue; it must not be logged, and never goes over the wire itself.
+        """
+
+    @hookspec(firstresult=True)
     async def queue_append(self, batch: pa.RecordBatch, origins: pa.RecordBatch) -> tuple[int, int]:
         """Store one batch with its origins in one commit; return (first, last) position once it is durable.
 
@@ -318,15 +325,32 @@ class TransportHooks(Protocol):
     """Role output, the sending half of a transport: `transport_send` and `transport_resume`, or `transport_publish`."""
 
     @hookspec(firstresult=True)
-    async def transport_send(self, batch: pa.RecordBatch, origins: pa.RecordBatch, key: RangeKey) -> None:
-        """Send one batch; return when the far side reports it durable.
+    async def transport_queue(self, queue: QueueInfo, secret: bytes) -> None:
+        """Optional: which queue the batches come from, and its secret (`queue_secret`; empty where it has none).
 
-        Up to `send_window` calls are in flight, started in order; the cursor moves by the contiguous prefix.
+        Called before the first `transport_resume`, and again after each error.
         """
 
     @hookspec(firstresult=True)
     async def transport_resume(self, queue_id: str) -> int | None:
-        """Up to which position the far side holds that queue's range; None: nothing. As `sink_resume`."""
+        """Up to which position the far side holds that queue's range (the contiguous prefix); None: nothing.
+
+        Called for the queue ids that are still there, oldest first, at the start and after each error; an id that begins
+        later is not asked for. Waits while the far side cannot be asked. What lies behind the answer is sent next, even
+        below the cursor; after None, what lies behind the cursor.
+        """
+
+    @hookspec(firstresult=True)
+    async def transport_send(self, batch: pa.RecordBatch, origins: pa.RecordBatch, key: RangeKey) -> None:
+        """Send one batch as the queue holds it; return when the far side reports it durable.
+
+        Up to `send_window` calls are in flight, started in the order of their positions, without a hole and of one queue
+        id; the cursor moves by the contiguous prefix. `batch` has a row for each position of `key` that is neither in
+        `key.missing` nor in `key.dead`; it may have none. `origins` (ORIGIN_SCHEMA) says where the rows came from before.
+        Raise TransientError when the far side can no longer be relied on: all calls are cancelled then, and it goes on with
+        `transport_resume`. Cancelled and unanswered batches may come again with other bounds: positions decide. `close` must
+        end the calls under way.
+        """
 
     @hookspec(firstresult=True)
     async def transport_publish(self, batch: pa.RecordBatch, topic: str) -> None:

@@ -140,6 +140,19 @@ def slice_origins(origins: pa.RecordBatch, first: int, count: int) -> pa.RecordB
     return origin_batch(kept)
 
 
+def drop_rows(origins: pa.RecordBatch, drop: Sequence[int], rows: int) -> pa.RecordBatch:
+    """The origins of a batch of `rows` rows after the rows `drop` (ascending) were left out."""
+    kept: list[Origin] = []
+    begin = left = 0
+    for end in (*drop, rows):
+        if end > begin:
+            part = origins_of(slice_origins(origins, begin, end - begin))
+            kept += [origin._replace(row_offset=origin.row_offset + left) for origin in part]
+            left += end - begin
+        begin = end + 1
+    return origin_batch(kept)
+
+
 def row_positions(first: int, last: int, missing: Sequence[Missing]) -> np.ndarray:
     """The positions (uint64) of the rows of a read: first..last without the missing ones."""
     positions = np.arange(first, last + 1, dtype=np.uint64)

@@ -20,8 +20,8 @@ from headrace.testing import enrichers, event_batch, failures, fake_context
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "hooks.md").read_text()
 HOW = "run `.venv/bin/python docs/generate_hooks.py`"
-#: No part of the engine calls them before there are links between tiers (issue "tiers over ZeroMQ").
-NOT_CALLED_YET = {"transport_send", "transport_resume", "transport_publish"}
+#: No part of the engine calls it before there is fan-out.
+NOT_CALLED_YET = {"transport_publish"}
 CALLED = sorted(SPECS.keys() - NOT_CALLED_YET)
 
 

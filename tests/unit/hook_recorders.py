@@ -17,7 +17,21 @@ from typing import Any
 import pyarrow as pa
 from aiohttp import web
 
-from headrace import RAW_SCHEMA, Component, Context, Deliver, Origin, PermanentError, Plan, RangeKey, TransientError, hookimpl, origin_batch
+from headrace import (
+    RAW_SCHEMA,
+    Component,
+    Context,
+    Deliver,
+    Origin,
+    PermanentError,
+    Plan,
+    QueueInfo,
+    RangeKey,
+    TransientError,
+    hookimpl,
+    origin_batch,
+    origins_of,
+)
 from headrace.position import ORIGIN_SESSION
 
 HEX = 200
@@ -98,6 +112,12 @@ class QueueSpy(Recorder):
             self.told = True
             self.note("queue_info", level=info.level)
         return info
+
+    @hookimpl(wrapper=True)
+    def queue_secret(self) -> Any:
+        secret = yield
+        self.note("queue_secret", bytes=len(secret))
+        return secret
 
     @hookimpl(wrapper=True)
     def queue_append(self, batch: pa.RecordBatch, origins: pa.RecordBatch) -> Any:
@@ -226,6 +246,39 @@ class Keyed(Store):
     """Relies on keys."""
 
     idempotence = "key"
+
+
+class Uplink(Recorder):
+    """The sending half of a link, whose far side lies in a file; its first send fails once."""
+
+    def __init__(self, config: Any, context: Context) -> None:
+        super().__init__(config, context)
+        self.file = context.data_dir / "held.json"
+
+    def held(self) -> dict[str, int]:
+        held: dict[str, int] = json.loads(self.file.read_text()) if self.file.exists() else {}
+        return held
+
+    @hookimpl
+    async def transport_queue(self, queue: QueueInfo, secret: bytes) -> None:
+        self.note("transport_queue", name=queue.name, level=queue.level, secret=len(secret))
+
+    @hookimpl
+    async def transport_resume(self, queue_id: str) -> int | None:
+        held = self.held().get(queue_id)
+        self.note("transport_resume", queue_id=queue_id, held=held)
+        return held
+
+    @hookimpl
+    async def transport_send(self, batch: pa.RecordBatch, origins: pa.RecordBatch, key: RangeKey) -> None:
+        payloads = [payload.decode() for payload in batch.column("payload").to_pylist()]
+        facts = {"key": str(key), "payloads": payloads, "origins": [origin.id for origin in origins_of(origins)]}
+        if not (self.context.data_dir / "tried").exists():
+            (self.context.data_dir / "tried").touch()
+            self.note("transport_send.failed", **facts)
+            raise TransientError("the first send always fails")
+        self.file.write_text(json.dumps({**self.held(), key.queue_id: key.last}))
+        self.note("transport_send", **facts)
 
 
 class Listener(Recorder):

@@ -53,6 +53,8 @@ id = "hex"
 [[tiers.site.enrichers]]
 use = "./hook_recorders.py:Shift"
 id = "shift"
+[tiers.site.outputs.uplink]
+use = "./hook_recorders.py:Uplink"
 [tiers.site.outputs.resuming]
 use = "./hook_recorders.py:Resuming"
 flush_interval_s = 0.05
@@ -86,13 +88,14 @@ def journal(tmp_path_factory: pytest.TempPathFactory) -> Journal:
     file.write_text(SITE + KEYED)
     with SiteProcess(file, folder) as site:
         site.start()
-        until(site, lambda: lags(site) == {"resuming": 0, "keyed": 0} and site.metric("queue_head_position") == APPENDED)
+        until(site, lambda: lags(site) == {"resuming": 0, "keyed": 0, "uplink": 0} and site.metric("queue_head_position") == APPENDED)
         hello = site.probe("/recorders/hello")
         site.stop()
         second = len(read(folder))
         file.write_text(SITE)
         site.start()
-        until(site, lambda: lags(site) == {"resuming": 0} and any(call["hook"] == "queue_reader_drop" for call in read(folder)))
+        rest = {"resuming": 0, "uplink": 0}
+        until(site, lambda: lags(site) == rest and any(call["hook"] == "queue_reader_drop" for call in read(folder)))
         site.stop()
     return Journal(read(folder), second, hello)
 
@@ -144,6 +147,10 @@ def test_hook_transport_subscribe(journal: Journal) -> None:
 
 def test_hook_queue_info(journal: Journal) -> None:
     assert journal.of("queue_info")[0]["level"] == "process"
+
+
+def test_hook_queue_secret(journal: Journal) -> None:
+    assert {call["bytes"] for call in journal.of("queue_secret")} == {16}
 
 
 def test_hook_queue_append(journal: Journal) -> None:
@@ -283,6 +290,36 @@ def test_hook_sink_resume(journal: Journal) -> None:
     asked = journal.of("sink_resume")
     assert any(call["held"] == APPENDED for call in asked), "the second run asks for the id of the first"
     assert not journal.of("sink_resume", component="site.keyed")
+
+
+# --- transports ------------------------------------------------------------------------------------------------------
+
+
+def test_hook_transport_queue(journal: Journal) -> None:
+    told = journal.of("transport_queue")
+    assert [(call["name"], call["level"], call["secret"]) for call in told] == [("site", "process", 16)] * len(told)
+    assert len(told) == 3, "at each start, and after the error"
+    assert journal.at("transport_queue") < journal.at("transport_resume")
+
+
+def test_hook_transport_resume(journal: Journal) -> None:
+    asked = journal.of("transport_resume")
+    assert any(call["held"] == APPENDED for call in asked), "the second run asks for the id of the first"
+    calls = [call["hook"] for call in journal.calls if call["component"] == "site.uplink"]
+    failed = calls.index("transport_send.failed")
+    assert calls[failed + 1 : failed + 4] == ["transport_queue", "transport_resume", "transport_send"]
+
+
+def test_hook_transport_send(journal: Journal) -> None:
+    sent = journal.of("transport_send")
+    assert {call["thread"] for call in sent} == {PIPELINE}
+    first_run = [call for call in sent if journal.calls.index(call) < journal.second]
+    assert [position for call in first_run for position in positions(call["key"])] == list(range(1, APPENDED + 1))
+    payloads = [payload for call in first_run for payload in call["payloads"]]
+    assert "zz" in payloads, "what does not decode travels on: nothing is decoded for it"
+    assert any("upstream/0" in call["origins"] for call in first_run)
+    released = [call["upto"] for call in journal.of("queue_release", reader="uplink")]
+    assert released == sorted(released)
 
 
 def positions(key: str) -> list[int]:

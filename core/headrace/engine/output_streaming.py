@@ -1,8 +1,4 @@
-"""Outputs whose store can tell what it holds (`sink_resume`): batches stream in, a flush makes them safe together.
-
-After a crash the output starts at the store's resume point, even below its cursor (DELIVERY 19). Because the process may have
-died *by* the first range, that one is counted durably before it is tried, and halved when it keeps killing.
-"""
+"""Outputs whose store can tell what it holds (`sink_resume`): batches stream in, a flush makes them safe together."""
 
 from __future__ import annotations
 
@@ -12,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from headrace.engine.outputs import CRASH, Output, OutputServices, StoreError, resume_floor, rows_at
+from headrace.engine.output_resuming import ResumingOutput
+from headrace.engine.outputs import OutputServices, rows_at
 from headrace.engine.reading import Events
 from headrace.engine.supervisor import Supervised
-from headrace.errors import HookError, PermanentError
-from headrace.hookspecs import Plan
+from headrace.errors import PermanentError
 from headrace.position import RangeKey, join_keys
 
 
-class StreamingOutput(Output):
+class StreamingOutput(ResumingOutput):
     """An output with `sink_resume`."""
 
     def __init__(self, unit: Supervised, services: OutputServices) -> None:
@@ -29,59 +25,9 @@ class StreamingOutput(Output):
         self._rows = self._bytes = 0
         self._since = 0.0
         self._reading: asyncio.Task[Events] | None = None
-        self._counting = True
-        self._crashed: Plan | None = None
 
-    async def _begin(self) -> None:
-        first_time = self.reader is None
-        self.reader = await self._queue.queue_reader_open(reader=self.id, start=self.keys.start)
+    async def _forget(self) -> None:
         self._forget_pending()
-        self.flushed = self.attempted = await self._resume_point()
-        if self.flushed > self.reader.cursor:
-            await self._queue.queue_release(reader=self.id, upto=self.flushed)
-            self._s.released()
-        await self._load_dead()
-        if first_time:
-            await self._suspect(self.reader.plan)
-            self.unit.log.info("output starts", position=self.flushed, cursor=self.reader.cursor)
-
-    async def _resume_point(self) -> int:
-        info = self._info()
-        assert self.reader is not None
-        position = resume_floor(info, self.reader)
-        for span in info.spans:
-            last = info.head if span.last is None else span.last
-            if last <= position:
-                continue
-            held = await self._held(span.queue_id)
-            if held is None:
-                break
-            # beyond the id's last entry means that all of the id is held (DELIVERY 2)
-            position = max(position, min(held, last))
-            if held < last:
-                break
-        return position
-
-    async def _held(self, queue_id: str) -> int | None:
-        held = await self._call("resume", queue_id=queue_id)
-        if held is not None and (not isinstance(held, int) or isinstance(held, bool)):
-            wrong = HookError(self.unit.entry.use, f"sink_resume must return a position or None, got {held!r}")
-            raise StoreError("resume", wrong)
-        return held
-
-    async def _suspect(self, plan: Plan | None) -> None:
-        """A range that was begun and never ended: did it kill the process?"""
-        if plan is None or plan.first != self.flushed + 1 or not plan.attempts:
-            return  # the store has got on since: it was not this range
-        self._crashed = plan
-        if plan.attempts < self._s.engine.attempts_max:
-            if plan.last - plan.first + 1 < self._s.engine.read_rows_max:
-                self._narrowing.again(plan.first, plan.last)
-            return
-        self.unit.log.error("range keeps killing the process", first=plan.first, last=plan.last, attempts=plan.attempts)
-        if self._narrowing.failed(plan.first, plan.last):
-            await self._set_aside(plan.first, f"bug: the process died {plan.attempts} times on it", CRASH)
-            self._crashed = None
 
     async def _feed(self) -> None:
         while True:
@@ -107,7 +53,7 @@ class StreamingOutput(Output):
             rows = self._before_lethal(self.attempted, self._narrowing.limit or self._s.engine.read_rows_max)
             if not rows:
                 return self._without_rows(self.attempted + 1, self.attempted + 1)
-            if self._counting:
+            if self._counting and not self._pending and self._info().head > self.flushed:
                 await self._count_attempt(rows)
             self._reading = asyncio.ensure_future(self._reads.after(self.id, self.attempted, rows))
         nudged = asyncio.ensure_future(self._nudged.wait())
@@ -123,22 +69,6 @@ class StreamingOutput(Output):
             return None
         reading, self._reading = self._reading, None
         return reading.result()
-
-    async def _count_attempt(self, size: int) -> None:
-        """Note durably that the first range is tried, before anything of it is decoded."""
-        if self._pending or self._info().head <= self.flushed:
-            return
-        first = self.flushed + 1
-        crashed = self._crashed if self._crashed and self._crashed.first <= first <= self._crashed.last else None
-        # a single event is condemned by its own crashes, not by those of the range that it came from
-        attempts = crashed.attempts + 1 if crashed and (size > 1 or crashed.first == crashed.last) else 1
-        await self._note(Plan(first, first + size - 1, attempts))
-        self._s.faults.hit("engine.after_plan")
-
-    async def _lived(self) -> None:
-        self._crashed = None
-        if self._noted is not None:
-            await self._note(None)
 
     async def _write(self, events: Events) -> None:
         events = events.without(self._dead)

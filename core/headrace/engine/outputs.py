@@ -1,8 +1,8 @@
 """Driving one output: from its durable cursor to its store, whatever fails.
 
 The order is: write, flush (safe there), release (forgotten here). `Output` holds what all outputs share: the cursor, the
-answer to each kind of error, and the search for the event at fault. How batches are fed differs by what the store can
-promise, in the modules `output_streaming`, `output_planned` and `output_loose`.
+answer to each kind of error, and the search for the event at fault. How batches are fed differs by what the far
+side can promise, in the modules `output_streaming`, `output_planned`, `output_sending` and `output_loose`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -75,6 +75,9 @@ class StoreError(Exception):
 
 class Output:
     """One output of a tier. `flushed` is the last position that is safe there; `attempted` the last one handed over since."""
+
+    #: How the names of its hooks begin.
+    hooks: ClassVar[str] = "sink"
 
     def __init__(self, unit: Supervised, services: OutputServices) -> None:
         self.unit, self.id, self.keys = unit, unit.entry.id, unit.entry.output
@@ -178,7 +181,7 @@ class Output:
         self._doing("working")
         self._count_attempts.inc()
         try:
-            return await call_plugin(getattr(self.unit.hook, f"sink_{stage}"), **arguments)
+            return await call_plugin(getattr(self.unit.hook, f"{self.hooks}_{stage}"), **arguments)
         except Exception as error:
             raise StoreError(stage, error) from error
 
@@ -224,11 +227,7 @@ class Output:
         self.unit.failed(failure.stage, error)
         self._metrics.counter("sink_failures_total", "Writes and flushes that failed.", error_type=_kind(error)).inc()
         await self._lived()
-        try:
-            await self._call("reset")
-        except StoreError as reset:
-            self.unit.log.exception("output failed to reset", reset.cause)
-            await self._restart(describe(reset.cause))
+        await self._reset()
         self._writer = None
         if isinstance(error, TransientError):
             await self._wait(describe(error), error.retry_after_s)
@@ -240,6 +239,14 @@ class Output:
         else:
             await self._after_bug(failure)
         self.attempted = self.flushed
+
+    async def _reset(self) -> None:
+        """Have the output forget what is unflushed."""
+        try:
+            await self._call("reset")
+        except StoreError as reset:
+            self.unit.log.exception("output failed to reset", reset.cause)
+            await self._restart(describe(reset.cause))
 
     async def _restart(self, reason: str) -> None:
         self._doing("waiting")
@@ -304,7 +311,10 @@ class Output:
             last = info.head if span.last is None else span.last
             if last > self.flushed:
                 first = max(span.first, self.flushed + 1)
-                self._dead |= await self._s.quarantine.positions(span.queue_id, first, last, self.id)
+                # what decoders and enrichers refused concerns those that take events
+                stages = ("output", CRASH) if self._reads is self._s.raw else ("%",)
+                for stage in stages:
+                    self._dead |= await self._s.quarantine.positions(span.queue_id, first, last, self.id, stage)
                 self._lethal |= await self._s.quarantine.positions(span.queue_id, first, last, self.id, CRASH)
 
     def _before_lethal(self, after: int, rows: int) -> int:

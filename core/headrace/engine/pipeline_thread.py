@@ -17,6 +17,7 @@ from headrace.engine.decoder import Decoder
 from headrace.engine.enrichment import Enricher, check_fields
 from headrace.engine.output_loose import LooseOutput
 from headrace.engine.output_planned import PlannedOutput
+from headrace.engine.output_sending import SendingOutput
 from headrace.engine.output_streaming import StreamingOutput
 from headrace.engine.outputs import Activity, Output, OutputServices
 from headrace.engine.pipeline import Pipeline
@@ -309,12 +310,16 @@ class PipelineThread:
 
 def check_driven(unit: Supervised) -> None:
     """ConfigError for an output that nothing here drives."""
-    if not unit.plugins.has("sink_write"):
-        entry = unit.entry
-        raise ConfigError("", f"{entry.path}.use", "a sink (links and fan-out are not part of this version)", repr(entry.use))
+    entry = unit.entry
+    if not unit.plugins.has("sink_write") and not unit.plugins.has("transport_send"):
+        raise ConfigError("", f"{entry.path}.use", "a sink or a link (fan-out is not part of this version)", repr(entry.use))
+    if unit.plugins.has("transport_send") and not entry.holds:
+        raise ConfigError("", f"{entry.path}.hold", '"always" or "window" for a link', '"none"', "a link resumes, and loses nothing")
 
 
 def _kind_of(unit: Supervised) -> type[Output]:
     if not unit.entry.holds:
         return LooseOutput
+    if unit.plugins.has("transport_send"):
+        return SendingOutput
     return StreamingOutput if unit.plugins.has("sink_resume") else PlannedOutput

@@ -17,7 +17,7 @@ from headrace import decoding
 from headrace.config import Engine
 from headrace.engine.reads import alike, cut_read, joined
 from headrace.hookspecs import QueueRead
-from headrace.position import RangeKey, row_positions
+from headrace.position import NO_ORIGINS, RangeKey, drop_rows, row_positions, slice_origins
 from headrace.schema import RAW_SCHEMA
 
 #: Batches kept for outputs that are a little behind.
@@ -27,11 +27,15 @@ SMALL_READ_ROWS: Final = 2048
 
 
 class Events(NamedTuple):
-    """One processed range: `positions` (uint64) are those of the rows of `batch`, the others are in `key`."""
+    """One processed range: `positions` (uint64) are those of the rows of `batch`, the others are in `key`.
+
+    origins (ORIGIN_SCHEMA): of a raw read, where the rows came from. Events carry that in their columns.
+    """
 
     key: RangeKey
     batch: pa.RecordBatch
     positions: np.ndarray[Any, Any]
+    origins: pa.RecordBatch = NO_ORIGINS
 
     def part(self, first: int, last: int) -> Events:
         """The part between two positions, inclusive."""
@@ -45,7 +49,8 @@ class Events(NamedTuple):
         )
         dead = tuple(position for position in self.key.dead if first <= position <= last)
         key = RangeKey(self.key.queue_id, max(first, self.key.first), min(last, self.key.last), missing, dead)
-        return Events(key, self.batch.slice(low, high - low), self.positions[low:high])
+        origins = slice_origins(self.origins, low, high - low) if self.origins.num_rows else NO_ORIGINS
+        return Events(key, self.batch.slice(low, high - low), self.positions[low:high], origins)
 
     def without(self, dead: set[int]) -> Events:
         """The same range with these positions left out."""
@@ -54,7 +59,8 @@ class Events(NamedTuple):
             return self
         left_out = tuple(int(position) for position in self.positions[drop])
         key = self.key._replace(dead=tuple(sorted({*self.key.dead, *left_out})))
-        return Events(key, decoding.keep_rows(self.batch, drop), np.delete(self.positions, drop))
+        origins = drop_rows(self.origins, drop, self.batch.num_rows) if self.origins.num_rows else NO_ORIGINS
+        return Events(key, decoding.keep_rows(self.batch, drop), np.delete(self.positions, drop), origins)
 
 
 class Reading:
@@ -156,7 +162,7 @@ class RawReading(Reading):
     async def events(self, read: QueueRead) -> Events:
         key = RangeKey(read.queue_id, read.first, read.last, read.missing)
         positions = row_positions(read.first, read.last, read.missing)
-        return Events(key, self.empty() if read.batch is None else read.batch, positions)
+        return Events(key, self.empty() if read.batch is None else read.batch, positions, read.origins)
 
     def empty(self) -> pa.RecordBatch:
         return pa.RecordBatch.from_pylist([], schema=RAW_SCHEMA)

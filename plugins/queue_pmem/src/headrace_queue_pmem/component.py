@@ -167,6 +167,11 @@ class QueuePmem(Component):
             )
 
     @hookimpl
+    def queue_secret(self) -> bytes:
+        """The secret in the queue's head, made with the queue."""
+        return self._opened.head.secret
+
+    @hookimpl
     async def queue_append(self, batch: pa.RecordBatch, origins: pa.RecordBatch) -> tuple[int, int]:
         """Store one batch with its origins; return (first, last) once it is durable."""
         ring, committer = self._opened, self._committer

@@ -1,0 +1,207 @@
+"""The sending half of a transport: batches as the queue holds them, several on their way at once.
+
+Nothing is decoded for it. The calls of `transport_send` start in the order of the positions and may end in any; the cursor
+moves by what is safe from the first one on without a hole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Final, NamedTuple
+
+from headrace.engine.output_resuming import ResumingOutput
+from headrace.engine.outputs import Activity, OutputServices, StoreError, resume_floor, rows_at
+from headrace.engine.reading import Events, Reading
+from headrace.engine.supervisor import Supervised
+from headrace.errors import PermanentError
+from headrace.position import join_keys
+
+#: A larger read goes out in several batches: what is lost on the way is sent again, and the far side's loop takes one at a time.
+SEND_BYTES: Final = 1 << 20
+
+
+class Flight(NamedTuple):
+    """One call of `transport_send` under way."""
+
+    events: Events
+    task: asyncio.Task[None]
+
+
+class SendingOutput(ResumingOutput):
+    """An output with `transport_send` and `transport_resume`."""
+
+    hooks = "transport"
+
+    def __init__(self, unit: Supervised, services: OutputServices) -> None:
+        super().__init__(unit, services)
+        self._reads: Reading = services.raw
+        self._flights: deque[Flight] = deque()
+        self._rest: Events | None = None
+        self._reading: asyncio.Task[Events] | None = None
+        self._failed: Events | None = None
+
+    def _doing(self, activity: Activity) -> None:
+        # a link waits for its far side by nature: that alone must not make the process look stuck
+        super()._doing("waiting" if activity == "working" else activity)
+
+    async def _begin(self) -> None:
+        if self.unit.plugins.has("transport_queue"):
+            await self._call("queue", queue=self._info(), secret=self._queue.queue_secret() or b"")
+        await super()._begin()
+
+    async def _resume_point(self) -> int:
+        """As for a store, but what the cursor has passed is never sent again to a far side that knows nothing of the queue id:
+        another one took it, and may have passed it on (DELIVERY 13)."""
+        info = self._info()
+        assert self.reader is not None
+        position = resume_floor(info, self.reader)
+        for span in info.spans:
+            last = info.head if span.last is None else span.last
+            if last <= position:
+                continue
+            held = await self._held(span.queue_id)
+            if held is None and last > self.reader.cursor:
+                return max(position, self.reader.cursor)
+            position = last if held is None else max(position, min(held, last))
+            if held is not None and held < last:
+                break
+        return position
+
+    async def _feed(self) -> None:
+        try:
+            while True:
+                await self._settle()
+                if self._drained():
+                    return
+                events = await self._next()
+                if events is not None:
+                    self._start(events)
+        except asyncio.CancelledError:
+            self._abandon()
+            raise
+
+    def _drained(self) -> bool:
+        return self.draining and not self._flights and self._rest is None and self.attempted >= self._info().head
+
+    # --- what goes out -----------------------------------------------------------------------------------------------
+
+    async def _next(self) -> Events | None:
+        """The next batch, or None when something ended meanwhile, or somebody nudged."""
+        if self.skip_to > self.attempted:
+            return await self._skipped_range()
+        if self._room():
+            if self._rest is None and self._reading is None:
+                await self._begin_read()
+            if self._rest is not None and not self._other_queue(self._rest):
+                return self._part()
+        await self._until_something()
+        return None
+
+    def _room(self) -> bool:
+        # a range under suspicion travels alone
+        return len(self._flights) < (1 if self._counting or self._narrowing.active else self.keys.send_window)
+
+    def _other_queue(self, events: Events) -> bool:
+        """Whether the batch must wait: the ranges of two queue ids are never on their way together."""
+        return bool(self._flights) and self._flights[-1].events.key.queue_id != events.key.queue_id
+
+    async def _begin_read(self) -> None:
+        """Begin to read behind what was handed over; an event that killed the process is not even read."""
+        if self.draining and self.attempted >= self._info().head:
+            return
+        rows = self._before_lethal(self.attempted, self._narrowing.limit or self._s.engine.read_rows_max)
+        if not rows:
+            self._rest = self._without_rows(self.attempted + 1, self.attempted + 1)
+            return
+        if self._counting and self._info().head > self.flushed:
+            await self._count_attempt(rows)
+        self._reading = asyncio.ensure_future(self._reads.after(self.id, self.attempted, rows))
+
+    def _part(self) -> Events:
+        """As much of what was read as goes out in one batch."""
+        events, self._rest = self._rest, None
+        assert events is not None
+        rows, size = events.batch.num_rows, events.batch.nbytes
+        if size <= SEND_BYTES or rows < 2:
+            return events
+        last = int(events.positions[max(1, rows * SEND_BYTES // size)]) - 1
+        self._rest = events.part(last + 1, events.key.last)
+        return events.part(events.key.first, last)
+
+    async def _until_something(self) -> None:
+        nudged = asyncio.ensure_future(self._nudged.wait())
+        self._doing("waiting" if self._flights else "idle")
+        under_way = {flight.task for flight in self._flights} | ({self._reading} if self._reading else set())
+        try:
+            await asyncio.wait({*under_way, nudged}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            nudged.cancel()
+        self._nudged.clear()
+        if self._reading is not None and self._reading.done():
+            self._rest, self._reading = self._reading.result(), None
+
+    def _start(self, events: Events) -> None:
+        events = events.without(self._dead)
+        self.attempted = events.key.last
+        call = self._call("send", batch=events.batch, origins=events.origins, key=events.key)
+        self._flights.append(Flight(events, asyncio.ensure_future(call)))
+        self._s.faults.hit("engine.after_write")
+
+    # --- what came of it ---------------------------------------------------------------------------------------------
+
+    async def _settle(self) -> None:
+        """Release what is safe without a hole; raise what a call raised."""
+        safe: list[Events] = []
+        while self._flights and self._flights[0].task.done() and self._flights[0].task.exception() is None:
+            safe.append(self._flights.popleft().events)
+        if safe:
+            attempted = self.attempted
+            await self._flushed(join_keys([events.key for events in safe]), sum(events.batch.num_rows for events in safe))
+            self.attempted = attempted
+            if self._counting and not self._narrowing.active:
+                self._counting = False
+                await self._lived()
+        for flight in self._flights:
+            if flight.task.done() and (error := flight.task.exception()) is not None:
+                # a refusal is about this range, not about those behind it
+                self._failed, self.attempted = flight.events, flight.events.key.last
+                raise error
+
+    async def _reset(self) -> None:
+        await self._forget()
+
+    async def _forget(self) -> None:
+        flights = [flight.task for flight in self._flights]
+        self._abandon()
+        if flights:
+            await asyncio.wait(flights)
+            for task in flights:
+                if not task.cancelled() and isinstance(error := task.exception(), Exception) and not isinstance(error, StoreError):
+                    raise error
+
+    def _abandon(self) -> None:
+        """Give up what is under way: it goes out again from the far side's resume point."""
+        for flight in self._flights:
+            flight.task.cancel()
+        self._flights.clear()
+        self._rest = None
+        if self._reading is not None:
+            self._reading.cancel()
+            self._reading = None
+
+    async def _skipped_range(self) -> Events | None:
+        """What fell out of the window goes to the far side as missing, so that its ranges stay without a hole."""
+        await self._settle()
+        await self._forget()
+        self.attempted = self.flushed
+        if self.skip_to <= self.flushed:
+            return None
+        first = self.flushed + 1
+        self.unit.log.error("output fell out of its window: rebuild this range from another store", first=first, last=self.skip_to)
+        return self._without_rows(first, self.skip_to, "window")
+
+    def _named(self, error: PermanentError) -> list[int]:
+        if self._failed is None:
+            return []
+        return rows_at(self._failed.positions, error.rows.get(str(self._failed.key), []), self.unit.entry.use)
