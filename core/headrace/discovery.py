@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 PLUGINS: Final = "headrace.plugins"
 COMMANDS: Final = "headrace.commands"
+#: The second words of `headrace devices`.
+DEVICES_COMMANDS: Final = "headrace.commands.devices"
 
 
 class Distribution(NamedTuple):
@@ -77,14 +79,14 @@ def distribution_of(name: str) -> Distribution | None:
     return next((_distribution(entry) for entry in _entries(PLUGINS) if entry.name == name), None)
 
 
-def commands() -> list[str]:
-    """The first words that installed distributions add to `headrace`, without importing any."""
-    return sorted({entry.name for entry in _entries(COMMANDS)})
+def commands(group: str = COMMANDS) -> list[str]:
+    """The first words that installed distributions add to `headrace` (or to one of its commands), without importing any."""
+    return sorted({entry.name for entry in _entries(group)})
 
 
-def command(word: str) -> Callable[[list[str]], int]:
+def command(word: str, group: str = COMMANDS) -> Callable[[list[str]], int]:
     """The function behind `headrace <word>`. Raises as `find` does."""
-    function = _load(COMMANDS, word)
+    function = _load(group, word)
     if not callable(function):
         raise PluginBroken(word, f"expected a function main(argv: list[str]) -> int, got {function!r}")
     return cast(Callable[[list[str]], int], function)

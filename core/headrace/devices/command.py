@@ -10,6 +10,7 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Final
 
+from headrace import discovery
 from headrace.devices.drive import Drive, drive
 from headrace.devices.fleet import fleet, write_devices_csv
 from headrace.devices.outbox import WINDOW_DEFAULT
@@ -33,6 +34,9 @@ Exit code: 0 all was acked, 1 something was rejected or left unacked, 2 bad argu
 
 def main(argv: list[str]) -> int:
     """Run `headrace devices` with the words behind it; return the exit code."""
+    added = discovery.commands(discovery.DEVICES_COMMANDS)
+    if argv and argv[0] in added:
+        return discovery.command(argv[0], discovery.DEVICES_COMMANDS)(argv[1:])
     arguments = parser().parse_args(argv)
     try:
         code: int = arguments.run(arguments)
@@ -44,7 +48,13 @@ def main(argv: list[str]) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The command line, for `main` and for the docs."""
-    top = argparse.ArgumentParser(prog="headrace devices", description="Play the devices' part: simulate a fleet, or replay recordings.")
+    added = "".join(f"  {word:<10} see headrace devices {word} --help\n" for word in discovery.commands(discovery.DEVICES_COMMANDS))
+    top = argparse.ArgumentParser(
+        prog="headrace devices",
+        description="Play the devices' part: simulate a fleet, or replay recordings.",
+        epilog=f"from plugins:\n{added}" if added else None,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     commands = top.add_subparsers(metavar="COMMAND", required=True)
     simulate = commands.add_parser(
         "simulate",

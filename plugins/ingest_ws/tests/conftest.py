@@ -21,6 +21,7 @@ import pyarrow as pa
 import pytest
 import uvloop
 import websockets
+from prometheus_client import generate_latest
 
 from headrace import NO_ORIGINS, Context, Origin, OriginMark, QueueFull, QueueInfo, origins_of
 from headrace.component import SystemClock
@@ -30,8 +31,10 @@ from headrace_ingest_ws import IngestWs
 from headrace_ingest_ws.auth.options import JwtOptions, MtlsOptions, TlsOptions, TokensOptions
 from headrace_ingest_ws.parser import frame_buffer
 
-# Under --import-mode=importlib a test file cannot import its neighbours by itself.
-sys.path.insert(0, str(Path(__file__).parent))
+# Under --import-mode=importlib a test file cannot import its neighbours by itself; the PostgreSQL of tests is another plugin's.
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2] / "enricher_context" / "tests")]
+
+from pg_server import PostgresServer, find_programs  # noqa: E402
 
 
 class FakeDeliver:
@@ -98,6 +101,7 @@ class Running:
     def __init__(self, component: IngestWs, deliver: FakeDeliver, metrics: Metrics) -> None:
         self.component, self.deliver, self._metrics = component, deliver, metrics
         self.task: asyncio.Task[None]
+        self.statuses: list[tuple[str, str]] = []
 
     @property
     def address(self) -> tuple[str, int]:
@@ -116,23 +120,34 @@ class Running:
         """A metric's value, 0 when it does not exist yet."""
         return self._metrics.registry.get_sample_value(f"headrace_{name}", labels) or 0.0
 
+    def exposition(self) -> str:
+        """All metrics as Prometheus reads them."""
+        return generate_latest(self._metrics.registry).decode()
+
     async def raw(self, device: str = "d1", extra: str = "", receive_buffer: int | None = None) -> RawClient:
         return await RawClient.connect(self.address, device, extra, receive_buffer)
 
 
 @contextlib.asynccontextmanager
 async def running(
-    deliver: FakeDeliver | None = None, *, clock: Any = None, fault: Callable[[str], None] = lambda name: None, **options: Any
+    deliver: FakeDeliver | None = None,
+    *,
+    clock: Any = None,
+    fault: Callable[[str], None] = lambda name: None,
+    data_dir: Path = Path(),
+    **options: Any,
 ) -> AsyncIterator[Running]:
     metrics = Metrics()
     clock = clock or SystemClock()
-    log, status = Log("test"), lambda status, reason: None
-    context = Context("devices", "site", "ingest_ws", log, metrics, clock, random.Random(1), Path(), fault, status)
+    statuses: list[tuple[str, str]] = []
+    log, status = Log("test"), lambda *told: statuses.append(told)
+    context = Context("devices", "site", "ingest_ws", log, metrics, clock, random.Random(1), data_dir, fault, status)
     tables = {"tls": TlsOptions, "tokens": TokensOptions, "jwt": JwtOptions, "mtls": MtlsOptions}
     options = {name: tables[name](**value) if name in tables else value for name, value in options.items()}
     config = IngestWs.Config(**{"auth": "none", "listen": "127.0.0.1:0", "close_timeout_s": 2.0, **options})
     component = IngestWs(config, context)
     site = Running(component, deliver or FakeDeliver(), metrics)
+    site.statuses = statuses
     await component.open()
     site.task = asyncio.create_task(component.ingest_serve(site.deliver))
     try:
@@ -141,6 +156,7 @@ async def running(
         site.task.cancel()
         await asyncio.wait([site.task])
         await component.close()
+        context.close()
 
 
 async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
@@ -170,6 +186,7 @@ class RawClient:
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
+        self.head = b""  # of the answer
 
     @classmethod
     async def connect(cls, address: tuple[str, int], device: str, extra: str = "", receive_buffer: int | None = None) -> RawClient:
@@ -183,8 +200,9 @@ class RawClient:
             f"GET /v1/devices/{device}/events HTTP/1.1\r\nHost: test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
             f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n{extra}\r\n".encode()
         )
-        await reader.readuntil(b"\r\n\r\n")
-        return cls(reader, writer)
+        client = cls(reader, writer)
+        client.head = await reader.readuntil(b"\r\n\r\n")
+        return client
 
     def send(self, data: bytes) -> None:
         self.writer.write(data)
@@ -247,6 +265,27 @@ def kit() -> SimpleNamespace:
         RawClient=RawClient,
         http=http,
     )
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """A PostgreSQL server of this test run's own."""
+    programs = find_programs()
+    if programs is None:
+        pytest.skip("PostgreSQL is not installed: no initdb on the PATH or under /usr/lib/postgresql (Debian: apt install postgresql)")
+    server = PostgresServer.create(programs)
+    try:
+        yield server
+    finally:
+        server.remove()
+
+
+@pytest.fixture
+def postgres(postgres_server: PostgresServer) -> PostgresServer:
+    """The server, running, with an empty database."""
+    postgres_server.start()
+    postgres_server.execute("DROP SCHEMA IF EXISTS public CASCADE", "CREATE SCHEMA public")
+    return postgres_server
 
 
 @pytest.fixture(params=["asyncio-python", "uvloop-c"])

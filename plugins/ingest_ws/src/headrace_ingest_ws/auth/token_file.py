@@ -80,6 +80,7 @@ class TokenFile:
 
 def replace_file(path: Path, records: Iterable[Record]) -> None:
     """Write all records to a new file, make it durable, and put it in the place of the old one, with the old one's owner and mode."""
+    path = path.resolve()  # of a symbolic link, what it points to
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(HEADER)
