@@ -176,9 +176,7 @@ def test_a_file_needs_no_library(tmp_path: Path) -> None:
         "assert main(['devices', 'token', 'add', 'd1', '--file', sys.argv[1]]) == 0\n"
         "assert main(['devices', 'token', 'list', '--database', 'sqlite://']) == 2\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "t")], capture_output=True, text=True, env={**os.environ}, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "t")], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "--database needs SQLAlchemy" in done.stderr
 
