@@ -65,7 +65,7 @@ def check(site: SiteProcess, oracle: Oracle, lake: Any, capsys: Any, what: str) 
 def test_a_kill_at_a_fault_point_loses_and_doubles_nothing(site: SiteProcess, lake: Any, capsys: Any, point: str) -> None:
     site.overrides += SMALL
     give_context(site, 8)
-    oracle = Oracle(devices=8)
+    oracle = Oracle(devices=8, sessions=POINTS.index(point) % 2 == 0)  # which allow no message twice
 
     async def scenario() -> None:
         if point == "engine.after_plan":  # a range is planned when events wait at the start
@@ -100,13 +100,29 @@ def wait_until_killed(site: SiteProcess) -> int:
         raise AssertionError(f"the point was not passed\n{site.log_end()}") from None
 
 
+@pytest.mark.parametrize("point", [*IngestWs.fault_points, "queue_pmem.after_write", "queue_pmem.after_persist"])
+def test_a_kill_around_the_ack_never_makes_a_session_send_twice(site: SiteProcess, lake: Any, capsys: Any, point: str) -> None:
+    site.overrides += SMALL
+    oracle = Oracle(devices=8, sessions=True, bad_every=7)
+
+    async def scenario() -> None:
+        site.start(faults=f"{point}=kill@20", ready=False)
+        assert await asyncio.to_thread(wait_until_killed, site) == -9
+        await asyncio.to_thread(site.start)
+
+    asyncio.run(under_load(site, oracle, scenario))
+    check(site, oracle, lake, capsys, point)
+    assert oracle.rejected, "the load had no message that is refused"
+
+
 @pytest.mark.parametrize("chunk", range(CHUNKS))
 def test_kills_at_random_moments_lose_and_double_nothing(site: SiteProcess, lake: Any, capsys: Any, chunk: int) -> None:
     seed = int(os.environ.get("HEADRACE_SEED", random.randrange(2**32)))
     rng = random.Random(seed)
     site.overrides += SMALL
     give_context(site, 20)
-    oracle = Oracle(devices=20)
+    sessions = chunk % 2 == 1
+    oracle = Oracle(devices=20, sessions=sessions, bad_every=11 if sessions else 0)
 
     async def scenario() -> None:
         for _ in range(RANDOM_KILLS // CHUNKS):
@@ -116,4 +132,5 @@ def test_kills_at_random_moments_lose_and_double_nothing(site: SiteProcess, lake
         await asyncio.to_thread(site.start)
 
     asyncio.run(under_load(site, oracle, scenario))
-    check(site, oracle, lake, capsys, f"{RANDOM_KILLS // CHUNKS} random kills, seed {seed}")
+    what = "with sessions" if sessions else "without sessions"
+    check(site, oracle, lake, capsys, f"{RANDOM_KILLS // CHUNKS} random kills {what}, seed {seed}")

@@ -48,6 +48,140 @@ def test_unacked_messages_come_first_and_in_order_on_a_new_connection() -> None:
     assert (totals.sent, totals.resent, totals.acked, totals.unacked) == (5, 2, 3, 2)
 
 
+def resume(outbox: Outbox, text: str, now: float = 0.0) -> None:
+    outbox.connected_in_session()
+    assert outbox.next_payload(now) is None, "nothing may be sent before the hello"
+    outbox.receive('{"hello":{"window":100,' + text + "}}", now)
+
+
+def test_a_hello_settles_what_the_server_holds_and_numbers_go_on() -> None:
+    outbox, totals = filled(5)
+    resume(outbox, '"resume":0')
+    assert drain(outbox) == [1, 2, 3, 4, 5]
+    outbox.receive('{"ack":1}', 0.0)
+    assert outbox.acked == 1
+    resume(outbox, '"resume":3,"refused":[]')
+    assert (totals.acked, totals.resumed, outbox.acked) == (3, 2, 3)
+    assert drain(outbox) == [4, 5]
+    outbox.receive('{"ack":5}', 0.0)
+    assert (totals.acked, totals.resent, totals.unacked) == (5, 2, 0)
+
+
+def test_a_hello_repeats_what_was_refused() -> None:
+    refused: list[object] = []
+    totals = Totals()
+    outbox = Outbox(totals, on_reject=lambda message, code, reason: refused.append((message.tag, code)))
+    for number in range(1, 6):
+        outbox.add(b"%d" % number, number)
+    resume(outbox, '"resume":0')
+    drain(outbox)
+    resume(outbox, '"resume":3,"refused":[{"reject":1,"code":"rate","retry_ms":0},{"reject":2,"code":"too_large"}]')
+    assert refused == [(2, "too_large")]
+    assert (totals.acked, totals.rejected, totals.unacked) == (1, 1, 3)
+    assert drain(outbox) == [4, 5, 1], "what is left keeps its numbers; a message that is taken later has a new one"
+    outbox.receive('{"ack":6}', 0.0)
+    assert (totals.acked, totals.rejected, totals.unacked) == (4, 1, 0)
+
+
+def test_a_server_that_does_not_know_gets_all_that_is_unacked_under_the_old_numbers() -> None:
+    refused: list[object] = []
+    outbox = Outbox(totals := Totals(), on_reject=lambda message, code, reason: refused.append(message.tag))
+    for number in range(1, 6):
+        outbox.add(b"%d" % number, number)
+    resume(outbox, '"resume":0')
+    drain(outbox)
+    outbox.receive('{"ack":2}', 0.0)
+    outbox.receive('{"reject":4,"code":"payload_invalid"}', 0.0)  # and the connection breaks before its ack
+    resume(outbox, '"resume":null')
+    assert outbox.acked == 2
+    assert drain(outbox) == [3, 4, 5], "a message whose reject came without its ack keeps its place, and so do those behind it"
+    outbox.receive('{"reject":4,"code":"payload_invalid"}', 0.0)
+    outbox.receive('{"ack":5}', 0.0)
+    assert refused == [4]
+    assert (totals.acked, totals.rejected, totals.resumed, totals.unacked, len(outbox)) == (4, 1, 0, 0, 0)
+
+
+def test_a_server_without_sessions_counts_from_one_on_each_connection() -> None:
+    outbox, totals = filled(4)
+    resume(outbox, '"resume":0')
+    drain(outbox)
+    outbox.receive('{"ack":2}', 0.0)
+    resume(outbox, '"queue":null')
+    assert (outbox.in_session, outbox.acked) == (False, 0)
+    assert drain(outbox) == [3, 4]
+    outbox.receive('{"ack":2}', 0.0)
+    outbox.add(b"5")
+    drain(outbox)
+    resume(outbox, '"resume":0')
+    assert drain(outbox) == [5]
+    outbox.receive('{"ack":1}', 0.0)
+    assert totals.unacked == 0
+
+
+def test_a_session_that_was_used_before_goes_on_behind_it() -> None:
+    outbox, _ = filled(2)
+    resume(outbox, '"resume":70,"refused":[{"reject":69,"code":"rate"}]')
+    assert drain(outbox) == [1, 2]
+    outbox.receive('{"ack":72}', 0.0)
+    assert (len(outbox), outbox.acked) == (0, 72)
+
+
+@pytest.mark.parametrize(
+    "text", ['"resume":6', '"resume":1', '"resume":"x"', '"resume":3,"refused":[{"reject":6}]', '"resume":3,"refused":7']
+)
+def test_a_hello_that_makes_no_sense_is_an_error(text: str) -> None:
+    outbox, _ = filled(5)
+    resume(outbox, '"resume":0')
+    drain(outbox)
+    outbox.receive('{"ack":2}', 0.0)
+    with pytest.raises(ProtocolError):
+        resume(outbox, text)
+
+
+def test_sessions_neither_lose_nor_double_under_random_acks_rejects_and_lost_connections() -> None:
+    for seed in range(80):
+        rng = random.Random(seed)
+        refused: list[int] = []
+
+        def on_reject(message: Message, code: str, reason: str, refused: list[int] = refused) -> None:
+            refused.append(int(message.payload))
+
+        totals = Totals()
+        outbox = Outbox(totals, 50, rng.randint(1, 20), on_reject)
+        stored: list[int] = []  # what the server took
+        verdicts: dict[int, str] = {}  # by number: what its note keeps
+        wire: list[int] = []  # what it has not read yet
+        number = acked = given = 0  # acked: what its connection was told
+        resume(outbox, '"resume":0')
+        while given < 200 or totals.unacked:
+            action = rng.random()
+            if action < 0.4 and given < 200:
+                given += outbox.add(b"%d" % (given + 1))
+            elif action < 0.75 and (payload := outbox.next_payload(0.0)) is not None:
+                wire.append(int(payload))
+            elif action < 0.9 and wire:
+                number += 1
+                taken, verdict = wire.pop(0), rng.choice(["", "", "", "bad", "rate"])
+                if verdict:
+                    verdicts[number] = '"code":"%s"%s' % (verdict, ',"retry_ms":0' if verdict == "rate" else "")  # noqa: UP031
+                else:
+                    stored.append(taken)
+            elif action < 0.97 and acked < number:
+                acked += 1
+                if acked in verdicts:
+                    outbox.receive('{"reject":%d,%s}' % (acked, verdicts[acked]), 0.0)  # noqa: UP031
+                if rng.random() < 0.8:
+                    outbox.receive('{"ack":%d}' % acked, 0.0)  # noqa: UP031
+                else:
+                    acked -= 1
+            elif action > 0.97:
+                said = ['{"reject":%d,%s}' % (n, text) for n, text in verdicts.items() if outbox.acked < n]  # noqa: UP031
+                resume(outbox, f'"resume":{number},"refused":[{",".join(said)}]')
+                wire, acked = [], number
+        assert sorted(stored + refused) == list(range(1, 201))
+        assert (totals.acked, totals.rejected) == (len(stored), len(refused))
+
+
 def test_a_full_window_waits_for_an_ack() -> None:
     outbox, _ = filled(5, window=2)
     assert drain(outbox) == [1, 2]

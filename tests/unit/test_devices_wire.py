@@ -33,6 +33,7 @@ class FakeServer:
     def __init__(self, *scripts: Callable[[FakeServer, web.Request], Awaitable[web.StreamResponse]], hello: bool = True) -> None:
         self.scripts, self.hello = list(scripts), hello
         self.stored: dict[str, list[bytes]] = {}
+        self.sessions: list[tuple[str, int]] = []  # named on the upgrades of `in_session_then_drop`, with what was acked
         self.connections = 0
         self.left = asyncio.Event()  # a connection of `serve` ended
         self.twenty = asyncio.Event()  # twenty messages are stored
@@ -90,6 +91,31 @@ def serve_then_drop(count: int, acked: int) -> Callable[[FakeServer, web.Request
             server.store(request, (await ws.receive()).data)
             if number <= acked:
                 await ws.send_str(f'{{"ack":{number}}}')
+        assert request.transport
+        request.transport.abort()
+        return ws
+
+    return script
+
+
+def in_session_then_drop(count: int, acked: int) -> Callable[[FakeServer, web.Request], Awaitable[web.StreamResponse]]:
+    """Go on with the session, store `count` messages, ack only the first `acked`, and cut the connection."""
+
+    async def script(server: FakeServer, request: web.Request) -> web.StreamResponse:
+        ws = web.WebSocketResponse(protocols=("headrace.v1.json",))
+        await ws.prepare(request)
+        session, stated = request.query["session"], int(request.query["acked"])
+        server.sessions.append((session, stated))
+        held = len(server.stored.get(request.match_info["device"], []))
+        assert stated <= held
+        await ws.send_json({"hello": {"window": 64, "session": session, "resume": held, "refused": []}})
+        for number in range(1, count + 1):
+            frame = await ws.receive()
+            if frame.type is not aiohttp.WSMsgType.TEXT:
+                return ws
+            server.store(request, frame.data)
+            if number <= acked:
+                await ws.send_str(f'{{"ack":{held + number}}}')
         assert request.transport
         request.transport.abort()
         return ws
@@ -185,6 +211,19 @@ def test_acks_lost_with_the_connection_are_made_up_by_sending_again() -> None:
             assert numbers(server) == [*range(1, 41), *range(26, 56), *range(26, 201)]
             assert (totals.acked, totals.unacked, totals.reconnects) == (200, 0, 2)
             assert totals.resent >= 15 + 30
+
+    asyncio.run(run())
+
+
+def test_in_a_session_nothing_is_sent_again_that_the_server_holds() -> None:
+    async def run() -> None:
+        async with FakeServer(in_session_then_drop(40, 25), in_session_then_drop(30, 0), in_session_then_drop(500, 500)) as server:
+            totals = await send_all(server, 200)
+            assert numbers(server) == list(range(1, 201))
+            assert (totals.acked, totals.unacked, totals.reconnects) == (200, 0, 2)
+            assert totals.resumed == (40 - server.sessions[1][1]) + (70 - server.sessions[2][1])
+            (session,) = {name for name, _ in server.sessions}
+            assert len(session) >= 16
 
     asyncio.run(run())
 

@@ -1,4 +1,4 @@
-"""One device over WebSocket: sends, counts acks, reconnects, and sends again what was not acked.
+"""One device over WebSocket: sends, counts acks, reconnects, resumes its session, and sends again what the server does not hold.
 
 The bookkeeping is in `outbox.py`, the decisions about connecting in `reconnect.py`; here bytes move.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import secrets
 import time
 import urllib.parse
 from collections.abc import Callable
@@ -31,6 +32,7 @@ class DeviceClient:
     """One device. Run `run()` in a task of the caller's; `send` or `offer` messages; wait for `settled()`; cancel `run`.
 
     `gate` bounds how many clients shake hands at once. `on_reject(message, code, reason)` hears of messages refused for good.
+    The session's id is random: what the client knows of it ends with the client.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class DeviceClient:
         self.device = device
         self.url = f"{url.rstrip('/')}/v1/devices/{urllib.parse.quote(device, safe='')}/events"
         self.outbox = Outbox(totals, capacity, window, on_reject)
+        self._session = secrets.token_hex(8)
         self._http, self._totals, self._gate = http, totals, gate or asyncio.Semaphore(1)
         self._reconnect = Reconnect(device, rng or random.Random(), backoff_first_s, backoff_ceiling_s)
         self.gave_up: GaveUp | None = None
@@ -120,7 +123,7 @@ class DeviceClient:
         try:
             async with self._gate:
                 ws = await self._http.ws_connect(
-                    self.url,
+                    f"{self.url}?session={self._session}&acked={self.outbox.acked}",
                     protocols=(SUBPROTOCOL,),
                     heartbeat=HEARTBEAT_S,
                     max_msg_size=FRAME_BYTES_MAX,
@@ -146,15 +149,19 @@ class DeviceClient:
             await ws.close()
 
     async def _converse(self, ws: aiohttp.ClientWebSocketResponse) -> float:
-        self.outbox.connected()
         if ws.protocol == SUBPROTOCOL:
+            self.outbox.connected_in_session()
             try:
                 hello = await ws.receive(HELLO_WAIT_S)
             except TimeoutError:
                 return self._reconnect.wait_s()
             if hello.type is not aiohttp.WSMsgType.TEXT:
                 return self._after_close(ws, hello)
-            self.outbox.receive(hello.data, time.monotonic())
+            self._receive(hello.data)
+        else:
+            self.outbox.connected()
+        if not self.outbox.in_session:
+            self._session = secrets.token_hex(8)  # its numbers are forgotten
         self._greeted.set()
         writer = asyncio.create_task(self._write(ws))
         try:
@@ -164,18 +171,21 @@ class DeviceClient:
             await asyncio.gather(writer, return_exceptions=True)
 
     async def _read(self, ws: aiohttp.ClientWebSocketResponse) -> float:
-        outbox = self.outbox
         while True:
             frame = await ws.receive()
             if frame.type is not aiohttp.WSMsgType.TEXT:
                 return self._after_close(ws, frame)
-            outbox.receive(frame.data, time.monotonic())
+            self._receive(frame.data)
             self._reconnect.worked()
-            self._wake.set()
-            if not outbox.full:
-                self._room.set()
-            if not len(outbox):
-                self._settled.set()
+
+    def _receive(self, text: str) -> None:
+        outbox = self.outbox
+        outbox.receive(text, time.monotonic())
+        self._wake.set()
+        if not outbox.full:
+            self._room.set()
+        if not len(outbox):
+            self._settled.set()
 
     def _after_close(self, ws: aiohttp.ClientWebSocketResponse, frame: aiohttp.WSMessage) -> float:
         if frame.type is aiohttp.WSMsgType.BINARY:

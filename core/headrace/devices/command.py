@@ -26,7 +26,8 @@ EXIT_USAGE: Final = 2
 
 OUTCOME: Final = """\
 Progress goes to stderr (sent, acked, rejected, unacked, ack latency, connections), the summary to stdout.
-A message counts as acked when the server says so; what is unacked when a connection ends is sent again on the next.
+A message counts as acked when the server says so. When a connection ends, the session goes on with the next one: what the
+server does not hold by then is sent again, and nothing else.
 Ctrl-C stops sending, waits for the last acks, and prints the summary; a second Ctrl-C does not wait.
 Exit code: 0 all was acked, 1 something was rejected or left unacked, 2 bad arguments or files.
 """

@@ -1,7 +1,8 @@
 """What one device has yet to get acknowledged: the protocol's bookkeeping, without I/O.
 
-Messages on a connection count from 1. `{"ack":n}` covers all up to n; `{"reject":n,...}` comes before the ack that covers n.
-A new connection counts from 1 again, so everything that is not acked goes back to the front, in its old order.
+`{"ack":n}` covers all messages up to n; `{"reject":n,...}` comes before the ack that covers n. What is not acked when a
+connection ends goes back to the front, in its old order. Messages count from 1 on each connection; in a session they go on
+counting where the hello says, and what it says to be settled is not sent again.
 """
 
 from __future__ import annotations
@@ -47,6 +48,13 @@ class ServerFrame(msgspec.Struct, frozen=True):
     hello: dict[str, Any] | None = None
 
 
+class Resume(msgspec.Struct, frozen=True):
+    """The part of a hello that speaks of the session."""
+
+    resume: int | None
+    refused: list[ServerFrame] = []
+
+
 _decode_frame = msgspec.json.Decoder(ServerFrame).decode
 
 
@@ -71,8 +79,10 @@ class Outbox:
         self._waiting: deque[Message] = deque()
         self._wire: deque[Message] = deque()  # number _acked + 1, + 2, ...
         self._acked = 0
-        self._refused: set[int] = set()  # numbers that will not be sent again
+        self._refused: set[int] = set()  # numbers that are refused for good; the ack that covers them is to come
         self._retried: set[int] = set()  # numbers that go back to the front once their ack arrives
+        self._greeted = True  # False while a session waits for the hello: nothing may be sent before
+        self.in_session = False
 
     def __len__(self) -> int:
         return len(self._waiting) + len(self._wire) - len(self._refused)
@@ -81,6 +91,11 @@ class Outbox:
     def on_wire(self) -> int:
         """Messages sent on this connection that no ack covers yet."""
         return len(self._wire)
+
+    @property
+    def acked(self) -> int:
+        """The highest number acked in the session."""
+        return self._acked if self.in_session else 0
 
     @property
     def full(self) -> bool:
@@ -103,10 +118,15 @@ class Outbox:
         self._retried.clear()
         self._acked, self.paused_until = 0, 0.0
         self._window_now, self.hello = self.window, {}
+        self._greeted, self.in_session = True, False
+
+    def connected_in_session(self) -> None:
+        """A new connection stands that named a session: its hello decides about what was on the wire, and comes first."""
+        self._greeted = False
 
     def next_payload(self, now: float) -> bytes | None:
         """The bytes to send now, or None: nothing waits, the window is full, or the server asked for a pause."""
-        if not self._waiting or len(self._wire) >= self._window_now or now < self.paused_until:
+        if not (self._greeted and self._waiting) or len(self._wire) >= self._window_now or now < self.paused_until:
             return None
         message = self._waiting.popleft()
         if message.first_sent_at is None:
@@ -134,13 +154,43 @@ class Outbox:
         elif frame.reject is not None:
             self._take_reject(frame.reject, frame, now)
         elif frame.hello is not None:
-            self._take_hello(frame.hello)
+            self._take_hello(frame.hello, now)
 
-    def _take_hello(self, hello: dict[str, Any]) -> None:
+    def _take_hello(self, hello: dict[str, Any], now: float) -> None:
+        if not self._greeted:
+            if "resume" in hello:
+                self._resume(hello, now)
+            else:
+                self.connected()  # a server that knows no sessions
         self.hello = hello
         window = hello.get("window")
         if isinstance(window, int) and window >= 1:
             self._window_now = min(self.window, window)
+
+    def _resume(self, hello: dict[str, Any], now: float) -> None:
+        try:
+            said = msgspec.convert(hello, Resume)
+        except msgspec.ValidationError as error:
+            raise ProtocolError(f"expected a hello that says where the session goes on ({error})") from None
+        if not self.in_session:
+            self.connected()
+        self._greeted, self._window_now, self.paused_until = True, self.window, 0.0
+        self._retried.clear()
+        if said.resume is not None:
+            self._settle(said.resume, said.refused, now)
+        self.in_session = True
+        # what is left keeps its numbers: also a message whose reject came without the ack that covers it
+        self._waiting.extendleft(reversed(self._wire))
+        self._wire.clear()
+
+    def _settle(self, number: int, refused: list[ServerFrame], now: float) -> None:
+        if not self._wire:  # nothing of ours: wherever the server stands
+            self._acked = max(self._acked, number)
+            return
+        self.totals.resumed += max(0, number - self._acked)
+        for frame in refused:
+            self._take_reject(frame.reject or 0, frame, now)
+        self._take_ack(number, now)
 
     def _take_ack(self, number: int, now: float) -> None:
         if not self._acked <= number <= self._acked + len(self._wire):

@@ -66,7 +66,7 @@ def summary(totals: Totals, elapsed_s: float) -> str:
         f"acked       {totals.acked:,}",
         f"rejected    {totals.rejected:,}" + "".join(f"  {code}: {count:,}" for code, count in facts["rejects_by_code"].items()),
         f"unacked     {totals.unacked:,}",
-        f"re-sent     {totals.resent:,} after {totals.reconnects:,} reconnects",
+        f"re-sent     {totals.resent:,} after {totals.reconnects:,} reconnects, {totals.resumed:,} more were held already",
         f"ack latency p50 {duration(latency.quantile(0.5))}, p99 {duration(latency.quantile(0.99))}, "
         f"max {duration(latency.max_s if latency.count else None)}",
     ]

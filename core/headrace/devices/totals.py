@@ -44,13 +44,15 @@ class Totals:
     """Counts over all devices of a run.
 
     taken = acked + rejected + unacked at any moment, in messages of one event each. `sent` counts first sends, `resent`
-    repetitions; `skipped` are readings that a device never took, since its outbox was full. Latencies run from the first
-    send to the ack, reconnects included. `trouble` is why the latest try to connect failed.
+    repetitions; `resumed` are those that the hello of a new connection settled, so that they were not repeated. `skipped` are
+    readings that a device never took, since its outbox was full. Latencies run from the first send to the ack, reconnects
+    included. `trouble` is why the latest try to connect failed.
     """
 
     taken: int = 0
     sent: int = 0
     resent: int = 0
+    resumed: int = 0
     acked: int = 0
     rejected: int = 0
     skipped: int = 0
@@ -84,6 +86,7 @@ class Totals:
             "rejects_by_code": dict(sorted(self.rejects_by_code.items())),
             "unacked": self.unacked,
             "resent": self.resent,
+            "resumed": self.resumed,
             "skipped": self.skipped,
             "reconnects": self.reconnects,
             "gave_up": self.gave_up,
