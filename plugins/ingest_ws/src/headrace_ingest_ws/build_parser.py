@@ -13,9 +13,9 @@ ffibuilder = FFI()
 ffibuilder.cdef(re.sub(r"/\*.*?\*/", "", (_HERE / "wsframes.h").read_text(), flags=re.DOTALL))
 ffibuilder.set_source(
     "headrace_ingest_ws._wsframes",
-    '#include <stdint.h>\n#include "wsframes.c"\n',
+    '#include <stdint.h>\n#include "wsframes.c"\n#include "sockets.c"\n',
     include_dirs=[str(_HERE)],
-    depends=[str(_HERE / "wsframes.c"), str(_HERE / "wsframes.h")],
+    depends=[str(_HERE / name) for name in ("wsframes.c", "wsframes.h", "sockets.c")],
     extra_compile_args=["-O3", "-std=c11"],
     optional=True,  # without a compiler the install succeeds, and parser_python.py does the work
 )

@@ -20,6 +20,7 @@ from headrace_ingest_ws.handshake import chosen_subprotocol, switch_protocols
 from headrace_ingest_ws.intake import Intake
 from headrace_ingest_ws.message import events_of, objects_of
 from headrace_ingest_ws.parser import FrameBuffer
+from headrace_ingest_ws.polling import Poller
 from headrace_ingest_ws.protocol import (
     CLOSE_NOT_TEXT,
     CLOSE_TOO_BIG,
@@ -57,10 +58,12 @@ class Connection(WebSocket):
         self._silent_since = self._stalled_since = now
         self._pinged = False
 
-    def serve(self, request: web.Request, hello: Callable[[], bytes], on_end: Callable[[Connection], None]) -> bool:
+    def serve(
+        self, request: web.Request, hello: Callable[[], bytes], on_end: Callable[[Connection], None], poller: Poller | None = None
+    ) -> bool:
         """Switch to WebSocket and live until `on_end` is called; False when the client has left before, and it never will."""
         subprotocol = chosen_subprotocol(request, SUBPROTOCOL)
-        switched = switch_protocols(request, self, subprotocol)
+        switched = switch_protocols(request, self, subprotocol, poller)
         if switched is None:
             return False
         transport, already_read = switched

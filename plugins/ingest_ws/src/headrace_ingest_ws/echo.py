@@ -15,6 +15,7 @@ from aiohttp import web
 
 from headrace_ingest_ws.handshake import handshake_problem, switch_protocols
 from headrace_ingest_ws.parser import FrameBuffer, frame_buffer
+from headrace_ingest_ws.polling import Poller
 from headrace_ingest_ws.websocket import ANY_NUMBER, WebSocket
 
 _HOST: Final = "127.0.0.1"
@@ -53,15 +54,21 @@ async def start_echo(port: int, parser: str, message_bytes_max: int = 1 << 40) -
     """An echo server on loopback, and its port; `runner.cleanup()` ends it. ImportError when the parser is not there."""
     buffer, _, _ = frame_buffer("c" if parser == "c" else "python")
 
+    poller = Poller(buffer)
+
     async def upgrade(request: web.Request) -> web.StreamResponse:
         if (problem := handshake_problem(request)) is not None:
             return web.Response(status=400, text=problem, headers={"Sec-WebSocket-Version": "13"})
         echo = Echo(buffer, message_bytes_max)
-        if (switched := switch_protocols(request, echo, None)) is not None:
+        if (switched := switch_protocols(request, echo, None, poller)) is not None:
             echo.start(switched[0], b"", switched[1])
         return web.Response()
 
+    async def close_poller(_app: web.Application) -> None:
+        poller.close()
+
     app = web.Application()
+    app.on_cleanup.append(close_poller)
     app.router.add_get("/{path:.*}", upgrade)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()

@@ -14,6 +14,9 @@ from typing import Final
 
 from aiohttp import web
 
+from headrace_ingest_ws.polling import Poller
+from headrace_ingest_ws.websocket import WebSocket
+
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 VERSION: Final = "13"
 
@@ -45,10 +48,12 @@ def chosen_subprotocol(request: web.Request, known: str) -> str | None:
 
 
 def switch_protocols(
-    request: web.Request, protocol: asyncio.BufferedProtocol, subprotocol: str | None
+    request: web.Request, protocol: WebSocket, subprotocol: str | None, poller: Poller | None
 ) -> tuple[asyncio.Transport, bytes] | None:
-    """Answer 101 and hand the transport to `protocol`, with reading paused; the transport, and the bytes that came right
-    behind the request. None when the client has left already. `handshake_problem` was asked before."""
+    """Answer 101 and hand the connection to `protocol`, with reading paused; its transport, and the bytes that came right
+    behind the request. None when the client has left already. `handshake_problem` was asked before.
+
+    A plain connection is read by `poller` (where there is one) from then on, one over TLS by the loop."""
     transport, handler = request.transport, request.protocol
     if transport is None or transport.is_closing():
         return None
@@ -60,9 +65,12 @@ def switch_protocols(
         transport.pause_reading()
     tail: bytes = handler._message_tail  # aiohttp keeps there what it read behind an upgrade request
     handler._message_tail = b""
-    transport.set_protocol(protocol)
     handler.transport = None  # else it would close what it loses
     handler.connection_lost(None)
+    if poller is not None and transport.get_extra_info("sslcontext") is None:
+        transport = poller.adopt(transport, protocol)
+    else:
+        transport.set_protocol(protocol)
     transport.write(
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         b"Sec-WebSocket-Accept: %s\r\n%s\r\n" % (accept, chosen)

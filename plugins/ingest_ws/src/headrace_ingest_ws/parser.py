@@ -6,10 +6,20 @@ time). Each connection has a parser of its own on it, which holds at most one un
 
 from __future__ import annotations
 
+import select
 from typing import Final, Literal, Protocol
 
 #: One read takes at most so much; what a window does not let in at once is held per connection, so this bounds it.
 READ_BYTES: Final = 65_536
+
+#: Reads of one turn lie one behind the other in the buffer, as long as there is room for a whole one.
+BUFFER_BYTES: Final = 4 * READ_BYTES
+
+#: So many connections are read in one turn of the loop: about 1 ms of work.
+READS_PER_TURN: Final = 256
+
+#: In place of a size, in what `FrameBuffer.read` finds: the connection takes bytes again.
+WRITABLE: Final = -(1 << 31)
 
 # What a call of `parse` may end with; wsframes.c has the same numbers.
 MORE: Final = 0  # all bytes are used up
@@ -43,6 +53,13 @@ class FrameBuffer(Protocol):
     """The read buffer, and parsers on it."""
 
     view: memoryview
+
+    def read(self, epoll: select.epoll) -> list[int]:
+        """Read from the connections that are ready, at most READS_PER_TURN of them, without waiting.
+
+        Descriptor, start and size, again and again: bytes `start` to `start + size` of the buffer came from that descriptor;
+        size 0: its end, WRITABLE: see there, else a negative errno.
+        """
 
     def parser(self, message_bytes_max: int) -> Parser:
         """A parser for a new connection; a longer message is the error 1009."""

@@ -3,9 +3,27 @@
 from __future__ import annotations
 
 import codecs
+import errno
+import os
+import select
 from typing import Final
 
-from headrace_ingest_ws.parser import BINARY, CLOSE, ERROR, FULL, MORE, PING, PONG, READ_BYTES, RUN_BRACES_MAX, TEXT, Found
+from headrace_ingest_ws.parser import (
+    BINARY,
+    BUFFER_BYTES,
+    CLOSE,
+    ERROR,
+    FULL,
+    MORE,
+    PING,
+    PONG,
+    READ_BYTES,
+    READS_PER_TURN,
+    RUN_BRACES_MAX,
+    TEXT,
+    WRITABLE,
+    Found,
+)
 
 _FIN, _RESERVED, _MASKED, _CONTROL = 0x80, 0x70, 0x80, 8
 _CONTINUATION, _TEXT, _BINARY, _CLOSE, _PING, _PONG = 0, 1, 2, 8, 9, 10
@@ -21,8 +39,28 @@ class PythonFrameBuffer:
     __slots__ = ("memory", "view")
 
     def __init__(self) -> None:
-        self.memory = bytearray(READ_BYTES)
+        self.memory = bytearray(BUFFER_BYTES)
         self.view = memoryview(self.memory)
+
+    def read(self, epoll: select.epoll) -> list[int]:
+        finds: list[int] = []
+        start = 0
+        for descriptor, event in epoll.poll(0, READS_PER_TURN):
+            if event & select.EPOLLOUT:
+                finds += (descriptor, 0, WRITABLE)
+            if not event & ~select.EPOLLOUT:
+                continue
+            if BUFFER_BYTES - start < READ_BYTES:
+                break  # what was not read is ready again in the next turn
+            try:
+                size = os.readv(descriptor, [self.view[start : start + READ_BYTES]])
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                size = -(error.errno or errno.EIO)
+            finds += (descriptor, start, size)
+            start += max(size, 0)
+        return finds
 
     def parser(self, message_bytes_max: int) -> PythonParser:
         return PythonParser(self, message_bytes_max)

@@ -27,6 +27,7 @@ from headrace_ingest_ws.handshake import VERSION, chosen_subprotocol, handshake_
 from headrace_ingest_ws.intake import Intake
 from headrace_ingest_ws.listener import Listener
 from headrace_ingest_ws.parser import FrameBuffer
+from headrace_ingest_ws.polling import Poller
 from headrace_ingest_ws.post import Post, answer_status, content_type_problem, read_body
 from headrace_ingest_ws.protocol import (
     BUSY,
@@ -93,6 +94,7 @@ class Server:
             lingering_time=config.close_timeout_s,
             shutdown_timeout=config.close_timeout_s,
         )
+        self._poller = Poller(buffer)
         self._listener = Listener(config.request_timeout_s, config.close_timeout_s)
 
     async def start(self, listening: socket.socket) -> None:
@@ -147,6 +149,7 @@ class Server:
             post.fail()
         await self.refuse_new()
         await self.close_connections(code, reason)
+        self._poller.close()
         await self._runner.cleanup()
 
     # --- requests ----------------------------------------------------------------------------------------------------
@@ -225,7 +228,7 @@ class Server:
         return identity, self._config, self._intake, self._counters, self._log, self._clock.monotonic(), self._buffer
 
     def _serve(self, connection: Connection, request: web.Request, greet: Callable[[], bytes]) -> bool:
-        served = connection.serve(request, greet, self._ended)
+        served = connection.serve(request, greet, self._ended, self._poller)
         if served:
             self._connections.add(connection)
             self._counters.connections.set(len(self._connections))

@@ -93,15 +93,18 @@ class WebSocket(asyncio.BufferedProtocol):
         return self._buffer.view
 
     def buffer_updated(self, nbytes: int) -> None:
-        self._heard = True
-        if self._held:  # a loop may deliver what it read just before it was paused
-            self._held += self._buffer.view[:nbytes].tobytes()
-        else:
-            self._parse(nbytes)
+        self.received(0, nbytes)
 
-    def _parse(self, end: int) -> None:
-        """Take what the buffer holds up to `end`, as far as there is room."""
-        start = 0
+    def received(self, start: int, end: int) -> None:
+        """Bytes `start` to `end` of the buffer came from the client."""
+        self._heard = True
+        if self._held:  # it was read just before reading was paused
+            self._held += self._buffer.view[start:end].tobytes()
+        else:
+            self._parse(start, end)
+
+    def _parse(self, start: int, end: int) -> None:
+        """Take what the buffer holds, as far as there is room."""
         while not self._deaf:
             assert self._parser is not None
             event, start, run, count, data, code = self._parser.parse(start, end, self.room())
@@ -150,7 +153,7 @@ class WebSocket(asyncio.BufferedProtocol):
         for start in range(0, len(held), READ_BYTES):
             piece = held[start : start + READ_BYTES]
             self._buffer.view[: len(piece)] = piece
-            self._parse(len(piece))
+            self._parse(0, len(piece))
             if self._held:
                 self._held += held[start + READ_BYTES :]
                 return
