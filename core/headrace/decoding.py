@@ -2,8 +2,9 @@
 
 The rules, which make the outcome a function of the events alone:
 
-- A payload is one JSON object (a source splits arrays). Numbers become float64, booleans and strings stay; an array becomes
-  the string of its JSON; null is the same as absent; nested objects get dotted names. Of a repeated key the last counts.
+- A payload is one object (a source splits arrays), in one of the encodings of `headrace.encodings`. Numbers become float64,
+  booleans and strings stay; an array becomes the string of its JSON; null is the same as absent; nested objects get dotted
+  names. Of a repeated key the last counts.
 - The first type seen for a reading's name on a tier is its type for good (`ReadingTypes`). A value of another type, and a
   name beyond `readings_max`, costs nothing: it is kept in the reading `_other`, a JSON object of all that did not fit.
 - `ts` is the event's own time: epoch seconds, milliseconds, microseconds or nanoseconds (told apart by magnitude), or
@@ -16,105 +17,43 @@ from __future__ import annotations
 import datetime
 import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
 import pyarrow as pa
 
+from headrace.encodings import DEPTH_MAX, Readings, check, decode
+from headrace.encodings.json_text import split
 from headrace.schema import TIMESTAMP
 
-#: Deeper nesting is refused before the ack: every level is a dot in a column's name.
-DEPTH_MAX: Final = 16
+__all__ = [
+    "ARROW_TYPES",
+    "CLOCK_FLOOR_US",
+    "DEPTH_MAX",
+    "OTHER",
+    "TIME",
+    "ReadingTypes",
+    "Readings",
+    "Times",
+    "check",
+    "decode",
+    "keep_rows",
+    "parse_time",
+    "readings_array",
+    "rows_of",
+    "split",
+    "take_times",
+]
+
 OTHER: Final = "_other"
 TIME: Final = "ts"
 
 #: Wall clocks before this (the release of this version) are wrong: then `ts` decides, without a window (DELIVERY 24).
 CLOCK_FLOOR_US: Final = 1_793_491_200_000_000  # 2026-11-01
 
-_syntax = msgspec.json.Decoder(msgspec.Raw)
-_elements = msgspec.json.Decoder(list[msgspec.Raw])
-_object = msgspec.json.Decoder(dict[str, Any])
-# float() takes 1e999 as infinity, where the fast decoder refuses it
-_object_any_number = msgspec.json.Decoder(dict[str, Any], float_hook=float)
 _encode = msgspec.json.Encoder()
-
-Readings = dict[str, Any]
-
-
-def check(payload: bytes) -> str | None:
-    """Why this payload cannot be taken as one event, or None when it decodes.
-
-    A payload that passes never fails to decode later. Costs about 0.4 us for 120 bytes.
-    """
-    try:
-        payload.decode()
-        _syntax.decode(payload)
-    except UnicodeDecodeError as error:
-        return f"not UTF-8 at byte {error.start}"
-    except (msgspec.DecodeError, RecursionError) as error:
-        return _reason(error)
-    if payload.lstrip(b" \t\r\n")[:1] != b"{":
-        return f"expected a JSON object, got {_kind_of(payload)}"
-    if payload.count(b"{") + payload.count(b"[") > DEPTH_MAX and _depth(payload) > DEPTH_MAX:
-        return f"nested deeper than {DEPTH_MAX} levels"
-    return None
-
-
-def split(payload: bytes) -> list[bytes]:
-    """One payload per event: an object as it is, an array's elements one by one; each still has to pass `check`.
-
-    Raises ValueError with the reason when the payload is neither.
-    """
-    if payload.lstrip(b" \t\r\n")[:1] != b"[":
-        return [payload]
-    try:
-        payload.decode()
-        return [bytes(element) for element in _elements.decode(payload)]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 at byte {error.start}") from None
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise ValueError(_reason(error)) from None
-
-
-def decode_json(payloads: Iterable[bytes]) -> tuple[list[Readings], list[int]]:
-    """The object of each payload and the indexes of those that do not decode (an empty object stands for them)."""
-    rows: list[Readings] = []
-    bad: list[int] = []
-    for index, payload in enumerate(payloads):
-        try:
-            rows.append(_object.decode(payload))
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            try:
-                rows.append(_object_any_number.decode(payload))
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-                rows.append({})
-                bad.append(index)
-    return rows, bad
-
-
-def _reason(error: Exception) -> str:
-    return "nested too deeply" if isinstance(error, RecursionError) else f"invalid JSON: {error}"
-
-
-def _kind_of(payload: bytes) -> str:
-    first = payload.lstrip(b" \t\r\n")[:1]
-    names = {b"[": "an array", b'"': "a string", b"t": "true", b"f": "false", b"n": "null"}
-    return names.get(first, "a number")
-
-
-def _depth(payload: bytes) -> int:
-    """Levels of nesting; strings are cut out first so that braces in them do not count."""
-    depth = deepest = 0
-    for byte in re.sub(rb'"(?:[^"\\]|\\.)*"', b"", payload, flags=re.DOTALL):
-        if byte in b"{[":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif byte in b"}]":
-            depth -= 1
-    return deepest
-
 
 # --- readings --------------------------------------------------------------------------------------------------------
 

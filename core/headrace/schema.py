@@ -26,7 +26,10 @@ RAW_SCHEMA: Final = pa.schema(
     metadata={KIND: b"raw"},
 )
 
+#: Fixed for good: they lie in queues. What the core decodes; SenML is resolved by the source and stored as JSON.
 ENCODING_JSON: Final = 1
+ENCODING_MSGPACK: Final = 2
+ENCODING_CBOR: Final = 3
 ENCODING_SITE_FIRST: Final = 128
 
 #: The columns of an event batch, in this order. The children of `readings` and `context` differ from batch to batch.

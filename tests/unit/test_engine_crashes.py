@@ -67,13 +67,13 @@ def test_an_event_that_kills_when_it_is_decoded_is_found_and_never_decoded_again
     class Store(stores[1]):
         idempotence = "event"
 
-    def decode(payloads: list[bytes]) -> Any:
+    def decode(payloads: list[bytes], encoding: int) -> Any:
         if b'{"n":13}' in payloads:
             raise Killed
-        return decode_json(payloads)
+        return decode_as_it_is(payloads, encoding)
 
-    decode_json = decoding.decode_json
-    monkeypatch.setattr(decoding, "decode_json", decode)
+    decode_as_it_is = decoding.decode
+    monkeypatch.setattr(decoding, "decode", decode)
     bench = engine_bench(tmp_path, Engine(read_wait_ms_max=0, retry_base_ms=1, retry_max_ms=2, read_rows_max=64))
     lives(bench, kind, Store, [30, 10], 40)
     assert Store.rows == [number for number in range(1, 41) if number != 13]

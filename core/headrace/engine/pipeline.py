@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from headrace import decoding
 from headrace.config import Engine
+from headrace.encodings import STORED
 from headrace.engine.dead_letters import ALL_OUTPUTS
 from headrace.engine.decoder import Decoded, Decoder
 from headrace.engine.enrichment import Enricher
@@ -26,7 +27,7 @@ from headrace.log import Log, describe
 from headrace.metrics import Metrics
 from headrace.position import RangeKey, global_ids, row_positions
 from headrace.retry import Backoff
-from headrace.schema import ENCODING_JSON, ENCODING_SITE_FIRST, event_schema, kind_of
+from headrace.schema import ENCODING_SITE_FIRST, event_schema, kind_of
 
 NO_FIELDS: Final = pa.struct([])
 #: Another worker that writes the types of readings is done after a sync or two.
@@ -129,8 +130,8 @@ class Pipeline(Reading):
 
     async def _rows(self, raw: pa.RecordBatch) -> tuple[list[decoding.Readings], dict[int, str]]:
         encodings = pc.unique(raw.column("encoding")).to_pylist()
-        if encodings == [ENCODING_JSON]:
-            return _decode_json(raw.column("payload"))
+        if len(encodings) == 1:
+            return await self._decode_encoding(raw.column("payload"), encodings[0])
         rows: list[decoding.Readings] = [{} for _ in range(raw.num_rows)]
         bad: dict[int, str] = {}
         for encoding in encodings:
@@ -143,8 +144,9 @@ class Pipeline(Reading):
         return rows, bad
 
     async def _decode_encoding(self, payloads: pa.Array, encoding: int) -> Decoded:
-        if encoding == ENCODING_JSON:
-            return _decode_json(payloads)
+        if encoding in STORED:
+            rows, undecoded = decoding.decode(payloads.to_pylist(), encoding)
+            return rows, dict.fromkeys(undecoded, "does not decode")
         if encoding in self._decoders:
             return await self._decoders[encoding].decode(payloads, encoding)
         return [{} for _ in range(len(payloads))], dict.fromkeys(range(len(payloads)), f"no decoder for encoding {encoding}")
@@ -171,16 +173,11 @@ def _own(column: pa.Array) -> pa.Array:
     return pa.concat_arrays([column, column.slice(0, 0)])
 
 
-def _decode_json(payloads: pa.Array) -> Decoded:
-    rows, bad = decoding.decode_json(payloads.to_pylist())
-    return rows, dict.fromkeys(bad, "does not decode")
-
-
 def _decoders_by_encoding(decoders: Sequence[Decoder]) -> dict[int, Decoder]:
     known: dict[int, Decoder] = {}
     for decoder in decoders:
         for name, encoding in decoder.encodings().items():
-            if encoding in known or not ENCODING_JSON < encoding <= 255:
+            if encoding in known or encoding in STORED or not 0 < encoding <= 255:
                 taken = f"taken by {known[encoding].use}" if encoding in known else f"a site's own are {ENCODING_SITE_FIRST}-255"
                 raise HookError(decoder.use, f"encoding {name!r} has the number {encoding}: {taken}")
             known[encoding] = decoder

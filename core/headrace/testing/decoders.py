@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from headrace.schema import ENCODING_JSON
+from headrace.encodings import STORED
 from headrace.testing.context import living, run
 from headrace.testing.contract import Contract
 from headrace.testing.crash import test_seed
@@ -36,7 +36,8 @@ class DecoderContract(Contract):
             for name, number in encodings.items():
                 assert isinstance(name, str)
                 assert name, "an encoding needs a name"
-                assert ENCODING_JSON < number <= 255, f"encoding {name!r}: expected a number from {ENCODING_JSON + 1} to 255, got {number}"
+                assert 0 < number <= 255, f"encoding {name!r}: expected a number from 1 to 255, got {number}"
+                assert number not in STORED, f"encoding {name!r}: expected none of the core's own numbers, got {number}"
             assert dict(hook.decode_encodings()) == encodings, "decode_encodings must be constant"
 
         self._with(tmp_path, check)

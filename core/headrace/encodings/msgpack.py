@@ -1,0 +1,149 @@
+"""MessagePack, read by msgspec: a map is one event, an array of maps several.
+
+What JSON has no type for: binary data, and the data of an extension, become text (`binary_text`); a timestamp becomes RFC 3339
+text; NaN and infinities stay numbers. Keys are strings.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterable
+from typing import Any, Final
+
+import msgspec
+
+from headrace.encodings.message import DEPTH_MAX, Readings, Sent, Unreadable, binary_text, require_count, too_deep
+
+_Scalar = None | bool | int | float | str
+
+
+def _nested(levels: int) -> Any:
+    """JSON's types, nested that deep: with the type spelled out, the library refuses keys that are no strings as it reads
+    them. Else a message could fill a dict with integers of one hash, which takes minutes."""
+    kind: Any = _Scalar
+    for _ in range(levels):
+        kind = _Scalar | list[kind] | dict[str, kind]
+    return kind
+
+
+_plain = msgspec.msgpack.Decoder(dict[str, _nested(DEPTH_MAX - 1)])  # type: ignore[misc]
+_members = msgspec.msgpack.Decoder(dict[str, msgspec.Raw])
+_elements = msgspec.msgpack.Decoder(list[msgspec.Raw])
+_scalar = msgspec.msgpack.Decoder(Any)
+
+_REFUSED: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
+def check(payload: bytes) -> str | None:
+    """Why this payload cannot be taken as one event, or None when it decodes."""
+    try:
+        _readings(payload)
+    except Unreadable as error:
+        return error.reason
+    return None
+
+
+def events(message: bytes, sent: Sent) -> list[bytes]:
+    """The payload of each event of a message, or Unreadable."""
+    if not _is_array(message):
+        _readings(message)
+        return [message]
+    elements = _raw_elements(message)
+    require_count(len(elements), sent)
+    for index, element in enumerate(elements):
+        try:
+            _readings(element)
+        except Unreadable as error:
+            raise Unreadable(f"event {index} of the array: {error}", index, len(elements)) from None
+    return elements
+
+
+def decode(payloads: Iterable[bytes]) -> tuple[list[Readings], list[int]]:
+    """The map of each payload and the indexes of those that do not decode (an empty one stands for them)."""
+    rows: list[Readings] = []
+    bad: list[int] = []
+    for index, payload in enumerate(payloads):
+        try:
+            rows.append(_readings(payload))
+        except Unreadable:
+            rows.append({})
+            bad.append(index)
+    return rows, bad
+
+
+def _readings(payload: bytes) -> Readings:
+    try:
+        plain: Readings = _plain.decode(payload)
+    except msgspec.ValidationError:
+        return _map(payload, 1)
+    except _REFUSED as error:
+        raise _unreadable(error) from None
+    return plain
+
+
+def _map(payload: bytes, depth: int) -> Readings:
+    if not _is_map(payload):
+        raise Unreadable(f"expected a map, got {_kind_of(payload)}")
+    if depth > DEPTH_MAX:
+        raise too_deep()
+    try:
+        members = _members.decode(payload)
+    except msgspec.ValidationError:
+        raise Unreadable("expected strings as keys") from None
+    except _REFUSED as error:
+        raise _unreadable(error) from None
+    return {name: _value(bytes(member), depth) for name, member in members.items()}
+
+
+def _value(payload: bytes, depth: int) -> Any:
+    if _is_map(payload):
+        return _map(payload, depth + 1)
+    if _is_array(payload):
+        if depth >= DEPTH_MAX:
+            raise too_deep()
+        return [_value(element, depth + 1) for element in _raw_elements(payload)]
+    try:
+        value = _scalar.decode(payload)
+    except _REFUSED as error:
+        raise _unreadable(error) from None
+    if isinstance(value, bytes):
+        return binary_text(value)
+    if isinstance(value, datetime.datetime):
+        return value.isoformat().replace("+00:00", "Z")
+    return binary_text(bytes(value.data)) if isinstance(value, msgspec.msgpack.Ext) else value
+
+
+def _raw_elements(payload: bytes) -> list[bytes]:
+    try:
+        return [bytes(element) for element in _elements.decode(payload)]
+    except _REFUSED as error:
+        raise _unreadable(error) from None
+
+
+def _unreadable(error: Exception) -> Unreadable:
+    if isinstance(error, UnicodeDecodeError):
+        return Unreadable("a string is not UTF-8")
+    return Unreadable("nested too deeply" if isinstance(error, RecursionError) else f"invalid MessagePack: {error}")
+
+
+# The first byte tells the type: fixed ranges, and a code for each wider form.
+
+
+def _is_map(payload: bytes) -> bool:
+    return payload[:1] in (b"\xde", b"\xdf") or b"\x80" <= payload[:1] < b"\x90"
+
+
+def _is_array(payload: bytes) -> bool:
+    return payload[:1] in (b"\xdc", b"\xdd") or b"\x90" <= payload[:1] < b"\xa0"
+
+
+def _kind_of(payload: bytes) -> str:
+    if not payload:
+        return "nothing"
+    first = payload[0]
+    if _is_array(payload):
+        return "an array"
+    if 0xA0 <= first < 0xC0 or 0xD9 <= first <= 0xDB:
+        return "a string"
+    names = {0xC0: "nil", 0xC2: "false", 0xC3: "true", 0xC4: "binary data", 0xC5: "binary data", 0xC6: "binary data"}
+    return names.get(first, "an extension" if 0xC7 <= first <= 0xC9 or 0xD4 <= first <= 0xD8 else "a number")
