@@ -251,7 +251,7 @@ class QueueHooks(Protocol):
 
 
 class DecodeHooks(Protocol):
-    """Role decoder: both. JSON is in the core; a decoder adds other encodings."""
+    """Role decoder: both. JSON, MessagePack and CBOR are in the core; a decoder adds other encodings."""
 
     @hookspec(firstresult=True)
     def decode_encodings(self) -> Mapping[str, int]:

@@ -20,6 +20,7 @@ from headrace.encodings.message import DEPTH_MAX, Readings, Sent, Unreadable, bi
 BIGNUM_BYTES_MAX: Final = 1785
 
 _MAP, _ARRAY, _BREAK, _INDEFINITE = 5, 4, 0xFF, 31
+_MAJORS: Final = ("a number", "a number", "a byte string", "text", "an array", "a map", "a tag", "a simple value")
 _SELF_DESCRIBED: Final = b"\xd9\xd9\xf7"
 _PLAIN: Final = frozenset((float, int, bool, str, type(None)))
 _TEXT: Final = frozenset((str,))
@@ -141,7 +142,7 @@ class Reader:
         """The number of elements of the array or map that begins here; None when it is of indefinite length."""
         first = self._first()
         if first >> 5 != major:
-            raise Unreadable(f"expected {'an array' if major == _ARRAY else 'a map'}, got {_kind_of(self.item())}")
+            raise Unreadable(f"expected {'an array' if major == _ARRAY else 'a map'}, got {_MAJORS[first >> 5]}")
         self._file.read(1)
         if (count := first & 31) == _INDEFINITE:
             return None
@@ -173,7 +174,8 @@ def _guarded(read: Callable[..., Any], *source: Any) -> Any:
         # it is written in Rust, whose panics come as no Exception
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise Unreadable(f"invalid CBOR: {error}") from None
+        why = f"{error}: {error.__cause__}" if error.__cause__ is not None else str(error)
+        raise Unreadable(f"invalid CBOR: {why}") from None
 
 
 # --- from its types to ours ------------------------------------------------------------------------------------------
