@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 import random
-import re
-import socket
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from headrace.addresses import address_of, why_not
 from headrace.component import Context, SystemClock
-from headrace.config import Entry, Site, examine
+from headrace.config import Entry, Site, Tier, examine
 from headrace.discovery import distribution_of
 from headrace.log import Log, describe
 from headrace.metrics import Metrics
-from headrace.register import QueueRegister
+from headrace.register import QueueRegister, Registered
+from headrace.tables import WORKERS_MAX
+from headrace.workers.plan import processes, queue_path, queue_paths, worker_queue
 
 
 class Finding(NamedTuple):
@@ -36,26 +37,50 @@ def check(
         return findings
     findings += _data_dir(site)
     for entry in site.entries():
-        findings += _component(site, entry)
+        findings += _component(site, entry, entry.path)
+    for tier in site.tiers.values():
+        findings += _workers(site, tier)
     findings += _listeners(site, ports)
     findings += _orphans(site)
     return findings
 
 
+def _workers(site: Site, tier: Tier) -> Iterator[Finding]:
+    """What more than one worker adds: queues of their own."""
+    if tier.workers == 1:
+        return
+    yield Finding(True, f"tiers.{tier.name}.workers: {tier.workers} processes")
+    for number in range(1, tier.workers):
+        if (queue := worker_queue(tier.queue, number)) is not None:
+            yield from _component(site, queue, f"{queue.path} of worker {number}")
+
+
 def _orphans(site: Site) -> Iterator[Finding]:
     """Queues that may still hold events and that no tier opens any more (DELIVERY 10)."""
-    if site.only:
-        return  # the others may well open them
-    queues = [tier.queue.config for tier in site.tiers.values() if tier.queue]
-    opened = {str(Path(config.path).absolute()) for config in queues if getattr(config, "path", None)}
     try:
-        orphans = QueueRegister(Path(site.host.data_dir)).orphans(opened)
+        registered = QueueRegister(Path(site.host.data_dir)).entries()
     except (OSError, ValueError, TypeError) as error:
         yield Finding(False, f"the register of queues in {site.host.data_dir} cannot be read: {describe(error)}")
         return
-    for orphan in orphans:
-        holds = f"a {orphan.plugin} of tier {orphan.tier!r} may still hold events, but no tier opens it"
-        yield Finding(False, f"{orphan.path}: {holds}; give it back its tier until it is empty")
+    for process in processes(site, registered):
+        if process.former and (queue := site.tiers[process.tiers[0]].queue):
+            yield Finding(True, f"{queue_path(queue, process.worker)}: the queue of a former worker, which empties it and ends")
+    if site.only:
+        return  # the others may well be opened by another process
+    opened = queue_paths(site, registered)
+    for orphan in registered:
+        if orphan.path not in opened:
+            holds = f"a {orphan.plugin} of tier {orphan.tier!r} may still hold events, but no tier opens it"
+            yield Finding(False, f"{orphan.path}: {holds}; {_remedy(site, orphan)}")
+
+
+def _remedy(site: Site, orphan: Registered) -> str:
+    tier = site.tiers.get(orphan.tier)
+    if tier is not None and tier.queue is not None:
+        for number in range(tier.workers, WORKERS_MAX):
+            if orphan.path == str(Path(queue_path(tier.queue, number)).absolute()):
+                return f"set tiers.{tier.name}.workers = {number + 1}, with outputs that can have them, until it is empty"
+    return "give it back its tier until it is empty"
 
 
 def _data_dir(site: Site) -> Iterator[Finding]:
@@ -69,17 +94,17 @@ def _data_dir(site: Site) -> Iterator[Finding]:
         yield Finding(True, f"host.data_dir: {folder}" + ("" if folder.exists() else f" (will be made in {nearest})"))
 
 
-def _component(site: Site, entry: Entry) -> Iterator[Finding]:
+def _component(site: Site, entry: Entry, name: str) -> Iterator[Finding]:
     """Ask the component itself; it is built for that, never opened."""
     try:
         complaints = entry.plugin(entry.config, _context(site, entry)).check()
     except Exception as error:
         complaints = [f"its check failed, which is a bug of the plugin: {describe(error)}"]
     for complaint in complaints:
-        yield Finding(False, f"{site.file}: {entry.path}: {complaint}")
+        yield Finding(False, f"{site.file}: {name}: {complaint}")
     if not complaints:
         distribution = distribution_of(entry.use)
-        yield Finding(True, f"{entry.path}: {entry.use}" + (f" ({distribution.name} {distribution.version})" if distribution else ""))
+        yield Finding(True, f"{name}: {entry.use}" + (f" ({distribution.name} {distribution.version})" if distribution else ""))
 
 
 def _context(site: Site, entry: Entry) -> Context:
@@ -106,7 +131,7 @@ def _listeners(site: Site, ports: bool) -> Iterator[Finding]:
         if port and len(paths) > 1:
             yield Finding(False, f"{' and '.join(paths)} want the same address {host}:{port}")
         elif ports and port:
-            problem = _bind(host, port)
+            problem = why_not(host, port)
             yield Finding(not problem, f"{paths[0]}: {host}:{port} {problem or 'is free'}")
 
 
@@ -117,20 +142,5 @@ def _addresses(site: Site) -> Iterator[tuple[str, tuple[str, int]]]:
         value = entry.options.get("listen")
         candidates += [(f"{entry.path}.listen", one) for one in (value if isinstance(value, list) else [value])]
     for path, value in candidates:
-        if isinstance(value, str) and (match := re.fullmatch(r"(?:tcp://)?\[?([^/\]]*?)\]?:(\d{1,5})", value)):
-            yield path, (match[1], int(match[2]))
-
-
-def _bind(host: str, port: int) -> str:
-    """Why that address cannot be listened on; empty when it can."""
-    if port > 65_535:
-        return "cannot be listened on: ports end at 65535"
-    try:
-        found: Iterable[Any] = socket.getaddrinfo(host if host != "*" else None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        for family, kind, protocol, _, address in found:
-            with socket.socket(family, kind, protocol) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind(address)
-    except OSError as error:
-        return f"cannot be listened on: {error.strerror or error}"
-    return ""
+        if (address := address_of(value)) is not None:
+            yield path, address

@@ -30,8 +30,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args[0] in ("-V", "--version"):
         print(f"headrace {_version()}")
         return 0
+    return answered(lambda: _command(args[0])(args[1:]))
+
+
+def answered(command: Callable[[], int]) -> int:
+    """Run it and return its exit code; what headrace raises on purpose becomes a text and a code."""
     try:
-        return _command(args[0])(args[1:])
+        return command()
     except (ConfigError, PluginError) as error:
         return _fail([error], EX_CONFIG)
     except HeadraceError as error:
@@ -56,6 +61,12 @@ def _run(argv: list[str]) -> int:
     site, problems = examine(args.file, overrides, only=args.tier)
     if site is None or problems:
         return _fail(problems, EX_CONFIG)
+    from headrace import workers
+
+    if workers.needed(site):
+        from headrace.workers import supervisor
+
+        return supervisor.run(site, lambda: reload(site))
     from headrace import host
 
     return host.run(site, list(site.tiers), lambda: reload(site))

@@ -60,7 +60,8 @@ class Health(NamedTuple):
 class Context:
     """What a component gets from the host. Nothing else is global.
 
-    data_dir is private to the component and exists. `fault(name)` marks a point at which tests kill or fail the process
+    data_dir is private to the component and exists. `worker` of `workers` says which of the tier's processes this is, counted
+    from 0. `fault(name)` marks a point at which tests kill or fail the process
     (the name must stand in the class's `fault_points`). `status` tells the host how the component fares.
     """
 
@@ -75,7 +76,14 @@ class Context:
     fault: Callable[[str], None]
     status: Callable[[Literal["ok", "degraded"], str], None]
     blocking_threads: int = 2
+    worker: int = 0
+    workers: int = 1
     _pool: ThreadPoolExecutor | None = field(default=None, repr=False)
+
+    @property
+    def shared_dir(self) -> Path:
+        """The folder of this component that all workers of its tier have in common: worker 0's `data_dir`."""
+        return self.data_dir.parents[1] / self.tier / self.data_dir.name if self.worker else self.data_dir
 
     async def call_blocking(self, fn: Callable[..., T], *args: Any) -> T:
         """Run a blocking call (DB-API, SDK, file) in this component's small pool and await its result.
@@ -113,6 +121,9 @@ class Component:
     same event, by origin and position) twice without doubling it, `holds` whether it can promise safety at all (False for
     live feeds, which then need `hold = "none"`), `takes` whether it gets event batches or what the queue holds, undecoded
     ("raw": for links, archives and other stores of payloads; RAW_SCHEMA, or event batches where a source delivered those).
+    `many_workers` says that several processes may each have an instance of it, on the same options: a source then shares its
+    address with the others (SO_REUSEPORT where `context.workers` is more than 1), an output its store. (Of a queue the host
+    gives each worker another `path`.)
     """
 
     Config: ClassVar[type[_Config]] = _Config
@@ -121,6 +132,7 @@ class Component:
     idempotence: ClassVar[Literal["none", "key", "event"]] = "none"
     holds: ClassVar[bool] = True
     takes: ClassVar[Literal["events", "raw"]] = "events"
+    many_workers: ClassVar[bool] = False
 
     def __init__(self, config: Any, context: Context) -> None:
         self.config = config

@@ -23,8 +23,8 @@ from headrace.errors import ConfigError, HeadraceError, HookError, did_you_mean
 from headrace.hookcheck import PLACES, hook_problems, implemented, wrapper_problems
 from headrace.hookspecs import Role
 from headrace.options import Secret, config_problems, convert, shown, unknown_key
-from headrace.tables import ID_PATTERN, RESERVED, Admin, Engine, Entry, EntryKeys, Host, OutputKeys, Site, Tier, changed, redacted
-from headrace.values import Filled, fill, override, read, toml_value
+from headrace.tables import ID_PATTERN, RESERVED, Admin, Engine, Entry, EntryKeys, Host, OutputKeys, Site, Tier, TierKeys, changed, redacted
+from headrace.values import Filled, fill, override, parse, read, toml_value
 
 __all__ = [
     "Admin", "Engine", "Entry", "EntryKeys", "Host", "OutputKeys", "Secret", "Site", "Tier",
@@ -37,13 +37,20 @@ T = TypeVar("T")
 K = TypeVar("K", bound=msgspec.Struct)
 
 
-def load(file: Path, overrides: Sequence[str] = (), environ: Mapping[str, str] = os.environ, only: Sequence[str] = ()) -> Site:
+def load(
+    file: Path,
+    overrides: Sequence[str] = (),
+    environ: Mapping[str, str] = os.environ,
+    only: Sequence[str] = (),
+    text: str | None = None,
+) -> Site:
     """Read the file; raise the first ConfigError or PluginError.
 
     `overrides` are `key.path=value`. `only` names the tiers to read (none: all): of the others neither the plugins need be
-    installed nor the variables and secrets be there, so that every container can have the same file.
+    installed nor the variables and secrets be there, so that every container can have the same file. `text` takes the place
+    of what stands in the file now.
     """
-    site, problems = examine(file, overrides, environ, only)
+    site, problems = examine(file, overrides, environ, only, text)
     if site is None or problems:
         raise problems[0]
     return site
@@ -55,16 +62,21 @@ def reload(site: Site, environ: Mapping[str, str] = os.environ) -> Site:
 
 
 def examine(
-    file: Path, overrides: Sequence[str] = (), environ: Mapping[str, str] = os.environ, only: Sequence[str] = ()
+    file: Path,
+    overrides: Sequence[str] = (),
+    environ: Mapping[str, str] = os.environ,
+    only: Sequence[str] = (),
+    text: str | None = None,
 ) -> tuple[Site | None, list[HeadraceError]]:
     """Every problem that can be found, and the site: whole without problems, else what could be read of it, or None."""
     try:
-        tables = read(file)
+        text = read(file) if text is None else text
+        tables = parse(text, file)
         override(tables, str(file), overrides)
     except ConfigError as error:
         return None, [error]
     reader = _Reader(file, environ)
-    return reader.site(tables, tuple(overrides), tuple(only)), reader.problems
+    return reader.site(tables, tuple(overrides), tuple(only), text), reader.problems
 
 
 class _Reader:
@@ -74,7 +86,7 @@ class _Reader:
         self.problems: list[HeadraceError] = []
         self._file, self._folder, self._environ = str(file), file.parent, environ
 
-    def site(self, tables: dict[str, Any], overrides: tuple[str, ...], only: tuple[str, ...]) -> Site:
+    def site(self, tables: dict[str, Any], overrides: tuple[str, ...], only: tuple[str, ...], text: str) -> Site:
         self._known(tables, ("host", "admin", "tiers", "listeners"), "")
         host = {"data_dir": DATA_DIR, **self._table(tables, "host", "")}
         tiers = self._table(tables, "tiers", "")
@@ -84,7 +96,7 @@ class _Reader:
             if name not in tiers:
                 self._problem("tiers", f"a tier named {name!r}", ", ".join(tiers), did_you_mean(name, tiers).removeprefix("; "))
         wanted = [name for name in tiers if (not only or name in only) and self._is_id(name, f"tiers.{name}")]
-        return Site(
+        site = Site(
             file=Path(self._file),
             host=self._keys(Host, host, "host"),
             admin=self._keys(Admin, self._table(tables, "admin", ""), "admin"),
@@ -92,12 +104,19 @@ class _Reader:
             listeners=self._named("listener", tables, "listeners", ""),
             overrides=overrides,
             only=only,
+            text=text,
         )
+        for tier in site.tiers.values():
+            if tier.workers > 1:
+                self._check_listeners(site.listeners, tier)
+        return site
 
     def _tier(self, name: str, table: dict[str, Any]) -> Tier:
         path = f"tiers.{name}"
         count = len(self.problems)
-        self._known(table, ("sources", "queue", "decoders", "enrichers", "outputs", "engine"), path)
+        own = TierKeys.__struct_fields__
+        self._known(table, ("sources", "queue", "decoders", "enrichers", "outputs", "engine", *own), path)
+        keys = self._keys(TierKeys, {key: value for key, value in table.items() if key in own}, path)
         tier = Tier(
             name=name,
             sources=self._named("source", table, "sources", path),
@@ -106,6 +125,7 @@ class _Reader:
             enrichers=self._listed("enricher", table, "enrichers", path),
             outputs=self._named("output", table, "outputs", path),
             engine=self._keys(Engine, self._table(table, "engine", path), f"{path}.engine"),
+            workers=keys.workers,
         )
         if len(self.problems) == count:  # else half of it is missing, and these would only report that
             self._check_tier(tier, path)
@@ -121,6 +141,18 @@ class _Reader:
                 self._problem(path, "ids that are unique in the tier", f"{twin!r} {count} times: {paths}")
         if tier.queue is None:
             self._check_unqueued(tier, path)
+        if tier.workers > 1:
+            for entry in tier.entries():
+                self._check_many(entry, tier, "give it a tier of its own, behind a link, or this one a single worker")
+
+    def _check_listeners(self, listeners: dict[str, Entry], tier: Tier) -> None:
+        for entry in listeners.values():
+            self._check_many(entry, tier, "every process has its own instance of a listener")
+
+    def _check_many(self, entry: Entry, tier: Tier, hint: str) -> None:
+        expected = f"a plugin of which every worker can have one (tiers.{tier.name}.workers = {tier.workers})"
+        for use in single(entry):
+            self._problem(f"{entry.path}.use", expected, f"{use}, which has no many_workers = True", hint)
 
     def _check_unqueued(self, tier: Tier, path: str) -> None:
         holding = [entry for entry in tier.outputs.values() if entry.holds]
@@ -267,6 +299,11 @@ class _Reader:
 
     def _problem(self, path: str, expected: str, came: str, hint: str = "") -> None:
         self.problems.append(ConfigError(self._file, path, expected, came, hint))
+
+
+def single(entry: Entry) -> list[str]:
+    """The plugins of an entry, itself and its wrappers, that only one process of a site may have."""
+    return [plugin.__name__ for plugin in (entry.plugin, *entry.wrappers) if not plugin.many_workers]
 
 
 def _kind(value: object) -> str:

@@ -11,7 +11,7 @@ from headrace.discovery import find, installed
 from headrace.hookcheck import PLACES, roles_of
 from headrace.listing import description
 from headrace.option_table import Option, option_table
-from headrace.tables import Admin, Engine, EntryKeys, Host, OutputKeys
+from headrace.tables import Admin, Engine, EntryKeys, Host, OutputKeys, TierKeys
 
 INTRODUCTION = """\
 # Configuration
@@ -48,13 +48,14 @@ use = "sink_lake"
 
 
 def markdown(plugins: Mapping[str, type[Component]] | None = None) -> str:
-    """The page for these plugins (None: all that are installed and can be used), sorted by name."""
+    """The page for these plugins (None: all that are installed and can be used, without the host's own aids), sorted by name."""
     if plugins is None:
-        plugins = {one.name: find(one.name) for one in installed() if one.error is None}
+        plugins = {one.name: find(one.name) for one in installed() if one.error is None and one.distribution != "headrace"}
     parts = [
         INTRODUCTION,
         _section("`[host]`", "The process.", Host),
         _section("`[admin]`", "The server for health, metrics and component states.", Admin),
+        _section("`[tiers.<tier>]`", "The tier as a whole.", TierKeys),
         _section("`[tiers.<tier>.engine]`", "How a tier reads, decodes, retries and gives up.", Engine),
         _section("Keys of every plugin's table", "The host's own; no plugin has an option of such a name.", EntryKeys),
         _section("Keys of every output", "Beside those of every plugin's table.", OutputKeys, without=EntryKeys),

@@ -18,7 +18,7 @@ from headrace.hookspecs import Role
 from headrace.listing import description
 from headrace.option_table import default_of
 from headrace.options import Secret, bare
-from headrace.tables import ID_PATTERN, Admin, Engine, EntryKeys, Host, OutputKeys
+from headrace.tables import ID_PATTERN, Admin, Engine, EntryKeys, Host, OutputKeys, TierKeys
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 REFERENCE: Final = {"$ref": "#/$defs/reference"}
@@ -38,6 +38,7 @@ def json_schema(plugins: Mapping[str, type[Component]] | None = None) -> dict[st
             "enrichers": {"type": "array", "items": _place("enricher", plugins, definitions)},
             "outputs": _named(_place("output", plugins, definitions)),
             "engine": _struct(Engine),
+            **_properties(TierKeys),
         },
         required=["sources", "outputs"],
     )

@@ -1,7 +1,7 @@
 """A process with its tiers: start in order, run under one task group, drain under a deadline, close.
 
 SIGTERM and SIGINT drain; a second one stops at once, which is harmless: what was acked is in the queue. SIGHUP re-reads the
-file and restarts only what changed.
+file and restarts only what changed. Where workers make a site several processes, each of them is a host, and a `Part` of it.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ import asyncio
 import gc
 import os
 import random
-import signal
+import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import uvloop
+from prometheus_client import generate_latest
 
 from headrace.admin import AdminServer
 from headrace.component import SystemClock
@@ -31,13 +32,36 @@ from headrace.metrics import PREFIX, Metrics
 from headrace.plugins import SitePlugins
 from headrace.queue_metrics import QueueCollector
 from headrace.register import QueueRegister
+from headrace.stopping import Stopping, unless
 from headrace.tier import Tier
+from headrace.workers.merging import told_rules
+from headrace.workers.plan import Process, queue_paths
 
 #: How long Python lets one thread run before another may: the pipeline must not keep the loop that acks waiting.
 SWITCH_INTERVAL_S: Final = 0.000_5
 EXIT_FAULT: Final = 70  # EX_SOFTWARE
-#: One Ctrl-C may reach us twice: from the terminal, and from the script that started us.
-SAME_SIGNAL_S: Final = 1.0
+
+
+class Part(NamedTuple):
+    """Which of a site's processes this is, where workers make them several; `admin` is where its supervisor asks it."""
+
+    process: Process
+    admin: socket.socket
+    first: bool
+
+
+class Totals(NamedTuple):
+    """What a process did, in events: received, acked, stored by component, left in the queue."""
+
+    received: int
+    acked: int
+    stored: dict[str, int]
+    queued: int
+
+    def __str__(self) -> str:
+        where = ", ".join(f"{component} {count:,}" for component, count in self.stored.items()) or "nowhere"
+        left = f"; {self.queued:,} left in the queue" if self.queued else ""
+        return f"received {self.received:,} events, acked {self.acked:,}, stored: {where}{left}"
 
 
 def run(site: Site, tiers: Sequence[str] = (), reload: Callable[[], Site] | None = None) -> int:
@@ -48,23 +72,30 @@ def run(site: Site, tiers: Sequence[str] = (), reload: Callable[[], Site] | None
     set_up(site.host.log_level)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(Host(site, tiers, reload).run())
+        host = Host(site, tiers, reload)
+        code = runner.run(host.run())
+    if host.totals is not None:
+        print(host.totals, file=sys.stderr)
+    return code
 
 
 class Host:
     """One process."""
 
-    def __init__(self, site: Site, tiers: Sequence[str] = (), reload: Callable[[], Site] | None = None) -> None:
-        self._site, self._reload_site = site, reload
-        self._log = Log("", host=site.host.name)
+    def __init__(self, site: Site, tiers: Sequence[str] = (), reload: Callable[[], Site] | None = None, part: Part | None = None) -> None:
+        self._site, self._reload_site, self._part = site, reload, part
+        self._log = Log("", host=site.host.name, **({"worker": part.process.name} if part else {}))
         self._clock = SystemClock()
         self._metrics = Metrics()
-        self._stop = asyncio.Event()
-        self._stop_at_once = asyncio.Event()
-        self._stop_asked = float("inf")
+        self.stopping = Stopping(self._clock.monotonic, self._log)
+        self.drain_deadline_s = site.host.drain_deadline_s
+        #: set when every tier runs
+        self.started = asyncio.Event()
+        #: known when a process that had started has ended well
+        self.totals: Totals | None = None
         self._fault: BaseException | None = None
         self._refused: HeadraceError | None = None
-        self._started = self._draining = False
+        self._draining = False
         data_dir = Path(site.host.data_dir)
         data_dir.mkdir(parents=True, exist_ok=True)
         self._register = QueueRegister(data_dir)
@@ -81,48 +112,50 @@ class Host:
             site=self._facts,
             tell=self._tell,
             log=self._log,
+            process=part.process if part else None,
+            host_folder="host" if part is None or part.first else f"host.{part.process.name}",
         )
         self._loop: asyncio.AbstractEventLoop | None = None
         self._listeners = [Supervised(entry, "host", self._services) for entry in site.listeners.values()]
         wanted = [_tier_named(site, name) for name in tiers] or list(site.tiers)
         self.tiers = [Tier(site.tiers[name], self._services, self._register, self._failed) for name in wanted]
-        self.admin = AdminServer(site.admin.listen, self._metrics.registry, self._not_live, self._not_ready, self._components)
+        self.admin = AdminServer(
+            part.admin if part else site.admin.listen, self._metrics_page, self._not_live, self._not_ready, self._components
+        )
         self._metrics.registry.register(QueueCollector(self._queue_infos))
         self._metrics.gauge("build_info", "1; the version is in the label.", version=version("headrace")).set(1)
-        self._reload_success = self._metrics.gauge("config_reload_success", "1 when the last SIGHUP was taken, 0 when it was refused.")
+        self._reload_success = self._metrics.gauge(
+            "config_reload_success", "1 when the last SIGHUP was taken, 0 when it was refused.", "min"
+        )
         self._reload_success.set(1)
 
     async def run(self) -> int:
         """Until a signal, or a fault of engine or queue; the exit code."""
         self._loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._loop.add_signal_handler(number, self._asked_to_stop)
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
-            self._loop.add_signal_handler(signal.SIGHUP, lambda: tasks.create_task(self._reload()))
+            # a supervisor says itself when it is time to reload
+            self.stopping.listen(self._loop, (lambda: None) if self._part else (lambda: tasks.create_task(self.reload())))
             starting = asyncio.ensure_future(self._start(tasks))
             try:
                 try:
-                    await self._unless_stopped(starting, self._stop)
+                    await unless(self.stopping.asked, starting)
                 except HeadraceError as error:  # raised in here, it would leave as a group
                     self._refused = error
-                if self._started:
-                    await self._stop.wait()
+                if self.started.is_set():
+                    await self.stopping.asked.wait()
                     if self._fault is None:
-                        await self._unless_stopped(asyncio.ensure_future(self._drain()), self._stop_at_once)
+                        await unless(self.stopping.at_once, asyncio.ensure_future(self._drain()))
             finally:
                 await self._close()
-                for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-                    # all is done: a signal that comes now must not turn a clean end into a kill
-                    self._loop.remove_signal_handler(number)
-                    signal.signal(number, signal.SIG_IGN)
+                self.stopping.deaf(self._loop)
         if self._refused is not None:
             raise self._refused
         if self._fault is not None:
             self._log.exception("engine fault: the process ends, a restart recovers", self._fault)
             return EXIT_FAULT
-        if self._started:
-            print(self._summary(), file=sys.stderr)
+        if self.started.is_set():
+            self.totals = self._final
         return 0
 
     # --- starting and stopping ---------------------------------------------------------------------------------------
@@ -136,47 +169,26 @@ class Host:
             raise HeadraceError(
                 f"admin.listen: {self._site.admin.listen} cannot be had ({error.strerror}); stop what listens there, or set another"
             ) from error
-        self._log.info("listening", component="admin", url=self.admin.url)
+        if self._part is None:
+            self._log.info("listening", component="admin", url=self.admin.url)
         for listener in self._listeners:
             await listener.open()
         for tier in self.tiers:
             await tier.start(tasks)
-        self._started = True
+        self.started.set()
         # what lives now lives long: the collector need not look at it again and again
         gc.freeze()
         self._facts.tell("host_started")
         self._log.info("started", tiers=[tier.name for tier in self.tiers], pid=os.getpid())
 
-    async def _unless_stopped(self, work: asyncio.Future[Any], stop: asyncio.Event) -> None:
-        """Await the work, unless `stop` comes first; then it is cancelled."""
-        stopped: asyncio.Future[Any] = asyncio.ensure_future(stop.wait())
-        try:
-            await asyncio.wait([work, stopped], return_when=asyncio.FIRST_COMPLETED)
-            if work.done():
-                work.result()
-        finally:
-            stopped.cancel()
-            work.cancel()
-            await asyncio.wait({work})
-
-    def _asked_to_stop(self) -> None:
-        now = self._clock.monotonic()
-        if self._stop.is_set() and now - self._stop_asked < SAME_SIGNAL_S:
-            return
-        self._stop_asked = min(self._stop_asked, now)
-        if self._stop.is_set():
-            self._log.warning("stopping at once: what is unflushed is written again after the next start")
-            self._stop_at_once.set()
-        self._stop.set()
-
     def _failed(self, error: BaseException) -> None:
         """Engine or queue cannot go on. Callable from any thread."""
         assert self._loop is not None
         self._fault = self._fault or error
-        self._loop.call_soon_threadsafe(self._stop.set)
+        self._loop.call_soon_threadsafe(self.stopping.asked.set)
 
     async def _drain(self) -> None:
-        deadline_s = self._site.host.drain_deadline_s
+        deadline_s = self.drain_deadline_s
         self._draining = True
         self._log.info("draining", deadline_s=deadline_s)
         self._facts.tell("host_draining", deadline_s=deadline_s)
@@ -195,20 +207,14 @@ class Host:
         await self.admin.close()
 
     def _report_orphaned_queues(self) -> None:
-        opened = {str(Path(tier.queue.config.path).absolute()) for tier in self._site.tiers.values() if tier.queue}
-        for orphan in self._register.orphans(opened):
+        if self._part is not None:
+            return  # the supervisor does
+        for orphan in self._register.orphans(queue_paths(self._site)):
             if self._site.only and orphan.tier not in self._site.tiers:
                 continue  # another process runs that tier from the same file
             self._log.error("queue is not in the config any more and may hold events", **orphan._asdict())
 
-    def _summary(self) -> str:
-        received, acked, stored, queued = self._final
-        where = ", ".join(f"{component} {count:,}" for component, count in stored.items()) or "nowhere"
-        left = f"; {queued:,} left in the queue" if queued else ""
-        return f"received {received:,} events, acked {acked:,}, stored: {where}{left}"
-
-    def _totals(self) -> tuple[int, int, dict[str, int], int]:
-        """received, acked, stored by component, queued."""
+    def _totals(self) -> Totals:
         sums: dict[str, int] = {}
         stored: dict[str, int] = {}
         holding = {entry.id for tier in self._site.tiers.values() for entry in tier.outputs.values() if entry.holds}
@@ -218,50 +224,42 @@ class Host:
                 if sample.name == f"{PREFIX}sink_written_events_total" and sample.labels["component"] in holding:
                     stored[sample.labels["component"]] = int(sample.value)
         received, acked = (sums.get(f"{PREFIX}ingest_{what}_events_total", 0) for what in ("received", "acked"))
-        return received, acked, stored, sums.get(f"{PREFIX}queue_size_events", 0)
+        return Totals(received, acked, stored, sums.get(f"{PREFIX}queue_size_events", 0))
+
+    def queued(self) -> int:
+        """Events in the queues that are open."""
+        return sum(info.size_events for info in self._queue_infos())
 
     # --- reload ------------------------------------------------------------------------------------------------------
 
-    async def _reload(self) -> None:
-        """SIGHUP: take what changed; a file that is wrong, or changes what only a restart can, leaves all as it is."""
-        if self._reload_site is None or not self._started or self._draining:
-            return
+    async def reload(self) -> str:
+        """SIGHUP: take what changed; a file that is wrong, or changes what only a restart can, leaves all as it is. What went
+        wrong, or nothing."""
+        if self._reload_site is None or not self.started.is_set() or self._draining:
+            return ""
         try:
             site = self._reload_site()
             paths = changed(self._site, site)
-            self._refuse_untakeable(site, paths)
+            refuse_untakeable(self._site, site, paths)
         except (ConfigError, PluginError) as error:
             self._reload_success.set(0)
             self._log.error("reload refused; the old config runs on", error=describe(error))
-            return
+            return str(error)
         for tier in self.tiers:
             try:
                 await self._reload_tier(tier, site, paths)
             except ConfigError as error:
                 self._reload_success.set(0)
                 self._log.error("reload refused; the old config runs on", error=describe(error), tier=tier.name)
-                return
+                return describe(error)
             except Exception as error:  # a plugin that cannot be built must not end the process
                 self._reload_success.set(0)
                 self._log.exception("reload went wrong; what was not reached runs on as it was", error, tier=tier.name)
-                return
+                return describe(error)
         self._site = site
         self._reload_success.set(1)
         self._log.info("reloaded", changed=paths)
-
-    def _refuse_untakeable(self, site: Site, paths: list[str]) -> None:
-        for path in paths:
-            parts = path.split(".")
-            if parts[0] != "tiers" or len(parts) < 4 or parts[1] not in self._site.tiers or parts[1] not in site.tiers:
-                raise ConfigError(
-                    str(site.file), path, "what a reload can take (sources, enrichers and outputs)", "a change", "restart the process"
-                )
-
-        before, after = ({entry.path: entry.role for entry in each.entries()} for each in (self._site, site))
-        for path in paths:
-            role = after.get(path) or before.get(path)
-            if role == "decoder" or (role == "enricher" and (path in before) != (path in after)):
-                raise ConfigError(str(site.file), path, "what a reload can take", f"a change of a {role}", "restart the process")
+        return ""
 
     async def _reload_tier(self, tier: Tier, site: Site, paths: list[str]) -> None:
         new = site.tiers[tier.name]
@@ -299,7 +297,10 @@ class Host:
     def _queue_infos(self) -> Iterator[QueueInfo]:
         return (tier.queue_hook.queue_info() for tier in self.tiers if tier.open and tier.queue)
 
-    def _not_live(self) -> list[str]:
+    async def _metrics_page(self) -> bytes:
+        return generate_latest(self._metrics.registry) + (told_rules(self._metrics.rules) if self._part else b"")
+
+    async def _not_live(self) -> list[str]:
         now = self._clock.monotonic()
         reasons = []
         for tier in self.tiers:
@@ -313,14 +314,14 @@ class Host:
                     reasons.append(f"{tier.name}.{output}: in one call for {now - since:.0f} s")
         return reasons
 
-    def _not_ready(self) -> list[str]:
-        if self._draining or self._stop.is_set():
+    async def _not_ready(self) -> list[str]:
+        if self._draining or self.stopping.asked.is_set():
             return ["draining"]
-        if not self._started:
+        if not self.started.is_set():
             return ["starting: the queue is being recovered"]
         return [f"{tier.name}: the queue is full" for tier in self.tiers if tier.deliver.refusing]
 
-    def _components(self) -> dict[str, Any]:
+    async def _components(self) -> dict[str, Any]:
         rows = [row._asdict() for row in self._statuses.rows()]
         healths = {(unit.tier, unit.entry.id): unit.health() for tier in self.tiers for unit in tier.units()}
         for row in rows:
@@ -338,3 +339,18 @@ def _tier_named(site: Site, name: str) -> str:
     if name not in site.tiers:
         raise ConfigError(str(site.file), f"tiers.{name}", f"one of {', '.join(site.tiers)}", "no such tier")
     return name
+
+
+def refuse_untakeable(old: Site, new: Site, paths: Sequence[str]) -> None:
+    """ConfigError for the first of the changed `paths` that no reload can take."""
+    for path in paths:
+        parts = path.split(".")
+        if parts[0] != "tiers" or len(parts) < 4 or parts[1] not in old.tiers or parts[1] not in new.tiers:
+            raise ConfigError(
+                str(new.file), path, "what a reload can take (sources, enrichers and outputs)", "a change", "restart the process"
+            )
+    before, after = ({entry.path: entry.role for entry in each.entries()} for each in (old, new))
+    for path in paths:
+        role = after.get(path) or before.get(path)
+        if role == "decoder" or (role == "enricher" and (path in before) != (path in after)):
+            raise ConfigError(str(new.file), path, "what a reload can take", f"a change of a {role}", "restart the process")

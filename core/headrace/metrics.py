@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import Final, TypeVar, cast
+from typing import Final, Literal, TypeVar, cast
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.metrics import MetricWrapperBase
@@ -24,6 +24,9 @@ DURATION_BUCKETS_S: Final = (
 )  # fmt: skip
 COUNT_BUCKETS: Final = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536)
 
+#: How a gauge of several workers becomes one value. `oldest`: the smallest that is not 0, for times.
+OverWorkers = Literal["sum", "min", "max", "oldest"]
+
 M = TypeVar("M", bound=MetricWrapperBase)
 
 
@@ -34,20 +37,24 @@ class Metrics:
         self.registry = registry or CollectorRegistry()
         self._families: dict[str, MetricWrapperBase] = {}
         self._lock = threading.Lock()
+        #: by whole name, of the gauges that say what several are together
+        self.rules: dict[str, OverWorkers] = {}
         self._preset = preset
 
     def labelled(self, **preset: str) -> Metrics:
         """The same registry under other preset labels."""
         other = Metrics(self.registry, **preset)
-        other._families, other._lock = self._families, self._lock
+        other._families, other._lock, other.rules = self._families, self._lock, self.rules
         return other
 
     def counter(self, name: str, documentation: str, **labels: str) -> Counter:
         """A counter; `name` ends in `_total`."""
         return self._child(Counter, name, documentation, labels)
 
-    def gauge(self, name: str, documentation: str, **labels: str) -> Gauge:
-        """A gauge."""
+    def gauge(self, name: str, documentation: str, over_workers: OverWorkers | None = None, **labels: str) -> Gauge:
+        """A gauge; `over_workers` says what several workers' values are together (default: `usual_rule`)."""
+        if over_workers is not None:
+            self.rules[PREFIX + name] = over_workers
         return self._child(Gauge, name, documentation, labels)
 
     def histogram(self, name: str, documentation: str, buckets: Sequence[float] = DURATION_BUCKETS_S, **labels: str) -> Histogram:
@@ -62,3 +69,10 @@ class Metrics:
                 family = kind(PREFIX + name, documentation, tuple(values), registry=self.registry, **options)  # type: ignore[arg-type]
                 self._families[name] = family
         return cast(M, family.labels(**values) if values else family)
+
+
+def usual_rule(name: str) -> OverWorkers:
+    """What several workers' values of a gauge of that name are together, unless it says otherwise."""
+    if name.endswith("_timestamp_seconds"):
+        return "oldest"
+    return "max" if name.endswith("_info") else "sum"

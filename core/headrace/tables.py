@@ -17,6 +17,7 @@ from headrace.hookspecs import Role
 
 MIB: Final = 1 << 20
 DAY_S: Final = 86_400
+WORKERS_MAX: Final = 64
 ID_PATTERN: Final = "^[a-z0-9_-]+$"
 
 
@@ -45,6 +46,19 @@ class Admin(Keys, frozen=True, kw_only=True):
     listen: Annotated[str, Meta(pattern=r"^.*:\d{1,5}$", description="Address and port to listen on; port 0 takes a free one.")] = (
         "127.0.0.1:9464"
     )
+
+
+class TierKeys(Keys, frozen=True, kw_only=True):
+    """`[tiers.<tier>]`: the tier as a whole."""
+
+    workers: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=WORKERS_MAX,
+            description="Processes that each run the whole tier, on the same addresses, each with a queue of its own (`<path>.1`, ...).",
+        ),
+    ] = 1
 
 
 class Engine(Keys, frozen=True, kw_only=True):
@@ -170,6 +184,7 @@ class Tier(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     enrichers: list[Entry]
     outputs: dict[str, Entry]
     engine: Engine
+    workers: int = 1
 
     def entries(self) -> Iterator[Entry]:
         """Every entry, in the order in which data meets them."""
@@ -182,7 +197,8 @@ class Tier(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
 
 class Site(msgspec.Struct, frozen=True, kw_only=True, eq=False):
-    """The whole file, or of its tiers only those asked for. overrides: the `--set key=value` under which it was read."""
+    """The whole file, or of its tiers only those asked for. overrides: the `--set key=value` under which it was read; text: what
+    stood in the file then."""
 
     file: Path
     host: Host
@@ -191,6 +207,7 @@ class Site(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     listeners: dict[str, Entry]
     overrides: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
+    text: str = ""
 
     def __repr__(self) -> str:
         return f"Site({self.file}, tiers={list(self.tiers)})"  # never the overrides: they may hold secrets
@@ -206,13 +223,15 @@ def redacted(site: Site) -> dict[str, Any]:
     """The site with all defaults as plain values, safe for logs and `/components`."""
     entries: dict[str, Any] = {entry.path: {**msgspec.to_builtins(entry.keys), "id": entry.id, **entry.options} for entry in site.entries()}
     engines = {f"tiers.{tier.name}.engine": msgspec.to_builtins(tier.engine) for tier in site.tiers.values()}
+    workers = {f"tiers.{tier.name}.workers": tier.workers for tier in site.tiers.values()}
     return {
-        "file": str(site.file), "host": msgspec.to_builtins(site.host), "admin": msgspec.to_builtins(site.admin), **engines, **entries
+        "file": str(site.file), "host": msgspec.to_builtins(site.host), "admin": msgspec.to_builtins(site.admin),
+        **workers, **engines, **entries,
     }  # fmt: skip
 
 
 def changed(old: Site, new: Site) -> list[str]:
-    """The dotted keys of what differs: entries that came, went or changed, `host`, `admin`, `tiers.<tier>.engine`."""
+    """The dotted keys of what differs: entries that came, went or changed, `host`, `admin`, `tiers.<tier>.engine` and `.workers`."""
     before, after = _parts(old), _parts(new)
     return sorted(path for path in before.keys() | after.keys() if before.get(path) != after.get(path))
 
@@ -220,4 +239,5 @@ def changed(old: Site, new: Site) -> list[str]:
 def _parts(site: Site) -> dict[str, Any]:
     entries = {entry.path: (entry.use, entry.keys, entry.plugin, entry.config, entry.wrappers) for entry in site.entries()}
     engines = {f"tiers.{tier.name}.engine": tier.engine for tier in site.tiers.values()}
-    return {"host": site.host, "admin": site.admin, **engines, **entries}
+    workers = {f"tiers.{tier.name}.workers": tier.workers for tier in site.tiers.values()}
+    return {"host": site.host, "admin": site.admin, **engines, **workers, **entries}

@@ -191,9 +191,11 @@ class Tier:
             await source.close()
         await self.pipeline.close()
         if self.queue:
+            left = None
             if self.open:
                 await self._drain(self.queue, 5.0)  # what is being appended counts as left
-            left = self.queue_hook.queue_info().size_events if self.open else None
+                left = self.queue_hook.queue_info().size_events
+            self.open = False  # nobody may ask it from here on
             await self.queue.close()
             if left == 0:
                 self._register.drained(self._registered(self.queue.entry).path)

@@ -33,14 +33,20 @@ class Filled(str):
         return self
 
 
-def read(file: Path) -> dict[str, Any]:
-    """The file's tables. Raises ConfigError when it cannot be read or is not TOML, with line and column."""
+def read(file: Path) -> str:
+    """What stands in the file. Raises ConfigError when it cannot be read."""
     try:
-        return tomllib.loads(file.read_text("utf-8"))
+        return file.read_text("utf-8")
     except OSError as error:
         raise ConfigError(str(file), "", "a readable file", error.strerror or str(error)) from error
     except UnicodeDecodeError as error:
         raise ConfigError(str(file), "", "UTF-8 text", f"byte 0x{error.object[error.start]:02x} at offset {error.start}") from error
+
+
+def parse(text: str, file: Path) -> dict[str, Any]:
+    """The tables of a file with this text. Raises ConfigError with line and column when it is not TOML."""
+    try:
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(str(file), "", "valid TOML", f"a syntax error: {_lower(str(error))}") from error
 

@@ -124,12 +124,13 @@ class PipelineThread:
     async def _main(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         engine, services = self._tier.engine, self._services
-        letters = DeadLetters(services.data_dir / self._tier.name / "dead_letters.db", engine.dead_letters_bytes_max)
+        letters = DeadLetters(services.folder(self._tier.name) / "dead_letters.db", engine.dead_letters_bytes_max)
         quarantine = Quarantine(
             letters, services.clock, self._backoff(), services.metrics.labelled(tier=self._tier.name), self._log, self._told
         )
         decoders = [Decoder(unit, engine, services.clock, self._backoff()) for unit in self.decoders]
         enrichers = [Enricher(unit, engine, services.clock, self._backoff()) for unit in self.enrichers]
+        # one for all workers: no two of them may give a name different types
         types_file = TypesFile(services.data_dir / self._tier.name / "readings.json", engine.readings_max)
         self._pipeline = Pipeline(self._queue, decoders, enrichers, engine, types_file, quarantine, self._metrics, self._log)
         self._raw = RawReading(self._queue, engine)

@@ -34,7 +34,9 @@ class Quarantine:
     def __init__(self, letters: DeadLetters, clock: Clock, backoff: Backoff, metrics: Metrics, log: Log, told: Told) -> None:
         self._letters, self._clock, self._backoff = letters, clock, backoff
         self._metrics, self._log, self._told = metrics, log, told
-        self._refusing = metrics.gauge("dead_letters_refusing", "1 while the dead letters take nothing, and what refused events waits.")
+        self._refusing = metrics.gauge(
+            "dead_letters_refusing", "1 while the dead letters take nothing, and what refused events waits.", "max"
+        )
         # one thread: SQLite commits wait for the disk, and the loop must not
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="dead-letters")
 

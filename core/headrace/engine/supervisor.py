@@ -23,6 +23,7 @@ from headrace.log import Log, describe
 from headrace.metrics import Metrics
 from headrace.plugins import ComponentPlugins, SitePlugins
 from headrace.retry import Backoff
+from headrace.workers.plan import Process
 
 OPEN_RETRY_BASE_MS: Final = 200
 OPEN_RETRY_MS_MAX: Final = 30_000
@@ -67,7 +68,7 @@ class Statuses:
             row = ComponentStatus(tier, entry.id, entry.role, entry.use, status, reason, self._clock.wall())
             self._rows[key] = row
         gauge = self._metrics.gauge(
-            "component_up", "1 while the component's status is ok.", tier=tier, component=entry.id, plugin=entry.use
+            "component_up", "1 while the component's status is ok.", "min", tier=tier, component=entry.id, plugin=entry.use
         )
         gauge.set(1 if status == "ok" else 0)
         if known is None or known.status != status:
@@ -89,6 +90,14 @@ class Services:
     site: SitePlugins
     tell: Callable[[str, dict[str, Any]], None]
     log: Log = field(default_factory=lambda: Log(""))
+    process: Process | None = None
+    host_folder: str = "host"
+
+    def folder(self, tier: str) -> Path:
+        """Where this process keeps what is of a tier (or of the listeners): each worker has its own."""
+        if tier == "host":
+            return self.data_dir / self.host_folder
+        return self.data_dir / f"{tier}{self.process.part if self.process else ''}"
 
 
 async def call_plugin(hook: Callable[..., Any], **arguments: Any) -> Any:
@@ -131,7 +140,7 @@ class Supervised:
 
     def _context(self, component_id: str) -> Context:
         services, use = self._services, self.entry.use
-        data_dir = services.data_dir / self.tier / component_id
+        data_dir = services.folder(self.tier) / component_id
         data_dir.mkdir(parents=True, exist_ok=True)
         return Context(
             id=component_id,
@@ -144,6 +153,8 @@ class Supervised:
             data_dir=data_dir,
             fault=self._fault,
             status=self._component_says,
+            worker=services.process.worker if services.process else 0,
+            workers=services.process.workers if services.process else 1,
         )
 
     def _fault(self, name: str) -> None:

@@ -18,6 +18,7 @@ class SinkDiscard(Component):
     """
 
     takes: ClassVar[Literal["events", "raw"]] = "raw"
+    many_workers = True
 
     def __init__(self, config: Any, context: Context) -> None:
         super().__init__(config, context)

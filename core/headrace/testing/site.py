@@ -119,8 +119,10 @@ class SiteProcess:
         return next((line for line in reversed(self.log.read_text().splitlines()) if line.startswith("received ")), "")
 
     def _get(self, path: str) -> tuple[int, str]:
+        if (admin := self.url("admin")) is None:
+            return 0, ""
         try:
-            with urllib.request.urlopen(self.urls["admin"] + path, timeout=5) as answer:
+            with urllib.request.urlopen(admin + path, timeout=5) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
@@ -134,6 +136,10 @@ class SiteProcess:
     def components(self) -> dict[str, dict[str, Any]]:
         """`/components` by component id."""
         return {row["component"]: row for row in json.loads(self._get("/components")[1])["components"]}
+
+    def workers(self) -> dict[str, dict[str, Any]]:
+        """The processes of a site with workers, by name: state, pid, starts."""
+        return {row["worker"]: row for row in json.loads(self._get("/components")[1] or "{}").get("workers", [])}
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum of a metric's samples (`headrace_` is added) that carry these labels."""

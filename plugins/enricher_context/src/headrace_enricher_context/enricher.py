@@ -26,6 +26,7 @@ class EnricherContext(Component):
     """Adds to each event what the site's database says about its device; nulls where it says nothing."""
 
     Config = ContextConfig
+    many_workers = True
     fault_points: ClassVar[tuple[str, ...]] = ("context_read", "context_written", "context_swapped")
 
     config: ContextConfig
@@ -216,7 +217,7 @@ class _Metrics:
         self.failures = metrics.counter("enrich_refresh_failures_total", "Readings of the context database that failed.")
         self.duration = metrics.histogram("enrich_refresh_duration_seconds", "Time from asking the database to the new context.")
         self.file_failures = metrics.counter("enrich_file_failures_total", "Context files that could not be written or read.")
-        self.devices = metrics.gauge("enrich_devices", "Devices in the context that is in use.")
+        self.devices = metrics.gauge("enrich_devices", "Devices in the context that is in use.", "max")
         self.last = metrics.gauge("enrich_last_refresh_timestamp_seconds", "When the database last confirmed the context that is in use.")
         self.problems = {
             reason: metrics.counter("enrich_row_problems_total", "Rows and cells left out by readings of the database.", reason=reason)

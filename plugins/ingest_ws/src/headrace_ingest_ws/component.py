@@ -21,6 +21,7 @@ class IngestWs(Component):
     """Devices send over WebSocket or POST; each is acknowledged after `deliver` returned."""
 
     Config = IngestWsConfig
+    many_workers = True
     fault_points: ClassVar[tuple[str, ...]] = (BEFORE_DELIVER, AFTER_DELIVER, AFTER_ACK)
 
     config: IngestWsConfig
@@ -50,6 +51,9 @@ class IngestWs(Component):
         listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
         try:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if self.context.workers > 1:
+                # the kernel spreads connections over the workers, by address and port of the client
+                listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             listening.bind((host, port))
             listening.listen(BACKLOG)
         except OSError as error:

@@ -21,7 +21,7 @@ class Counters:
         self.received = metrics.counter("ingest_received_events_total", "events received, refused ones too (an unreadable message is one)")
         self.received_bytes = metrics.counter("ingest_received_bytes_total", "bytes of the messages received, without framing")
         self.acked = metrics.counter("ingest_acked_events_total", "events durable, and acked if the sender was still there")
-        self.paused = metrics.gauge("ingest_paused", "1 while the queue is full and nothing is read")
+        self.paused = metrics.gauge("ingest_paused", "1 while the queue is full and nothing is read", "max")
         self.ack_duration = metrics.histogram(
             "ingest_ack_duration_seconds", "from receiving the oldest message of a commit until the commit's acks were written"
         )

@@ -32,7 +32,7 @@ from headrace import (
     TransientError,
     hookimpl,
 )
-from headrace.metrics import COUNT_BUCKETS
+from headrace.metrics import COUNT_BUCKETS, OverWorkers
 from headrace.schema import kind_of
 from headrace_queue_pmem import reading
 from headrace_queue_pmem.committer import Committer, settle
@@ -60,6 +60,7 @@ class QueuePmem(Component):
     """A persistent queue in one directory. See README.md for its guarantees and FORMAT.md for what it writes."""
 
     Config = QueueConfig
+    many_workers = True
     fault_points: ClassVar[tuple[str, ...]] = (
         "queue_pmem.span_begun",
         "queue_pmem.before_write",
@@ -390,7 +391,7 @@ class QueuePmem(Component):
             "durability_info", "What the queue really does.", level=self.config.level, medium=medium, method=ring.medium.method
         ).set(1)
         self._metric_gauge("queue_recovered_events", "Events that the last open found in the queue.").set(report.events)
-        self._metric_gauge("queue_recovery_duration_seconds", "How long the last open took.").set(seconds)
+        self._metric_gauge("queue_recovery_duration_seconds", "How long the last open took.", "max").set(seconds)
         for damage in report.damage:
             self._damaged(damage)
         for name, reason in report.set_aside:
@@ -473,8 +474,8 @@ class QueuePmem(Component):
             "queue_commit_failures_total", "Batches whose commit failed; their sources were told.", queue=queue
         )
 
-    def _metric_gauge(self, name: str, documentation: str, **labels: str) -> Gauge:
-        return self.context.metrics.gauge(name, documentation, queue=self.context.tier, **labels)
+    def _metric_gauge(self, name: str, documentation: str, over_workers: OverWorkers | None = None, **labels: str) -> Gauge:
+        return self.context.metrics.gauge(name, documentation, over_workers, queue=self.context.tier, **labels)
 
     def _quarantined(self, reason: str) -> Counter:
         return self.context.metrics.counter(

@@ -30,6 +30,7 @@ class SinkLake(Component):
     class Config(LakeConfig, frozen=True):
         """The options of sink_lake."""
 
+    many_workers = True
     fault_points = (
         "sink_lake.before_temp",
         "sink_lake.after_temp",
@@ -42,7 +43,7 @@ class SinkLake(Component):
 
     def __init__(self, config: LakeConfig, context: Context) -> None:
         super().__init__(config, context)
-        self._path = config.path or str(context.data_dir / "lake")
+        self._path = config.path or str(context.shared_dir / "lake")
         self._name = without_secrets(self._path)
         self._ledger: Ledger | None = None
         self._store: Store | None = None

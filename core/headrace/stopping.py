@@ -1,0 +1,59 @@
+"""When a process is to stop: a first signal asks it to drain, a second one to stop at once."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable
+from typing import Any, Final
+
+from headrace.log import Log
+
+SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+#: One Ctrl-C may reach us twice: from the terminal, and from the script that started us.
+SAME_SIGNAL_S: Final = 1.0
+
+
+class Stopping:
+    """`asked` and `at_once` are set by signals, and by whoever calls `ask`."""
+
+    def __init__(self, monotonic: Callable[[], float], log: Log) -> None:
+        self._monotonic, self._log = monotonic, log
+        self._since = float("inf")
+        self.asked, self.at_once = asyncio.Event(), asyncio.Event()
+
+    def ask(self) -> None:
+        """As a signal does."""
+        now = self._monotonic()
+        if self.asked.is_set() and now - self._since < SAME_SIGNAL_S:
+            return
+        self._since = min(self._since, now)
+        if self.asked.is_set():
+            self._log.warning("stopping at once: what is unflushed is written again after the next start")
+            self.at_once.set()
+        self.asked.set()
+
+    def listen(self, loop: asyncio.AbstractEventLoop, hangup: Callable[[], object]) -> None:
+        """Take the process's signals; SIGHUP calls `hangup`."""
+        for number in SIGNALS:
+            loop.add_signal_handler(number, self.ask)
+        loop.add_signal_handler(signal.SIGHUP, hangup)
+
+    def deaf(self, loop: asyncio.AbstractEventLoop) -> None:
+        """All is done: a signal that comes now must not turn a clean end into a kill."""
+        for number in (*SIGNALS, signal.SIGHUP):
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_IGN)
+
+
+async def unless(stop: asyncio.Event, work: asyncio.Future[Any]) -> None:
+    """Await the work, unless `stop` comes first; then it is cancelled."""
+    stopped: asyncio.Future[Any] = asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait([work, stopped], return_when=asyncio.FIRST_COMPLETED)
+        if work.done():
+            work.result()
+    finally:
+        stopped.cancel()
+        work.cancel()
+        await asyncio.wait({work})
