@@ -86,7 +86,7 @@ def test_a_body_without_one_good_event_gets_an_error_with_the_reason(
             assert (got, answer["accepted"], answer["rejected"][0]["code"]) == (status, 0, code)
             assert answer["rejected"][0]["reason"]
             assert site.deliver.calls == 0
-            assert site.metric("ingest_refused_requests_total", status=str(status)) == 1
+            assert site.metric("ingest_refused_requests_total", status=str(status), reason=code) == 1
             assert site.metric("ingest_received_events_total") == site.metric("ingest_rejected_events_total", reason=code)
 
     asyncio.run(scenario())

@@ -220,7 +220,7 @@ def test_a_full_queue_stops_reading_refuses_newcomers_and_goes_on_by_itself(kit:
             post = b"POST /v1/devices/d1/events HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}"
             status, headers, _ = await kit.http(site.address, post)
             assert (status, headers["retry-after"]) == (503, "9")
-            assert site.metric("ingest_refused_requests_total", status="503") == 2
+            assert site.metric("ingest_refused_requests_total", status="503", reason="queue_full") == 2
             # a message on its way when reading stopped may have been taken, not more
             assert site.metric("ingest_received_events_total") <= 2
             deliver.has_room.set()

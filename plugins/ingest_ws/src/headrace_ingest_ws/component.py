@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import socket
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from headrace import Component, ConfigError, Context, Deliver, Health, QueueFull, TransientError, hookimpl
+from headrace_ingest_ws.acceptor import BACKLOG
 from headrace_ingest_ws.auth.admission import Admission
 from headrace_ingest_ws.config import IngestWsConfig, listen_problem, only_credentials_differ, parse_listen
 from headrace_ingest_ws.counters import Counters
 from headrace_ingest_ws.intake import AFTER_ACK, AFTER_DELIVER, BEFORE_DELIVER, Intake
-from headrace_ingest_ws.listener import BACKLOG
 from headrace_ingest_ws.parser import frame_buffer
 from headrace_ingest_ws.protocol import CLOSE_BUG, CLOSE_RESTART, CLOSE_TRY_LATER
 from headrace_ingest_ws.server import Server
+
+#: Open files besides the sockets of devices: of the queue, of the outputs, of the other components of this process.
+FILES_BESIDES: Final = 512
 
 
 class IngestWs(Component):
@@ -45,6 +49,9 @@ class IngestWs(Component):
         """Take the port. Devices that connect before `ingest_serve` wait in the kernel."""
         if (problem := listen_problem(self.config)) is not None:
             raise self._refused(problem)
+        need = self.config.connections_max + self.config.handshakes_max + FILES_BESIDES
+        if (files := allow_open_files(need)) < need:
+            self.context.log.warning("fewer files may be open than all connections need", files=files, needed=need)
         admission = self._admission = Admission(self.config, self.context)
         await admission.open()
         host, port = parse_listen(self.config.listen)
@@ -150,6 +157,16 @@ class IngestWs(Component):
         if self._admission is not None and self._admission.problem:
             return Health("degraded", self._admission.problem)
         return Health("ok")
+
+
+def allow_open_files(need: int) -> int:
+    """Raise this process's limit of open files to `need`, or as far as it may; how many it has then."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= need:
+        return need
+    allowed = need if hard == resource.RLIM_INFINITY else min(need, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    return allowed
 
 
 async def _outcome(intake: Intake, deliver: Deliver) -> Exception | None:

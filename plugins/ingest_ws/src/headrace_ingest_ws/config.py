@@ -60,6 +60,23 @@ class IngestWsConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     connections_max: Annotated[
         int, Meta(ge=1, le=1_000_000, description="Most WebSocket connections at a time; further upgrades get 503.")
     ] = 10_000
+    connections_per_address_max: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=1_000_000,
+            description="Most sockets of one IP address (IPv6: of one /64) at a time, of any kind; further ones get 429. 0: no such bound.",
+        ),
+    ] = 0
+    handshakes_max: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=65_536,
+            description="Most sockets at a time that are no WebSocket connection: before their request, in a POST, between two. "
+            "When all are taken, the one that has waited longest for a request is closed.",
+        ),
+    ] = 1024
     posts_max: Annotated[int, Meta(ge=1, le=65_536, description="Most POST requests at a time; further ones get 503.")] = 256
 
     post_wait_s: Annotated[

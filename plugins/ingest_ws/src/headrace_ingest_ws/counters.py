@@ -15,7 +15,7 @@ class Counters:
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
-        self._labelled: dict[tuple[str, str], Counter] = {}
+        self._labelled: dict[tuple[str, ...], Counter] = {}
         self.connections = metrics.gauge("ingest_connections", "open WebSocket connections of devices")
         self.opened = metrics.counter("ingest_connections_opened_total", "WebSocket connections of devices opened")
         self.received = metrics.counter("ingest_received_events_total", "events received, refused ones too (an unreadable message is one)")
@@ -47,27 +47,33 @@ class Counters:
     def closed(self, code: int) -> None:
         """A connection ended with this close code (1006: without one)."""
         label = str(code) if code in CLOSE_CODES else "other"
-        self._counter("ingest_connections_closed_total", "WebSocket connections of devices ended", "code", label).inc()
+        self._counter("ingest_connections_closed_total", "WebSocket connections of devices ended", code=label).inc()
 
     def rejected(self, reason: str, events: int = 1) -> None:
         """So many events were received and refused."""
-        self._counter("ingest_rejected_events_total", "events received and refused", "reason", reason).inc(events)
+        self._counter("ingest_rejected_events_total", "events received and refused", reason=reason).inc(events)
 
     def session_told(self, *, known: bool, new: bool) -> None:
         """A connection was told where its session goes on. Not known: what it sends again may be stored already."""
         resume = "new" if new else "known" if known else "unknown"
-        self._counter("ingest_session_hellos_total", "connections that were told where their session goes on", "resume", resume).inc()
+        self._counter("ingest_session_hellos_total", "connections that were told where their session goes on", resume=resume).inc()
 
     def not_authorized(self, why: str) -> None:
         """A request was not let in for what its credentials are, or lack."""
-        self._counter("ingest_auth_failures_total", "requests refused for their credentials", "reason", why).inc()
+        self._counter("ingest_auth_failures_total", "requests refused for their credentials", reason=why).inc()
 
-    def request_refused(self, status: int) -> None:
+    def request_refused(self, status: int, reason: str) -> None:
         """An HTTP request (an upgrade or a POST) was answered with an error."""
-        self._counter("ingest_refused_requests_total", "upgrades and POSTs answered with an error", "status", str(status)).inc()
+        labels = {"status": str(status), "reason": reason}
+        self._counter("ingest_refused_requests_total", "upgrades and POSTs answered with an error", **labels).inc()
 
-    def _counter(self, name: str, documentation: str, label: str, value: str) -> Counter:
-        known = self._labelled.get((name, value))
+    def connection_refused(self, reason: str) -> None:
+        """A socket was closed before it had a request or without a close frame, because it went beyond a bound."""
+        self._counter("ingest_refused_connections_total", "sockets refused or cut off at a bound", reason=reason).inc()
+
+    def _counter(self, name: str, documentation: str, **labels: str) -> Counter:
+        key = (name, *labels.values())
+        known = self._labelled.get(key)
         if known is None:
-            known = self._labelled[name, value] = self._metrics.counter(name, documentation, **{label: value})
+            known = self._labelled[key] = self._metrics.counter(name, documentation, **labels)
         return known

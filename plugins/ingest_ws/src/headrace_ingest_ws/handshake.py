@@ -68,7 +68,11 @@ def switch_protocols(
     handler.transport = None  # else it would close what it loses
     handler.connection_lost(None)
     if poller is not None and transport.get_extra_info("sslcontext") is None:
-        transport = poller.adopt(transport, protocol)
+        try:
+            transport = poller.adopt(transport, protocol)
+        except OSError:  # no descriptor is left
+            transport.abort()
+            return None
     else:
         transport.set_protocol(protocol)
     transport.write(

@@ -58,6 +58,7 @@ PAYLOAD_INVALID: Final = "payload_invalid"
 TOO_LARGE: Final = "too_large"
 BUSY: Final = "busy"
 NOT_AUTHORIZED: Final = "not_authorized"
+QUOTA: Final = "quota"
 
 
 def ack(last: int) -> bytes:

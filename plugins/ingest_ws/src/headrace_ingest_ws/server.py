@@ -16,6 +16,7 @@ from aiohttp import web
 
 from headrace import Clock, Deliver
 from headrace.log import Log
+from headrace_ingest_ws.acceptor import Acceptor
 from headrace_ingest_ws.auth.admission import Admission
 from headrace_ingest_ws.auth.guard import Guard
 from headrace_ingest_ws.auth.identity import Identity, NotAuthorized, NotReady
@@ -25,8 +26,9 @@ from headrace_ingest_ws.counters import Counters
 from headrace_ingest_ws.directory import LocalSessions, SessionDirectory, Standing, standing
 from headrace_ingest_ws.handshake import VERSION, chosen_subprotocol, handshake_problem
 from headrace_ingest_ws.intake import Intake
-from headrace_ingest_ws.listener import Listener
+from headrace_ingest_ws.lobby import Handler, Lobby
 from headrace_ingest_ws.parser import FrameBuffer
+from headrace_ingest_ws.places import Place, Places
 from headrace_ingest_ws.polling import Poller
 from headrace_ingest_ws.post import Post, answer_status, content_type_problem, read_body
 from headrace_ingest_ws.protocol import (
@@ -54,10 +56,11 @@ TICKS_PER_TURN: Final = 256
 
 
 class Refused(Exception):
-    """Answer this request with an error."""
+    """Answer this request with an error. reason: the metric's label, where the code alone does not tell."""
 
-    def __init__(self, status: int, refusal: Refusal, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(self, status: int, refusal: Refusal, headers: Mapping[str, str] | None = None, reason: str | None = None) -> None:
         self.status, self.refusal, self.headers = status, refusal, headers or {}
+        self.reason = reason or refusal.code
         super().__init__(refusal.reason)
 
 
@@ -78,11 +81,14 @@ class Server:
         self._config, self._intake, self._deliver, self._buffer = config, intake, deliver, buffer
         self._admission = admission
         self._counters, self._clock, self._log = counters, clock, log
-        self._connections: set[Connection] = set()
+        self._places = Places(config.handshakes_max, config.connections_per_address_max)
+        self._connections: dict[Connection, Place] = {}
         self._posts: set[Post] = set()
         self._sessions: SessionDirectory = LocalSessions(deliver, counters.sessions_taken_over.inc)
         self._taking = 0  # upgrades that wait for a session; they will be connections
         self._draining = False
+        self._lobby: Lobby | None = None
+        self._acceptor: Acceptor | None = None
         app = web.Application(client_max_size=config.post_bytes_max, middlewares=[self._answer_errors])
         app.router.add_get(EVENTS_PATH, self._get, allow_head=False)
         app.router.add_post(EVENTS_PATH, self._post)
@@ -95,17 +101,31 @@ class Server:
             shutdown_timeout=config.close_timeout_s,
         )
         self._poller = Poller(buffer)
-        self._listener = Listener(config.request_timeout_s, config.close_timeout_s)
 
     async def start(self, listening: socket.socket) -> None:
         """Accept connections on a bound socket."""
         await self._runner.setup()
-        assert self._runner.server is not None
-        await self._listener.open(listening, self._runner.server, self._admission.tls)
+        config, server = self._config, self._runner.server
+        assert server is not None
+        self._lobby = Lobby(server, self._counters, config.request_timeout_s, config.write_timeout_s, self._refuse_malformed)
+        self._acceptor = Acceptor(
+            listening,
+            self._admission.tls,
+            self._places,
+            self._lobby,
+            self._counters,
+            self._clock,
+            self._log,
+            retry_after_s=config.retry_after_s,
+            handshake_timeout_s=config.request_timeout_s,
+            close_timeout_s=config.close_timeout_s,
+        )
+        self._acceptor.start()
 
     async def accept_with(self, tls: ssl.SSLContext | None) -> None:
         """New connections shake hands with this context; those that are there stay."""
-        await self._listener.accept_with(tls)
+        if self._acceptor is not None:
+            self._acceptor.tls = tls
 
     async def end_unauthorized(self, guard: Guard, now: float) -> None:
         """Close every connection whose credentials do not hold any more, with 1008; `now` is Unix time."""
@@ -118,11 +138,14 @@ class Server:
 
     async def sweep(self) -> None:
         """Look after all connections about once a second, until cancelled."""
-        period_s = min(1.0, self._config.idle_timeout_s / 4, self._config.write_timeout_s / 4)
+        config = self._config
+        period_s = min(1.0, config.idle_timeout_s / 4, config.write_timeout_s / 4, config.request_timeout_s / 4)
         async with asyncio.TaskGroup() as closing:
             while True:
                 await self._clock.sleep(period_s)
                 now = self._clock.monotonic()
+                if self._lobby is not None:
+                    self._lobby.sweep(now)
                 for turn, connection in enumerate(list(self._connections), start=1):
                     if (why := connection.tick(now)) is not None:
                         closing.create_task(connection.finish(CLOSE_AWAY, why))
@@ -132,7 +155,8 @@ class Server:
     async def refuse_new(self) -> None:
         """Stop listening; refuse requests on open connections and ignore their further messages."""
         self._draining = True
-        self._listener.close()
+        if self._acceptor is not None:
+            self._acceptor.close()
         for connection in self._connections:
             connection.refuse_from_now_on()
 
@@ -150,6 +174,9 @@ class Server:
         await self.refuse_new()
         await self.close_connections(code, reason)
         self._poller.close()
+        if self._lobby is not None and self._acceptor is not None:
+            self._lobby.close()
+            await self._acceptor.closed()
         await self._runner.cleanup()
 
     # --- requests ----------------------------------------------------------------------------------------------------
@@ -159,19 +186,20 @@ class Server:
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
         headers: Mapping[str, str] = {}
+        counted_as = None
         try:
             return await handler(request)
         except NotAuthorized as error:
             self._counters.not_authorized(error.why)
-            self._counters.request_refused(error.status)
+            self._counters.request_refused(error.status, NOT_AUTHORIZED)
             self._log.warning("device not authorized", reason=error.reason, path=request.path[:200], address=request.remote)
             # what it sends next has to prove itself again, so the connection may stay
             challenge = {"WWW-Authenticate": "Bearer"} if error.status == 401 and self._config.auth != "mtls" else {}
             return self._error(error.status, Refusal(NOT_AUTHORIZED, error.reason), challenge)
         except NotReady:
-            status, refusal = 503, Refusal(BUSY, "no credentials could be read yet")
+            status, refusal, counted_as = 503, Refusal(BUSY, "no credentials could be read yet"), "not_ready"
         except Refused as error:
-            status, refusal, headers = error.status, error.refusal, error.headers
+            status, refusal, headers, counted_as = error.status, error.refusal, error.headers, error.reason
         except web.HTTPRequestEntityTooLarge:
             status, refusal = 413, Refusal(TOO_LARGE, f"expected a body of at most {self._config.post_bytes_max} bytes")
         except web.HTTPException as error:
@@ -179,12 +207,18 @@ class Server:
         except (ConnectionError, asyncio.CancelledError):
             raise  # the client left
         except Exception as error:
-            self._counters.request_refused(500)
+            self._counters.request_refused(500, "bug")
             self._log.exception("request failed", error, path=request.path[:200])
             raise
-        self._counters.request_refused(status)
+        self._counters.request_refused(status, counted_as or refusal.code)
         self._log.warning("request refused", status=status, code=refusal.code, reason=refusal.reason, path=request.path[:200])
         return self._error(status, refusal, headers)
+
+    def _refuse_malformed(self, status: int) -> web.Response:
+        """The answer to what is no HTTP request; the middleware above does not see it."""
+        self._counters.request_refused(status, "malformed")
+        self._log.warning("request refused", status=status, code="http_error", reason="malformed")
+        return self._error(status, Refusal("http_error", "expected an HTTP/1.1 request"), {})
 
     def _error(self, status: int, refusal: Refusal, headers: Mapping[str, str]) -> web.Response:
         if status == 503:
@@ -198,9 +232,9 @@ class Server:
         if (problem := device_problem(device)) is not None:
             raise Refused(400, Refusal("device_invalid", problem))
         if self._draining or self._intake.stopped:
-            raise Refused(503, Refusal(BUSY, "the server is restarting"))
+            raise Refused(503, Refusal(BUSY, "the server is restarting"), reason="draining")
         if self._intake.paused:
-            raise Refused(503, Refusal(BUSY, "the queue is full"))
+            raise Refused(503, Refusal(BUSY, "the queue is full"), reason="queue_full")
         return self._admission.identify(request, device)
 
     async def _get(self, request: web.Request) -> web.StreamResponse:
@@ -208,7 +242,7 @@ class Server:
             raise Refused(426, Refusal("upgrade_required", "expected a WebSocket upgrade, or a POST with events"), HANDSHAKE_HEADERS)
         identity = self._admit(request)
         if len(self._connections) + self._taking >= self._config.connections_max:
-            raise Refused(503, Refusal(BUSY, f"all {self._config.connections_max} connections are in use"))
+            raise Refused(503, Refusal(BUSY, f"all {self._config.connections_max} connections are in use"), reason="connections")
         if (problem := handshake_problem(request)) is not None:
             raise Refused(400, Refusal("http_error", problem), HANDSHAKE_HEADERS)
         try:
@@ -228,10 +262,17 @@ class Server:
         return identity, self._config, self._intake, self._counters, self._log, self._clock.monotonic(), self._buffer
 
     def _serve(self, connection: Connection, request: web.Request, greet: Callable[[], bytes]) -> bool:
+        handler = request.protocol
+        assert isinstance(handler, Handler)
+        place, handler.place = handler.place, None
         served = connection.serve(request, greet, self._ended, self._poller)
         if served:
-            self._connections.add(connection)
+            assert place is not None
+            place.upgraded()
+            self._connections[connection] = place
             self._counters.connections.set(len(self._connections))
+        elif place is not None:
+            place.give_back()
         return served
 
     async def _serve_session(self, connection: SessionConnection, request: web.Request, identity: Identity, claim: SessionClaim) -> None:
@@ -262,7 +303,7 @@ class Server:
             async with asyncio.timeout(self._config.close_timeout_s):
                 found = await self._sessions.take(session, connection)
         except TimeoutError:
-            raise Refused(503, Refusal(BUSY, "an older connection of this session still waits for its commit")) from None
+            raise Refused(503, Refusal(BUSY, "an older connection of this session still waits for its commit"), reason="session") from None
         finally:
             self._taking -= 1
         at = standing(claim, found)
@@ -270,7 +311,8 @@ class Server:
         return at
 
     def _ended(self, connection: Connection) -> None:
-        self._connections.discard(connection)
+        if (place := self._connections.pop(connection, None)) is not None:
+            place.give_back()
         self._counters.connections.set(len(self._connections))
 
     def _hello(self, session: Mapping[str, Any] | None = None) -> bytes:
@@ -284,7 +326,7 @@ class Server:
         if (problem := content_type_problem(request)) is not None:
             raise Refused(415, Refusal(PAYLOAD_INVALID, problem))
         if len(self._posts) >= self._config.posts_max:
-            raise Refused(503, Refusal(BUSY, f"all {self._config.posts_max} posts are in use"))
+            raise Refused(503, Refusal(BUSY, f"all {self._config.posts_max} posts are in use"), reason="posts")
         post = Post()
         self._posts.add(post)
         try:
@@ -298,7 +340,8 @@ class Server:
             async with asyncio.timeout(self._config.request_timeout_s):
                 raw = await request.read()
         except TimeoutError:
-            raise Refused(408, Refusal(PAYLOAD_INVALID, f"expected the whole body in {self._config.request_timeout_s:g} s")) from None
+            problem = f"expected the whole body in {self._config.request_timeout_s:g} s"
+            raise Refused(408, Refusal(PAYLOAD_INVALID, problem), reason="body_timeout") from None
         body = read_body(raw, request.content_type, self._config.events_per_message_max, identity)
         await self._intake.room()
         self._admit(request)  # draining may have begun meanwhile, or the credentials have ended
@@ -311,8 +354,9 @@ class Server:
         if body.refused:
             self._log.warning("message refused", device=device, code=body.refused[0].code, reason=body.refused[0].reason)
         if body.events and not await post.durable(self._intake, device, body, self._config.post_wait_s):
-            raise Refused(503, Refusal(BUSY, "the queue is full or the server restarts; it is unknown whether the events were stored"))
+            problem = "the queue is full or the server restarts; it is unknown whether the events were stored"
+            raise Refused(503, Refusal(BUSY, problem), reason="post_wait")
         status = answer_status(body)
         if status != 200:
-            counters.request_refused(status)
+            counters.request_refused(status, body.refused[0].code)
         return web.Response(status=status, body=body.answer(), content_type="application/json")

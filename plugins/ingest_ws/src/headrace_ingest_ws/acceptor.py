@@ -1,0 +1,159 @@
+"""Accepting: each socket gets a place before a byte of it is read, and a rush of them does not starve those that are in."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import socket
+import ssl
+from typing import Final
+
+import msgspec
+
+from headrace import Clock
+from headrace.log import Log
+from headrace_ingest_ws.counters import Counters
+from headrace_ingest_ws.lobby import Lobby, Waiting
+from headrace_ingest_ws.places import Places
+from headrace_ingest_ws.protocol import BUSY, QUOTA, Refusal
+
+#: So many sockets wait in the kernel while the loop is busy, for example after a restart under thousands of devices.
+BACKLOG: Final = 4096
+
+#: Sockets accepted in one turn of the loop. A handshake costs about 0.3 ms, so that a rush of them adds a few milliseconds to
+#: the acks of those that are in already.
+ACCEPTS_PER_TURN: Final = 8
+
+#: Pause after the process or the machine ran out of files: accepting fails again at once before some are closed.
+FILES_AGAIN_S: Final = 0.5
+
+_NO_FILES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_STATUS_LINES: Final = {429: "429 Too Many Requests", 503: "503 Service Unavailable"}
+
+
+class Acceptor:
+    """Accepts from one listening socket until `close`."""
+
+    def __init__(
+        self,
+        listening: socket.socket,
+        tls: ssl.SSLContext | None,
+        places: Places,
+        lobby: Lobby,
+        counters: Counters,
+        clock: Clock,
+        log: Log,
+        *,
+        retry_after_s: int,
+        handshake_timeout_s: float,
+        close_timeout_s: float,
+    ) -> None:
+        self.tls = tls
+        """For those who come from now on; those who are in keep theirs."""
+        self._listening, self._places, self._lobby = listening, places, lobby
+        self._counters, self._clock, self._log = counters, clock, log
+        self._handshake_timeout_s, self._close_timeout_s = handshake_timeout_s, close_timeout_s
+        self._retry_after_s = retry_after_s
+        self._loop = asyncio.get_running_loop()
+        self._again: asyncio.TimerHandle | None = None
+        self._opening: set[asyncio.Task[None]] = set()
+
+    def start(self) -> None:
+        """Begin to accept."""
+        self._listening.setblocking(False)
+        self._loop.add_reader(self._listening, self._accept)
+
+    def close(self) -> None:
+        """Stop listening; what was accepted stays."""
+        if self._again is not None:
+            self._again.cancel()
+            self._again = None
+        if self._listening.fileno() >= 0:
+            self._loop.remove_reader(self._listening)
+            self._listening.close()
+
+    async def closed(self) -> None:
+        """Return when no socket is half-way in; call `Lobby.close` before."""
+        for opening in list(self._opening):
+            opening.cancel()
+        if self._opening:
+            await asyncio.wait(self._opening)
+
+    def _accept(self) -> None:
+        for _ in range(ACCEPTS_PER_TURN):
+            try:
+                sock, peer = self._listening.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                if error.errno not in _NO_FILES:
+                    raise
+                self._counters.connection_refused("files")
+                self._log.error("no more open files, accepting paused", error=error.strerror, sockets=self._places.sockets)
+                self._loop.remove_reader(self._listening)
+                self._again = self._loop.call_later(FILES_AGAIN_S, self.start)
+                return
+            self._enter(sock, peer[0])
+
+    def _enter(self, sock: socket.socket, host: str) -> None:
+        if self._places.full and not self._lobby.make_room():
+            self._refuse(sock, 503, "handshakes", Refusal(BUSY, "too many requests are under way", retry_ms=self._retry_after_s * 1000))
+            return
+        place = self._places.take(host)
+        if place is None:
+            problem = "this address has as many connections as one may have"
+            self._refuse(sock, 429, "address", Refusal(QUOTA, problem, retry_ms=self._retry_after_s * 1000))
+            return
+        sock.setblocking(False)
+        waiting = self._lobby.enter(place, self._clock.monotonic())
+        waiting.opening = opening = self._loop.create_task(self._open(sock, waiting))
+        self._opening.add(opening)
+        opening.add_done_callback(self._opening.discard)
+
+        def opened(opening: asyncio.Task[None]) -> None:
+            waiting.opening = None
+            if opening.cancelled():  # by `cut_off`, maybe before it began
+                sock.close()
+
+        opening.add_done_callback(opened)
+
+    async def _open(self, sock: socket.socket, waiting: Waiting) -> None:
+        """Give the socket to the loop; with TLS this takes until its handshake is done."""
+        tls = self.tls
+        try:
+            await self._loop.connect_accepted_socket(
+                lambda: waiting,
+                sock,
+                ssl=tls,
+                # by default a handshake has a minute, and its end half a minute
+                ssl_handshake_timeout=self._handshake_timeout_s if tls else None,
+                ssl_shutdown_timeout=self._close_timeout_s if tls else None,
+            )
+        except OSError as error:
+            sock.close()
+            self._lobby.gone(waiting)
+            self._counters.connection_refused("lost" if tls is None else "tls")
+            self._log.debug("connection refused", error=str(error))
+
+    def _refuse(self, sock: socket.socket, status: int, reason: str, refusal: Refusal) -> None:
+        """Answer without having read the request, and close: who is refused costs nothing more."""
+        self._counters.connection_refused(reason)
+        self._log.warning("connection refused", reason=reason, status=status)
+        with sock, contextlib.suppress(OSError):
+            if self.tls is None:
+                sock.setblocking(False)
+                # bytes left unread would make the close a reset, which could overtake the answer
+                with contextlib.suppress(BlockingIOError):
+                    sock.recv(65_536)
+                sock.send(_answer(status, refusal, self._retry_after_s))
+                sock.shutdown(socket.SHUT_WR)
+
+
+def _answer(status: int, refusal: Refusal, retry_after_s: int) -> bytes:
+    body = msgspec.json.encode(refusal.fields())
+    head = (
+        f"HTTP/1.1 {_STATUS_LINES[status]}\r\nConnection: close\r\nRetry-After: {retry_after_s}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    return head.encode() + body

@@ -1,0 +1,251 @@
+"""Before the upgrade: slow, silent, greedy and senseless clients are bounded in number and time, and counted by reason."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import resource
+import socket
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from headrace.testing import FakeClock
+
+pytestmark = pytest.mark.usefixtures("each_loop")
+
+ATTACKERS = 2000 if os.environ.get("HEADRACE_FULL") else 600
+
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+async def honest_exchange(kit: SimpleNamespace, site: SimpleNamespace, **options: Any) -> None:
+    async with site.connect("honest", **options) as ws:
+        await ws.send('{"ok":1}')
+        await kit.receive_until_ack(ws, 1)
+
+
+async def read_to_end(reader: asyncio.StreamReader) -> bytes:
+    try:
+        return await asyncio.wait_for(reader.read(), 10)
+    except ConnectionError:
+        return b""
+
+
+def refused(site: SimpleNamespace, reason: str) -> float:
+    return float(site.metric("ingest_refused_connections_total", reason=reason))
+
+
+def places(site: SimpleNamespace) -> tuple[int, int]:
+    found = site.component._server._places
+    return found.waiting, found.sockets
+
+
+def test_a_header_that_comes_byte_by_byte_and_a_socket_that_sends_nothing_are_closed_in_time(kit: SimpleNamespace) -> None:
+    async def scenario() -> None:
+        clock = FakeClock()
+        async with kit.running(clock=clock, request_timeout_s=15.0) as site:
+            slow, silent = [await asyncio.open_connection(*site.address) for _ in range(2)]
+            await kit.until(lambda: places(site) == (2, 2))
+            for byte in b"GET /v1/dev":
+                slow[1].write(bytes((byte,)))
+                await clock.advance(1.0)
+                await asyncio.sleep(0.002)
+            assert places(site) == (2, 2)
+            await clock.advance(6.0)
+            assert await read_to_end(slow[0]) == b""
+            assert await read_to_end(silent[0]) == b""
+            assert refused(site, "header_timeout") == 2
+            assert places(site) == (0, 0)
+            await honest_exchange(kit, site)
+
+    asyncio.run(scenario())
+
+
+def test_the_second_request_of_a_connection_has_to_come_in_time_too(kit: SimpleNamespace) -> None:
+    async def scenario() -> None:
+        async with kit.running(request_timeout_s=0.3) as site:
+            reader, writer = await asyncio.open_connection(*site.address)
+            writer.write(b"POST /v1/devices/d1/events HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}GET /v1/dev")
+            answer = await read_to_end(reader)
+            assert answer.startswith(b"HTTP/1.1 200 ")
+            assert answer.count(b"HTTP/1.1") == 1
+            writer.close()
+            await kit.until(lambda: places(site) == (0, 0))
+
+    asyncio.run(scenario())
+
+
+def test_hundreds_of_slow_headers_hold_only_the_places_there_are_and_honest_devices_come_in(kit: SimpleNamespace) -> None:
+    async def scenario() -> None:
+        async with kit.running(handshakes_max=50) as site:
+            attackers: list[Streams] = []
+            for number in range(ATTACKERS):
+                attackers.append(await asyncio.open_connection(*site.address))
+                attackers[-1][1].write(b"GET /v1/devices/d1/events HTTP/1.1\r\nX:")
+                if number % 100 == 0:
+                    assert len(site.component._server._lobby._waiting) <= 50
+                    await honest_exchange(kit, site)
+            await kit.until(lambda: refused(site, "evicted") >= ATTACKERS - 50)
+            assert max(places(site)) <= 51
+            for number in range(0, ATTACKERS - 100, 100):
+                assert await read_to_end(attackers[number][0]) == b""
+            for _, writer in attackers:
+                writer.transport.abort()
+            await kit.until(lambda: places(site) == (0, 0))
+
+    asyncio.run(scenario())
+
+
+def test_connections_kept_alive_between_requests_make_room_too(kit: SimpleNamespace) -> None:
+    async def scenario() -> None:
+        async with kit.running(handshakes_max=3) as site:
+            idle = [await asyncio.open_connection(*site.address) for _ in range(3)]
+            for reader, writer in idle:
+                writer.write(b"POST /v1/devices/d1/events HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}")
+                await reader.readuntil(b"}")
+            await honest_exchange(kit, site)
+            assert refused(site, "evicted") == 1
+            assert await read_to_end(idle[0][0]) == b""
+
+    asyncio.run(scenario())
+
+
+def test_posts_under_way_are_never_evicted_and_a_newcomer_gets_503(kit: SimpleNamespace) -> None:
+    async def scenario() -> None:
+        deliver = kit.FakeDeliver()
+        deliver.gate.clear()
+        async with kit.running(deliver, handshakes_max=2) as site:
+            posts = [await asyncio.open_connection(*site.address) for _ in range(2)]
+            for _, writer in posts:
+                writer.write(b"POST /v1/devices/d1/events HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}")
+            await kit.until(lambda: site.metric("ingest_received_events_total") == 2)
+            status, headers, body = await kit.http(site.address, b"GET / HTTP/1.1\r\n\r\n")
+            assert (status, headers["retry-after"], json.loads(body)["code"]) == (503, "5", "busy")
+            assert refused(site, "handshakes") == 1
+            deliver.gate.set()
+            for reader, _ in posts:
+                assert (await read_to_end(reader)).startswith(b"HTTP/1.1 200 ")
+
+    asyncio.run(scenario())
+
+
+def test_an_address_has_a_bound_of_its_own_from_accept_on(kit: SimpleNamespace) -> None:
+    async def scenario() -> None:
+        async with kit.running(connections_per_address_max=3) as site:
+            silent, _half = [await asyncio.open_connection(*site.address) for _ in range(2)]
+            upgraded = await site.raw()
+            status, headers, body = await kit.http(site.address, b"GET / HTTP/1.1\r\n\r\n")
+            assert (status, headers["retry-after"], json.loads(body)["code"]) == (429, "5", "quota")
+            assert refused(site, "address") == 1
+            await honest_exchange(kit, site, local_addr=("127.0.0.2", 0))
+            silent[1].close()
+            await kit.until(lambda: places(site)[1] == 2)
+            await honest_exchange(kit, site)
+            upgraded.writer.close()
+            await kit.until(lambda: places(site)[1] == 1)
+
+    asyncio.run(scenario())
+
+
+def test_a_header_without_end_is_cut_off_at_its_bound(kit: SimpleNamespace) -> None:
+    async def scenario() -> None:
+        async with kit.running() as site:
+            reader, writer = await asyncio.open_connection(*site.address)
+            writer.write(b"GET /v1/devices/d1/events HTTP/1.1\r\nX: " + b"x" * 20_000)
+            assert await read_to_end(reader) == b""
+            assert refused(site, "header_bytes") == 1
+            await honest_exchange(kit, site)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc", b"\x00", b"GET\r\n\r\n", b"HELO x\n\n", b"GET / HTTP/1.1\r\nbad header\r\n\r\n"],
+    ids=["tls", "zero", "no target", "smtp", "header"],
+)
+def test_what_is_no_http_is_refused_at_once_and_counted(kit: SimpleNamespace, garbage: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        async with kit.running() as site:
+            reader, writer = await asyncio.open_connection(*site.address)
+            writer.write(garbage)
+            answer = await read_to_end(reader)
+            assert answer.partition(b"\r\n")[0].endswith(b" 400 Bad Request")
+            assert b'"code":"http_error"' in answer
+            assert site.metric("ingest_refused_requests_total", status="400", reason="malformed") == 1
+            assert places(site) == (0, 0)
+
+    asyncio.run(scenario())
+    assert "Traceback" not in caplog.text
+
+
+def test_answers_that_are_never_read_do_not_hold_a_place_for_ever(kit: SimpleNamespace) -> None:
+    async def scenario() -> None:
+        clock = FakeClock()
+        async with kit.running(clock=clock, write_timeout_s=30.0) as site:
+            site.component._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            sock = socket.socket()
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            sock.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(sock, site.address)
+            request = b"POST /v1/devices/d1/events HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nnope"
+            sending = asyncio.create_task(asyncio.get_running_loop().sock_sendall(sock, request * 20_000))
+            await kit.until(lambda: any(handler._paused for handler in site.component._server._lobby._handlers()))
+            await clock.advance(2.0)
+            await clock.advance(29.0)
+            assert places(site) == (1, 1)
+            await clock.advance(5.0)
+            await kit.until(lambda: places(site) == (0, 0))
+            assert refused(site, "unread") == 1
+            sending.cancel()
+            await asyncio.wait([sending])
+            sock.close()
+
+    asyncio.run(scenario())
+
+
+def test_no_more_open_files_pauses_accepting_and_the_open_connections_go_on(kit: SimpleNamespace) -> None:
+    async def scenario() -> None:
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        async with kit.running() as site:
+            client = await site.raw()
+            sock = socket.socket()
+            sock.setblocking(False)
+            try:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (sock.fileno() + 1, limits[1]))
+                await asyncio.get_running_loop().sock_connect(sock, site.address)
+                await kit.until(lambda: refused(site, "files") >= 1)
+                client.text(b"{}")
+                assert await asyncio.wait_for(client.receive(), 10) == (1, b'{"ack":1}')
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            await kit.until(lambda: places(site)[1] == 2)
+            sock.close()
+            await honest_exchange(kit, site)
+
+    asyncio.run(scenario())
+
+
+def test_the_limit_of_open_files_is_raised_to_what_the_connections_need(kit: SimpleNamespace) -> None:
+    async def scenario() -> None:
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (512, limits[1]))
+            async with kit.running(connections_max=1000, handshakes_max=100):
+                assert resource.getrlimit(resource.RLIMIT_NOFILE) == (1000 + 100 + 512, limits[1])
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+    asyncio.run(scenario())
+
+
+def test_a_limit_of_open_files_that_is_too_low_is_said_at_once(kit: SimpleNamespace, caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        async with kit.running(connections_max=1_000_000):
+            pass
+
+    asyncio.run(scenario())
+    assert "fewer files may be open than all connections need" in caplog.text
