@@ -128,7 +128,8 @@ class QueueInfo(NamedTuple):
 class QueueRead(NamedTuple):
     """What `queue_read` gives: positions first..last of one queue id; each is a row of `batch` or lies in `missing`.
 
-    batch is None when every position is missing. origins (ORIGIN_SCHEMA) has row offsets into `batch`.
+    batch is None when every position is missing. origins (ORIGIN_SCHEMA) has row offsets into `batch`; those of device sessions
+    may be left out, for message numbers are the source's affair.
     """
 
     queue_id: str

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from headrace import NO_ORIGINS, Missing, Origin, QueueFull, TransientError, origin_batch, origins_of
+from headrace import NO_ORIGINS, Missing, Origin, OriginMark, PermanentError, QueueFull, TransientError, origin_batch, origins_of
 from headrace.position import ORIGIN_SESSION
+from headrace_queue_pmem.upkeep import checkpoint, upkeep
 
 sys.path.insert(0, str(Path(__file__).parent))
 from conftest import MIB, numbers, rows, run
@@ -149,6 +150,56 @@ def test_nothing_is_appended_to_a_sealed_segment_when_the_newest_file_is_gone(ma
         queue = await opened(make, medium="file")
         part = await queue.queue_read("lake", 10_000, 10, 1 << 20)
         assert numbers(part.batch) == list(range(50_000, 50_005))
+        await queue.close()
+
+    run(body())
+
+
+def test_a_mark_without_rows_behind_the_note_survives_the_seal_of_its_segment(make, tmp_path):
+    async def body() -> None:
+        queue = await opened(make, medium="file")
+        ring = queue._ring
+        for _ in range(6):
+            await queue.queue_append(rows(1, 500, 2000), NO_ORIGINS)
+        await asyncio.to_thread(checkpoint, ring)
+        session = Origin("d/s", 1, 1, 0, ORIGIN_SESSION, b"1 refused")
+        await queue.queue_append(rows(0, 0), origin_batch([session]))
+        await queue.queue_append(rows(1, 2000, 2000), NO_ORIGINS)  # no room for it here
+        await asyncio.to_thread(upkeep, ring)
+        assert ring.segments[0].sealed
+        assert ring.segments[0].last == ring.checkpoint_upto
+        shutil.copytree(tmp_path / "queue", tmp_path / "after a crash")
+        await queue.close()
+        queue = await opened(make, medium="file", path=str(tmp_path / "after a crash"))
+        assert await queue.queue_origin_mark("d/s") == OriginMark(1, b"1 refused")
+        await queue.close()
+
+    run(body())
+
+
+def test_a_reader_is_not_given_the_origins_of_sessions(make, flavour):
+    async def body() -> None:
+        queue = await opened(make, **flavour)
+        await queue.queue_append(rows(1, 2), origin_batch([Origin("d/s", 1, 2, 0, ORIGIN_SESSION)]))
+        await queue.queue_append(rows(0, 0), origin_batch([Origin("d/s", 3, 3, 0, ORIGIN_SESSION)]))
+        await queue.queue_append(rows(3, 2), origin_batch([Origin("up/0", 7, 8)]))
+        await queue.queue_append(rows(5, 1), origin_batch([Origin("d/s", 4, 4, 0, ORIGIN_SESSION)]))
+        part = await queue.queue_read("lake", 0, 100, 1 << 20)
+        assert (numbers(part.batch), part.missing) == ([1, 2, 3, 4, 5], ())
+        assert origins_of(part.origins) == [Origin("up/0", 7, 8, 2)]
+        await queue.close()
+
+    run(body())
+
+
+@pytest.mark.parametrize("bad", [Origin("d/s", 5, 4, 0, ORIGIN_SESSION), Origin("d/s", 1, 1, 9, ORIGIN_SESSION)])
+def test_an_origin_of_a_session_that_cannot_be_is_refused(make, bad):
+    async def body() -> None:
+        queue = await opened(make)
+        good = Origin("d/t", 1, 1, 1, ORIGIN_SESSION)
+        for origins in ([bad], [bad, good]):
+            with pytest.raises(PermanentError, match="'d/s'"):
+                await queue.queue_append(rows(1, 2), origin_batch(origins))
         await queue.close()
 
     run(body())

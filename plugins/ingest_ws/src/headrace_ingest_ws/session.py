@@ -108,7 +108,9 @@ class DeviceSession(Session):
     def __init__(self, window: int, name: str, start: int = 0, refused: Iterable[RefusedMessage] = ()) -> None:
         super().__init__(window, start)
         self.name = name
-        self._refusals = Refusals(refused)
+        self._refusals: Refusals | None = None  # few sessions ever need it
+        for message in refused:
+            self._keep(message)
         self._committed = start
         self._row: int | None = None
 
@@ -120,7 +122,7 @@ class DeviceSession(Session):
     @property
     def origin_bytes(self) -> int:
         """About what its origin takes in a commit."""
-        return _ORIGIN_BYTES + len(self.name) + NOTE_BYTES_PER_REFUSAL * len(self._refusals)
+        return _ORIGIN_BYTES + len(self.name) + NOTE_BYTES_PER_REFUSAL * (len(self._refusals) if self._refusals else 0)
 
     def join(self, row: int) -> None:
         """The next messages go into the batch that gathers now, from this row on."""
@@ -128,8 +130,13 @@ class DeviceSession(Session):
 
     def refuse(self, refusal: Refusal) -> int:
         number = super().refuse(refusal)
-        self._refusals.add(RefusedMessage(number, refusal.code, refusal.retry_ms is not None))
+        self._keep(RefusedMessage(number, refusal.code, refusal.retry_ms is not None))
         return number
+
+    def _keep(self, message: RefusedMessage) -> None:
+        if self._refusals is None:
+            self._refusals = Refusals()
+        self._refusals.add(message)
 
     def origin(self) -> Origin | None:
         """What the batch that is handed over now holds of this session, None for nothing; `join` comes again before the next."""
@@ -137,6 +144,8 @@ class DeviceSession(Session):
         first, last = self._committed + 1, self.count
         if row is None or last < first:
             return None
-        self._committed = last
-        self._refusals.forget(last - self.window)
-        return Origin(self.name, first, last, row, ORIGIN_SESSION, self._refusals.note())
+        self._committed, note = last, None
+        if self._refusals is not None:
+            self._refusals.forget(last - self.window)
+            note = self._refusals.note()
+        return Origin(self.name, first, last, row, ORIGIN_SESSION, note)

@@ -75,7 +75,11 @@ class Marks:
                 f"origin {min(new)!r}: the table of {self._queues_max} queue origins is full; raise queue_origins_max", 60.0
             )
         for mark in marks:
-            self._in_flight.setdefault(mark.id, []).append(mark.last)
+            pending = self._in_flight.get(mark.id)
+            if pending is None:
+                self._in_flight[mark.id] = [mark.last]
+            else:
+                pending.append(mark.last)
 
     def settle(self, marks: Iterable[Mark], durable: bool) -> None:
         """The frame of staged marks is durable, or was given up: then the marks go back."""
@@ -98,11 +102,15 @@ class Marks:
         if held is not None and held.last > mark.last:
             mark = held
         self._sessions[mark.id] = mark
-        self._sessions.move_to_end(mark.id)
         device = mark.id.rpartition("/")[0]
-        of_device = self._devices.setdefault(device, OrderedDict())
+        of_device = self._devices.get(device)
+        if held is not None and of_device is not None:
+            self._sessions.move_to_end(mark.id)
+            of_device.move_to_end(mark.id)
+            return
+        if of_device is None:
+            of_device = self._devices[device] = OrderedDict()
         of_device[mark.id] = None
-        of_device.move_to_end(mark.id)
         if len(of_device) > self._per_device_max:
             self._evict(next(iter(of_device)))
         elif len(self._sessions) > self._sessions_max:
@@ -138,12 +146,14 @@ def marks_of(origins: pa.RecordBatch) -> tuple[Mark, ...]:
     if origins.num_rows == 0:
         return ()
     marks: dict[str, Mark] = {}
-    for row in origins.to_pylist():
-        kind, name, last = row["kind"], row["id"], row["last"]
-        # A declared gap says as much about its queue as rows do: nothing up to `last` will come any more.
-        stored = Mark(ORIGIN_QUEUE if kind == ORIGIN_MISSING else kind, name, last, row["note"] if kind == ORIGIN_SESSION else None)
-        if name not in marks or marks[name].last <= last:
-            marks[name] = stored
+    columns = (origins.column(name).to_pylist() for name in ("kind", "id", "last", "note"))
+    for kind, name, last, note in zip(*columns, strict=True):
+        if kind != ORIGIN_SESSION:
+            # A declared gap says as much about its queue as rows do: nothing up to `last` will come any more.
+            kind, note = (ORIGIN_QUEUE if kind == ORIGIN_MISSING else kind), None
+        held = marks.get(name)
+        if held is None or held.last <= last:
+            marks[name] = Mark(kind, name, last, note)
     return tuple(marks.values())
 
 

@@ -24,6 +24,7 @@ from headrace_queue_pmem.layout import KIND_RAW, KIND_SPAN, LINE, SEGMENT_DATA_A
 from headrace_queue_pmem.medium import Area
 from headrace_queue_pmem.ring import Damage, Place, Ring, damage_of
 from headrace_queue_pmem.segment import Segment
+from headrace_queue_pmem.trim import only_sessions
 
 #: A read ends after so many holes, so that a badly damaged queue is walked in bounded steps.
 HOLES_MAX = 64
@@ -251,7 +252,10 @@ def _rows(part: _Part, batch: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def _origins(walk: _Walk) -> pa.RecordBatch:
-    """The origins of all parts, with offsets into the joined batch."""
+    """The origins of all parts, with offsets into the joined batch.
+
+    Frames of device sessions alone are passed over: a reader has no use for message numbers, and there are thousands.
+    """
     if not any(part.header.origins_bytes for part in walk.parts):
         return NO_ORIGINS
     rows: list[dict[str, Any]] = []
@@ -260,9 +264,10 @@ def _origins(walk: _Walk) -> pa.RecordBatch:
         if part.header.origins_bytes:
             start = part.offset + LINE
             origins = decode_origins(bytes(part.area.view[start : start + part.header.origins_bytes]))
-            rows += shift_origins(origins, part.skip, part.rows, offset)
+            if not only_sessions(origins):
+                rows += shift_origins(origins, part.skip, part.rows, offset)
         offset += part.rows
-    return pa.RecordBatch.from_pylist(rows, schema=ORIGIN_SCHEMA)
+    return pa.RecordBatch.from_pylist(rows, schema=ORIGIN_SCHEMA) if rows else NO_ORIGINS
 
 
 def area_for_reading(ring: Ring, segment: Segment) -> Area:

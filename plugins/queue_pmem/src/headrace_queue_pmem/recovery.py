@@ -232,7 +232,8 @@ def _log(ring: Ring, segments: list[Segment], report: Report, told: int) -> int:
         end = segment.header.data_end
         if read_seal(segment, area):
             told, end = max(told, segment.last), segment.end
-            if segment.last <= ring.checkpoint_upto:
+            # a frame without rows, whose messages were all refused, is behind the note though its position is not
+            if segment.last < ring.checkpoint_upto:
                 continue
         scanned[segment.name] = scan(segment, area, spans, end)
     _supersede(ring.medium, segments, scanned, report)
@@ -303,13 +304,19 @@ def _drop_returned(ring: Ring, segments: list[Segment], scanned: dict[str, list[
         last = max([segment.last for segment in before] + [piece.last for piece in pieces])
         if behind.base <= last + 1 or not cursors or behind.base - 1 > min(cursors):
             continue
-        if any(piece.header and piece.header.origins_bytes and piece.last > ring.checkpoint_upto for piece in pieces):
+        if any(_marks_are_here_only(ring, piece) for piece in pieces):
             continue  # their origins' marks are nowhere else: they were not given back
         for segment in before:
             scanned.pop(segment.name, None)
             ring.medium.remove(segment.name)
         del segments[:index]
         return
+
+
+def _marks_are_here_only(ring: Ring, piece: Found) -> bool:
+    """The frame brings marks that the note may not have."""
+    header = piece.header
+    return header is not None and header.origins_bytes > 0 and max(header.last, header.first) > ring.checkpoint_upto
 
 
 def _take(ring: Ring, piece: Found) -> None:
@@ -319,7 +326,7 @@ def _take(ring: Ring, piece: Found) -> None:
     assert segment.area is not None
     if not segment.sealed:
         segment.note(piece.first, piece.offset, piece.last, piece.offset + piece.length, header.time_us)
-    if header.origins_bytes and max(header.last, header.first) > ring.checkpoint_upto:
+    if _marks_are_here_only(ring, piece):
         start = piece.offset + LINE
         for mark in marks_of(decode_origins(bytes(segment.area.view[start : start + header.origins_bytes]))):
             ring.marks.put(mark)
