@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import random
 import secrets
+import ssl
 import time
 import urllib.parse
 from collections.abc import Callable
@@ -31,8 +32,9 @@ FRAME_BYTES_MAX: Final = 1 << 20
 class DeviceClient:
     """One device. Run `run()` in a task of the caller's; `send` or `offer` messages; wait for `settled()`; cancel `run`.
 
-    `gate` bounds how many clients shake hands at once. `on_reject(message, code, reason)` hears of messages refused for good.
-    The session's id is random: what the client knows of it ends with the client.
+    `gate` bounds how many clients shake hands at once. `token` is sent as a bearer token; `tls` is whom `wss` trusts, and may
+    hold a client certificate. `on_reject(message, code, reason)` hears of messages refused for good. The session's id is
+    random: what the client knows of it ends with the client.
     """
 
     def __init__(
@@ -49,11 +51,15 @@ class DeviceClient:
         backoff_first_s: float = 0.1,
         backoff_ceiling_s: float = 10.0,
         on_reject: Callable[[Message, str, str], None] | None = None,
+        token: str | None = None,
+        tls: ssl.SSLContext | bool = True,
     ) -> None:
         self.device = device
         self.url = f"{url.rstrip('/')}/v1/devices/{urllib.parse.quote(device, safe='')}/events"
         self.outbox = Outbox(totals, capacity, window, on_reject)
         self._session = secrets.token_hex(8)
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._tls = tls
         self._http, self._totals, self._gate = http, totals, gate or asyncio.Semaphore(1)
         self._reconnect = Reconnect(device, rng or random.Random(), backoff_first_s, backoff_ceiling_s)
         self.gave_up: GaveUp | None = None
@@ -125,6 +131,8 @@ class DeviceClient:
                 ws = await self._http.ws_connect(
                     f"{self.url}?session={self._session}&acked={self.outbox.acked}",
                     protocols=(SUBPROTOCOL,),
+                    headers=self._headers,
+                    ssl=self._tls,
                     heartbeat=HEARTBEAT_S,
                     max_msg_size=FRAME_BYTES_MAX,
                     timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_WAIT_S),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import ssl
 import sys
 import urllib.parse
 from collections.abc import Coroutine
@@ -126,6 +127,14 @@ def _common(command: argparse.ArgumentParser) -> None:
         "--url", type=_url, default=URL_DEFAULT, help="the server, ws://HOST:PORT or wss://HOST:PORT (default %(default)s)"
     )
     command.add_argument(
+        "--tokens",
+        type=_tokens,
+        default={},
+        metavar="FILE",
+        help="send with bearer tokens: lines of DEVICE and TOKEN, as headrace devices token add prints them",
+    )
+    command.add_argument("--ca", type=_trust, default=True, metavar="FILE", help="whom to trust for wss, PEM (default: as the system does)")
+    command.add_argument(
         "--settle-s", type=_seconds, default=30.0, metavar="S", help="how long to wait for the last acks at the end (default %(default)g)"
     )
     command.add_argument("--json", action="store_true", help="print the summary as one JSON object")
@@ -144,6 +153,8 @@ def _simulate(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         settle_s=arguments.settle_s,
         as_json=arguments.json,
+        tokens=arguments.tokens,
+        tls=arguments.ca,
     )
     return _run(drive(how, simulation.feed)).exit_code()
 
@@ -167,6 +178,8 @@ def _replay(arguments: argparse.Namespace) -> int:
         capacity=2 * REPLAY_WINDOW,
         settle_s=arguments.settle_s,
         as_json=arguments.json,
+        tokens=arguments.tokens,
+        tls=arguments.ca,
     )
     totals = _run(drive(how, Replay(sources, arguments.speed).feed))
     return 1 if totals.taken < count else totals.exit_code()
@@ -207,6 +220,27 @@ def _url(text: str) -> str:
     if url.scheme not in ("ws", "wss") or not url.hostname:
         raise argparse.ArgumentTypeError(f"expected ws://HOST:PORT or wss://HOST:PORT, got {text!r}")
     return text
+
+
+def _tokens(text: str) -> dict[str, str]:
+    try:
+        lines = Path(text).read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise argparse.ArgumentTypeError(f"{text}: {getattr(error, 'strerror', None) or 'not UTF-8'}") from None
+    tokens = {}
+    for number, line in enumerate(lines, start=1):
+        device, _, token = line.strip().rpartition(" ")
+        if line.strip() and not device:
+            raise argparse.ArgumentTypeError(f"{text}:{number}: expected a device, a space and its token")
+        tokens[device.strip()] = token
+    return tokens
+
+
+def _trust(text: str) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=text)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{text}: expected certificates in PEM ({error.strerror or error})") from None
 
 
 def _speed(text: str) -> float | None:

@@ -6,10 +6,11 @@ import asyncio
 import random
 import resource
 import signal
+import ssl
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final, TextIO
 
 import aiohttp
@@ -38,6 +39,9 @@ class Drive:
     seed: int | None = None
     settle_s: float = 30.0
     as_json: bool = False
+    #: A bearer token for each device that needs one.
+    tokens: Mapping[str, str] = field(default_factory=dict)
+    tls: ssl.SSLContext | bool = True
     tag_text: Callable[[object], str] = str
     err: TextIO | None = None
     out: TextIO | None = None
@@ -72,6 +76,8 @@ async def drive(how: Drive, feed: Feed) -> Totals:
                     capacity=how.capacity,
                     rng=random.Random(rng.getrandbits(64)),
                     on_reject=reports.rejected,
+                    token=how.tokens.get(device),
+                    tls=how.tls,
                 )
                 for device in how.devices
             ]
