@@ -68,7 +68,7 @@ def test_the_documented_limits_are_the_defaults() -> None:
     limits = PAGE.read_text().partition("## Limits")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| `(\w+)` \| ([\d,]+)[^|]*\|", limits, re.MULTILINE)
     config = IngestWs.Config(auth="none")
-    assert len(rows) == 13
+    assert len(rows) == 18
     assert {name: float(value.replace(",", "")) for name, value in rows} == {name: float(getattr(config, name)) for name, _ in rows}
 
 
@@ -77,6 +77,13 @@ def test_every_code_is_documented() -> None:
     numbers = {value for name, value in vars(protocol).items() if name.startswith("CLOSE_") and isinstance(value, int)}
     assert [number for number in numbers - {protocol.CLOSE_NO_CODE} if str(number) not in text] == []
     sources = "".join(path.read_text() for path in Path(protocol.__file__).parent.glob("*.py"))
-    codes = {protocol.PAYLOAD_INVALID, protocol.TOO_LARGE, protocol.BUSY, protocol.QUOTA, *re.findall(r'Refusal\("(\w+)"', sources)}
+    codes = {
+        protocol.PAYLOAD_INVALID,
+        protocol.TOO_LARGE,
+        protocol.BUSY,
+        protocol.QUOTA,
+        protocol.RATE,
+        *re.findall(r'Refusal\("(\w+)"', sources),
+    }
     assert [code for code in codes if f"`{code}`" not in text] == []
     assert protocol.SUBPROTOCOL in text

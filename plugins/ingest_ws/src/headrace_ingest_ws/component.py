@@ -98,7 +98,9 @@ class IngestWs(Component):
         buffer, parser, no_c = frame_buffer()
         if no_c:
             context.log.warning("frames are parsed in Python, which is several times slower", reason=no_c)
-        server = self._server = Server(config, intake, deliver, admission, self._counters, context.clock, context.log, buffer)
+        server = self._server = Server(
+            config, intake, deliver, admission, self._counters, context.clock, context.random, context.log, buffer
+        )
         goodbye = (CLOSE_RESTART, "service restart")
         try:
             await server.start(self._socket)

@@ -79,6 +79,27 @@ class IngestWsConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ] = 1024
     posts_max: Annotated[int, Meta(ge=1, le=65_536, description="Most POST requests at a time; further ones get 503.")] = 256
 
+    device_events_per_s_max: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=1_000_000,
+            description="Most events per second of one device, over all its connections and POSTs; further messages are rejected "
+            "with the code `rate`, POSTs get 429. 0: no limit.",
+        ),
+    ] = 0.0
+    device_bytes_per_s_max: Annotated[
+        float, Meta(ge=0, le=1 << 30, description="Most bytes of messages per second of one device, likewise. 0: no limit.")
+    ] = 0.0
+    device_burst_s: Annotated[
+        float,
+        Meta(
+            ge=0.1,
+            le=3_600,
+            description="For how many seconds' worth of both rates a device may send at once, after a pause of that length.",
+        ),
+    ] = 10.0
+
     post_wait_s: Annotated[
         float, Meta(gt=0, le=3_600, description="How long a POST waits for its commit (longer only while the queue is full); then 503.")
     ] = 10.0
@@ -89,6 +110,26 @@ class IngestWsConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             ge=0.1, le=86_400, description="A connection silent for so long is closed with 1001; after half of it the server sends a ping."
         ),
     ] = 120.0
+    message_timeout_s: Annotated[
+        float,
+        Meta(
+            ge=0.1,
+            le=3_600,
+            description="Longest time from a message's first byte to its last, or for a ping's; then the connection is closed with 1008.",
+        ),
+    ] = 60.0
+    connection_age_s_max: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=31_536_000,
+            description="A connection of that age is closed with 1012 after its acks, so that devices spread over new servers; 0: never.",
+        ),
+    ] = 0.0
+    connection_age_jitter_ratio: Annotated[
+        float,
+        Meta(ge=0, le=0.9, description="Each connection ends at a random age, by up to this share of `connection_age_s_max` before it."),
+    ] = 0.2
     request_timeout_s: Annotated[
         float, Meta(ge=0.1, le=600, description="Longest wait for a whole request (its header, then its body), and between two requests.")
     ] = 15.0

@@ -6,6 +6,7 @@ The server calls `serve`, `tick`, `refuse_from_now_on` and `finish`; the intake 
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 from typing import Final
 
 from aiohttp import web
@@ -22,16 +23,21 @@ from headrace_ingest_ws.message import events_of, objects_of
 from headrace_ingest_ws.parser import FrameBuffer
 from headrace_ingest_ws.polling import Poller
 from headrace_ingest_ws.protocol import (
+    CLOSE_AWAY,
     CLOSE_NOT_TEXT,
+    CLOSE_POLICY,
+    CLOSE_RESTART,
     CLOSE_TOO_BIG,
     PAYLOAD_INVALID,
     PING_FRAME,
+    RATE,
     SUBPROTOCOL,
     TOO_LARGE,
     Refusal,
     ack_frame,
     text_frame,
 )
+from headrace_ingest_ws.rates import Rate
 from headrace_ingest_ws.session import Session
 from headrace_ingest_ws.websocket import ANY_NUMBER, WebSocket
 
@@ -42,8 +48,22 @@ class Connection(WebSocket):
     """Takes messages into the intake and writes what the session owes; a `Peer` of the intake."""
 
     __slots__ = (
-        "_config", "_counters", "_device", "_end_at_once", "_intake", "_log", "_on_end", "_pinged", "_session", "_silent_since",
-        "_stalled_since", "identity",
+        "_config",
+        "_counted",
+        "_counters",
+        "_device",
+        "_end_at_once",
+        "_intake",
+        "_log",
+        "_on_end",
+        "_pinged",
+        "_session",
+        "_silent_since",
+        "_stalled_since",
+        "_unfinished_since",
+        "ends_at",
+        "identity",
+        "rate",
     )  # fmt: skip
 
     def __init__(
@@ -55,8 +75,13 @@ class Connection(WebSocket):
         self._session = Session(config.window_messages)
         self._on_end: Callable[[Connection], None] | None = None
         self._end_at_once: tuple[int, str] | None = None  # asked to finish before it was served
-        self._silent_since = self._stalled_since = now
+        self._silent_since = self._stalled_since = self._unfinished_since = now
+        self._counted = 0  # messages when the connection was last looked after
         self._pinged = False
+        self.rate: Rate | None = None
+        """What its device may still send; None: anything."""
+        self.ends_at = inf
+        """When it is old enough to be closed; set before `serve`."""
 
     def serve(
         self, request: web.Request, hello: Callable[[], bytes], on_end: Callable[[Connection], None], poller: Poller | None = None
@@ -90,10 +115,14 @@ class Connection(WebSocket):
     def took_run(self, run: bytes, count: int) -> None:
         if self._refusing or self._intake.stopped:
             return
+        if self.rate is not None and not self.rate.take(count, len(run) - count + 1, self._intake.now()):
+            for message in run.split(b"\n"):
+                self.took(message, True)
+            return
         events = objects_of(run, count) if self.identity.gateway is None else None
         if events is None:
             for message in run.split(b"\n"):
-                self.took(message, True)
+                self._take(message, True)
             return
         self._counters.took(count, len(run) - count + 1)
         self._intake.add(self, self._session.take(count), self._device, ENCODING_JSON, events)
@@ -101,17 +130,28 @@ class Connection(WebSocket):
     def took(self, message: bytes, is_text: bool) -> None:
         if self._refusing or self._intake.stopped:
             return
+        if self.rate is None:
+            self._take(message, is_text)
+        elif wait_ms := self.rate.wait_ms(self._intake.now()):
+            self._refuse(Refusal(RATE, self.rate.reason(), retry_ms=wait_ms), len(message))
+        else:
+            self.rate.charge(self._take(message, is_text), len(message))
+
+    def _take(self, message: bytes, is_text: bool) -> int:
+        """Take or refuse a message that its rate lets pass; how many events it holds."""
         events = events_of(message, self._config.events_per_message_max) if is_text else _BINARY
         devices = None
         if self.identity.gateway is not None and not isinstance(events, Refusal):
             devices = devices_of(events, self.identity)
         if isinstance(events, Refusal):
             self._refuse(events, len(message))
-        elif isinstance(devices, Refusal):
+            return events.events
+        if isinstance(devices, Refusal):
             self._refuse(devices, len(message))
-        else:
-            self._counters.took(len(events), len(message))
-            self._intake.add(self, self._session.take(), self._device, ENCODING_JSON, events, devices)
+            return devices.events
+        self._counters.took(len(events), len(message))
+        self._intake.add(self, self._session.take(), self._device, ENCODING_JSON, events, devices)
+        return len(events)
 
     def broke(self, code: int) -> None:
         if self._intake.stopped:
@@ -151,23 +191,32 @@ class Connection(WebSocket):
 
     # --- time --------------------------------------------------------------------------------------------------------
 
-    def tick(self, now: float) -> str | None:
-        """Look after the connection about once a second; why it has to be closed, or None."""
+    def tick(self, now: float) -> tuple[int, str] | None:
+        """Look after the connection about once a second; the close code and why, when it has to be closed."""
         if self._lost or self._transport is None:
             return None
         self.reads_again()
-        if not self._session.ack_due:
+        if not (self._session.ack_due or self._unread):
             self._stalled_since = now
         elif now - self._stalled_since > self._config.write_timeout_s:
+            self._counters.connection_refused("unread")
             self._log.warning("connection cut off, acks are not read", device=self._device)
             self._transport.abort()
             return None
-        if self._heard or self._paused or not self._session.open:
+        if now >= self.ends_at:
+            return CLOSE_RESTART, "this connection is old enough, connect again"
+        is_read = not self._paused and self._session.open
+        if self._heard or not is_read:
             # a client that is not read cannot be heard
             self._heard, self._pinged, self._silent_since = False, False, now
+        if self._session.count != self._counted or not is_read or self._parser is None or not self._parser.unfinished:
+            self._counted, self._unfinished_since = self._session.count, now
+        elif now - self._unfinished_since > self._config.message_timeout_s:
+            self._counters.connection_refused("message_timeout")
+            return CLOSE_POLICY, f"no whole message in {now - self._unfinished_since:.0f} s"
         silent_s = now - self._silent_since
         if silent_s > self._config.idle_timeout_s:
-            return f"silent for {silent_s:.0f} s"
+            return CLOSE_AWAY, f"silent for {silent_s:.0f} s"
         if silent_s > self._config.idle_timeout_s / 2 and not self._pinged:
             self._pinged = True
             self._write(PING_FRAME)

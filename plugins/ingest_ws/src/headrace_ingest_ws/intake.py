@@ -121,6 +121,10 @@ class Intake:
         builder = self._builder
         return 0 if self.paused or builder.full else builder.rows_max - builder.rows
 
+    def now(self) -> float:
+        """Monotonic seconds."""
+        return self._clock.monotonic()
+
     def call_when_room(self, waiter: Waiter) -> None:
         """Call `go_on` when reading may go on, or when the intake has stopped."""
         self._waiters[waiter] = None

@@ -41,6 +41,10 @@ Found = tuple[int, int, bytes, int, bytes, int]
 class Parser(Protocol):
     """The frames of one client."""
 
+    @property
+    def unfinished(self) -> bool:
+        """True while a frame or a message has begun, and its end has not come."""
+
     def parse(self, start: int, end: int, messages_max: int) -> Found:
         """Take frames from bytes `start` to `end` of the buffer, up to the first thing that is not part of a run.
 

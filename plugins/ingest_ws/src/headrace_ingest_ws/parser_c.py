@@ -51,6 +51,11 @@ class CParser:
             raise MemoryError
         self._state = _ffi.gc(state, _delete)
 
+    @property
+    def unfinished(self) -> bool:
+        state = self._state
+        return bool(state.head_size or state.in_payload or state.kind)
+
     def parse(self, start: int, end: int, messages_max: int) -> Found:
         if not 0 <= start <= end <= BUFFER_BYTES:
             raise ValueError(f"expected a range within {BUFFER_BYTES} bytes, got {start} to {end}")

@@ -88,6 +88,10 @@ class PythonParser:
         self._decoder: codecs.IncrementalDecoder | None = None  # of a text message under way
         self._control = b""
 
+    @property
+    def unfinished(self) -> bool:
+        return bool(self._head or self._in_payload or self._kind)
+
     def parse(self, start: int, end: int, messages_max: int) -> Found:
         at, event, data, code = start, MORE, b"", 0
         run: list[bytes] = []

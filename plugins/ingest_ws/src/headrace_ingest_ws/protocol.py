@@ -59,6 +59,7 @@ TOO_LARGE: Final = "too_large"
 BUSY: Final = "busy"
 NOT_AUTHORIZED: Final = "not_authorized"
 QUOTA: Final = "quota"
+RATE: Final = "rate"
 
 
 def ack(last: int) -> bytes:

@@ -9,6 +9,7 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
+from random import Random
 from typing import Any, Final
 
 import msgspec
@@ -17,6 +18,7 @@ from aiohttp import web
 from headrace import Clock, Deliver
 from headrace.log import Log
 from headrace_ingest_ws.acceptor import Acceptor
+from headrace_ingest_ws.ages import ends_at
 from headrace_ingest_ws.auth.admission import Admission
 from headrace_ingest_ws.auth.guard import Guard
 from headrace_ingest_ws.auth.identity import Identity, NotAuthorized, NotReady
@@ -33,10 +35,10 @@ from headrace_ingest_ws.polling import Poller
 from headrace_ingest_ws.post import Post, answer_status, content_type_problem, read_body
 from headrace_ingest_ws.protocol import (
     BUSY,
-    CLOSE_AWAY,
     CLOSE_POLICY,
     NOT_AUTHORIZED,
     PAYLOAD_INVALID,
+    RATE,
     SUBPROTOCOL,
     TOO_LARGE,
     Refusal,
@@ -45,6 +47,7 @@ from headrace_ingest_ws.protocol import (
     hello,
     session_claim,
 )
+from headrace_ingest_ws.rates import Rates, limit_of
 from headrace_ingest_ws.session_connection import SessionConnection
 
 EVENTS_PATH: Final = "/v1/devices/{device}/events"
@@ -75,12 +78,15 @@ class Server:
         admission: Admission,
         counters: Counters,
         clock: Clock,
+        random: Random,
         log: Log,
         buffer: FrameBuffer,
     ) -> None:
         self._config, self._intake, self._deliver, self._buffer = config, intake, deliver, buffer
         self._admission = admission
-        self._counters, self._clock, self._log = counters, clock, log
+        self._counters, self._clock, self._random, self._log = counters, clock, random, log
+        limit = limit_of(config.device_events_per_s_max, config.device_bytes_per_s_max, config.device_burst_s)
+        self._rates = Rates(limit) if limit is not None else None
         self._places = Places(config.handshakes_max, config.connections_per_address_max)
         self._connections: dict[Connection, Place] = {}
         self._posts: set[Post] = set()
@@ -146,9 +152,11 @@ class Server:
                 now = self._clock.monotonic()
                 if self._lobby is not None:
                     self._lobby.sweep(now)
+                if self._rates is not None:
+                    self._rates.sweep(now)
                 for turn, connection in enumerate(list(self._connections), start=1):
-                    if (why := connection.tick(now)) is not None:
-                        closing.create_task(connection.finish(CLOSE_AWAY, why))
+                    if not connection.ending and (end := connection.tick(now)) is not None:
+                        closing.create_task(connection.finish(*end))
                     if turn % TICKS_PER_TURN == 0:
                         await asyncio.sleep(0)
 
@@ -265,15 +273,28 @@ class Server:
         handler = request.protocol
         assert isinstance(handler, Handler)
         place, handler.place = handler.place, None
-        served = connection.serve(request, greet, self._ended, self._poller)
+        config, now = self._config, self._clock.monotonic()
+        connection.ends_at = ends_at(now, config.connection_age_s_max, config.connection_age_jitter_ratio, self._random)
+        if self._rates is not None:
+            connection.rate = self._rates.enter(connection.identity.name, now)
+        served = False
+        try:
+            served = connection.serve(request, greet, self._ended, self._poller)
+        finally:
+            if not served:
+                self._leave_rate(connection)
+                if place is not None:
+                    place.give_back()
         if served:
             assert place is not None
             place.upgraded()
             self._connections[connection] = place
             self._counters.connections.set(len(self._connections))
-        elif place is not None:
-            place.give_back()
         return served
+
+    def _leave_rate(self, connection: Connection) -> None:
+        if self._rates is not None and connection.rate is not None:
+            self._rates.leave(connection.rate)
 
     async def _serve_session(self, connection: SessionConnection, request: web.Request, identity: Identity, claim: SessionClaim) -> None:
         session = f"{identity.name}/{claim.id}"
@@ -313,6 +334,7 @@ class Server:
     def _ended(self, connection: Connection) -> None:
         if (place := self._connections.pop(connection, None)) is not None:
             place.give_back()
+            self._leave_rate(connection)
         self._counters.connections.set(len(self._connections))
 
     def _hello(self, session: Mapping[str, Any] | None = None) -> bytes:
@@ -336,6 +358,9 @@ class Server:
 
     async def _take_post(self, request: web.Request, identity: Identity, post: Post) -> web.Response:
         device = identity.name
+        rate = self._rates.of(device, self._clock.monotonic()) if self._rates is not None else None
+        if rate is not None and (wait_ms := rate.wait_ms(self._clock.monotonic())):
+            raise Refused(429, Refusal(RATE, rate.reason(), retry_ms=wait_ms), {"Retry-After": str(-(-wait_ms // 1000))})
         try:
             async with asyncio.timeout(self._config.request_timeout_s):
                 raw = await request.read()
@@ -345,6 +370,8 @@ class Server:
         body = read_body(raw, request.content_type, self._config.events_per_message_max, identity)
         await self._intake.room()
         self._admit(request)  # draining may have begun meanwhile, or the credentials have ended
+        if rate is not None:
+            rate.charge(len(body.events) + sum(refusal.events for refusal in body.refused), len(raw))
         counters = self._counters
         counters.received_bytes.inc(len(raw))
         counters.received.inc(len(body.events))
