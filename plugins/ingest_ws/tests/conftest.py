@@ -12,7 +12,7 @@ import struct
 import sys
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -81,6 +81,10 @@ class FakeDeliver:
 
     async def mark(self, origin: str) -> OriginMark | None:
         return self.marks.get(origin)
+
+    async def forget(self, origins: Sequence[str]) -> None:
+        for origin in origins:
+            self.marks.pop(origin, None)
 
     def queue_info(self) -> QueueInfo | None:
         return QueueInfo("queue", self.queue_id, self.level, "ext4", "mmap", 0, 0, 0, 0, 1 << 20, None, (), ())

@@ -322,7 +322,7 @@ def test_a_post_whose_token_is_revoked_while_its_body_comes_is_refused(kit: Simp
             head = "POST /v1/devices/d1/events HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 2\r\n"
             writer.write(f"{head}Authorization: Bearer {token}\r\n\r\n{{".encode())
             await writer.drain()
-            await kit.until(lambda: site.component._server._posts)
+            await kit.until(lambda: site.component._server._posting._posts)
             token_command(["revoke", "--device", "d1", "--file", str(file)])
             await site.component.reread()
             writer.write(b"}")

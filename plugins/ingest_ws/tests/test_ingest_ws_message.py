@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from headrace_ingest_ws.message import events_of, lines_of
+from headrace.encodings import Sent
+from headrace_ingest_ws import message as message_module
+from headrace_ingest_ws.message import JSON, lines_of
 from headrace_ingest_ws.protocol import Refusal
+
+
+def events_of(message: bytes, events_max: int) -> list[bytes] | Refusal:
+    return message_module.events_of(message, JSON, Sent("d1", 0.0, events_max))
 
 
 def test_an_object_is_one_event_byte_for_byte() -> None:

@@ -48,11 +48,11 @@ class IngestWsConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     message_bytes_max: Annotated[
         int, Meta(ge=64, le=16 << 20, description="Longest WebSocket message in bytes; a longer one closes the connection with 1009.")
     ] = 131_072
-    post_bytes_max: Annotated[int, Meta(ge=64, le=64 << 20, description="Longest body of a POST in bytes; a longer one gets 413.")] = (
-        1 << 20
-    )
+    post_bytes_max: Annotated[
+        int, Meta(ge=64, le=64 << 20, description="Longest body of a POST in bytes, inflated; a longer one gets 413.")
+    ] = 1 << 20
     events_per_message_max: Annotated[
-        int, Meta(ge=1, le=65_536, description="Most events in one message (a JSON array), and in one POST.")
+        int, Meta(ge=1, le=65_536, description="Most events in one message (an array, a SenML pack), and in one POST.")
     ] = 1024
     window_messages: Annotated[
         int, Meta(ge=1, le=65_536, description="Most messages of one connection without an ack; then it is not read until acks are out.")
@@ -103,6 +103,13 @@ class IngestWsConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     post_wait_s: Annotated[
         float, Meta(gt=0, le=3_600, description="How long a POST waits for its commit (longer only while the queue is full); then 503.")
     ] = 10.0
+
+    idempotency_keep_s: Annotated[
+        float, Meta(gt=0, le=31_536_000, description="How long a POST is remembered by its `Idempotency-Key`.")
+    ] = 86_400.0
+    idempotency_keys_max: Annotated[
+        int, Meta(ge=1, le=1 << 20, description="Most keys of POSTs remembered; the oldest goes first. The queue's own bounds hold too.")
+    ] = 16_384
 
     idle_timeout_s: Annotated[
         float,

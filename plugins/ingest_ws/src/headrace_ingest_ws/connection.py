@@ -11,7 +11,7 @@ from typing import Final
 
 from aiohttp import web
 
-from headrace import ENCODING_JSON
+from headrace.encodings import Encoding, Sent
 from headrace.log import Log
 from headrace_ingest_ws.auth.gateway import devices_of
 from headrace_ingest_ws.auth.identity import Identity
@@ -19,7 +19,7 @@ from headrace_ingest_ws.config import IngestWsConfig
 from headrace_ingest_ws.counters import Counters
 from headrace_ingest_ws.handshake import chosen_subprotocol, switch_protocols
 from headrace_ingest_ws.intake import Intake
-from headrace_ingest_ws.message import events_of, objects_of
+from headrace_ingest_ws.message import JSON, events_of, objects_of
 from headrace_ingest_ws.parser import FrameBuffer
 from headrace_ingest_ws.polling import Poller
 from headrace_ingest_ws.protocol import (
@@ -41,7 +41,11 @@ from headrace_ingest_ws.rates import Rate
 from headrace_ingest_ws.session import Session
 from headrace_ingest_ws.websocket import ANY_NUMBER, WebSocket
 
-_BINARY: Final = Refusal(PAYLOAD_INVALID, "expected a text message with JSON, got a binary one")
+#: By whether the encoding is binary.
+_OTHER_KIND: Final = {
+    False: Refusal(PAYLOAD_INVALID, "expected a text message, got a binary one"),
+    True: Refusal(PAYLOAD_INVALID, "expected a binary message, got a text"),
+}
 
 
 class Connection(WebSocket):
@@ -52,6 +56,7 @@ class Connection(WebSocket):
         "_counted",
         "_counters",
         "_device",
+        "_encoding",
         "_end_at_once",
         "_intake",
         "_log",
@@ -67,10 +72,18 @@ class Connection(WebSocket):
     )  # fmt: skip
 
     def __init__(
-        self, identity: Identity, config: IngestWsConfig, intake: Intake, counters: Counters, log: Log, now: float, buffer: FrameBuffer
+        self,
+        identity: Identity,
+        config: IngestWsConfig,
+        intake: Intake,
+        counters: Counters,
+        log: Log,
+        now: float,
+        buffer: FrameBuffer,
+        encoding: Encoding = JSON,
     ) -> None:
         super().__init__(buffer, config.message_bytes_max, config.close_timeout_s)
-        self.identity = identity
+        self.identity, self._encoding = identity, encoding
         self._device, self._config, self._intake, self._counters, self._log = identity.name, config, intake, counters, log
         self._session = Session(config.window_messages)
         self._on_end: Callable[[Connection], None] | None = None
@@ -119,13 +132,13 @@ class Connection(WebSocket):
             for message in run.split(b"\n"):
                 self.took(message, True)
             return
-        events = objects_of(run, count) if self.identity.gateway is None else None
+        events = objects_of(run, count) if self.identity.gateway is None and self._encoding is JSON else None
         if events is None:
             for message in run.split(b"\n"):
                 self._take(message, True)
             return
         self._counters.took(count, len(run) - count + 1)
-        self._intake.add(self, self._session.take(count), self._device, ENCODING_JSON, events)
+        self._intake.add(self, self._session.take(count), self._device, JSON.stored, events)
 
     def took(self, message: bytes, is_text: bool) -> None:
         if self._refusing or self._intake.stopped:
@@ -139,10 +152,14 @@ class Connection(WebSocket):
 
     def _take(self, message: bytes, is_text: bool) -> int:
         """Take or refuse a message that its rate lets pass; how many events it holds."""
-        events = events_of(message, self._config.events_per_message_max) if is_text else _BINARY
+        encoding = self._encoding
+        if is_text is encoding.binary:
+            self._refuse(_OTHER_KIND[encoding.binary], len(message))
+            return 1
+        events = events_of(message, encoding, Sent(self._device, self._intake.wall(), self._config.events_per_message_max))
         devices = None
         if self.identity.gateway is not None and not isinstance(events, Refusal):
-            devices = devices_of(events, self.identity)
+            devices = devices_of(events, self.identity, encoding.stored)
         if isinstance(events, Refusal):
             self._refuse(events, len(message))
             return events.events
@@ -150,7 +167,7 @@ class Connection(WebSocket):
             self._refuse(devices, len(message))
             return devices.events
         self._counters.took(len(events), len(message))
-        self._intake.add(self, self._session.take(), self._device, ENCODING_JSON, events, devices)
+        self._intake.add(self, self._session.take(), self._device, encoding.stored, events, devices)
         return len(events)
 
     def broke(self, code: int) -> None:
@@ -166,7 +183,7 @@ class Connection(WebSocket):
         self._counters.rejected(refusal.code, refusal.events)
         self._log.warning("message refused", device=self._device, code=refusal.code, reason=refusal.reason)
         # a refusal waits its turn in the intake: its ack must not overtake that of an earlier message
-        self._intake.add(self, self._session.refuse(refusal), self._device, ENCODING_JSON, ())
+        self._intake.add(self, self._session.refuse(refusal), self._device, JSON.stored, ())
 
     # --- acks --------------------------------------------------------------------------------------------------------
 

@@ -28,6 +28,9 @@ class Counters:
         self.sessions_taken_over = metrics.counter(
             "ingest_sessions_taken_over_total", "connections closed because a newer one offered the same session"
         )
+        self.posts_repeated = metrics.counter(
+            "ingest_repeated_posts_total", "POSTs answered again by their Idempotency-Key, nothing stored"
+        )
         self._events = self._bytes = 0  # received in this turn of the loop, not in the metrics yet
         self.connections.set(0)
         self.paused.set(0)

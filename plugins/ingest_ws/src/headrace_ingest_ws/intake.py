@@ -154,6 +154,10 @@ class Intake:
         if self._builder.full:
             self._room.clear()
 
+    def wall(self) -> float:
+        """Unix time, as it will stand in `received`."""
+        return self._clock.wall()
+
     def join(self, member: Member) -> int:
         """A session's messages come into the batch that gathers: its origin goes with them. The row at which they begin.
 

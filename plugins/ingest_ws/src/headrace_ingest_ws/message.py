@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
-from headrace.decoding import check, split
+from headrace.encodings import ENCODINGS, Encoding, Sent, Unreadable
 from headrace_ingest_ws.protocol import PAYLOAD_INVALID, TOO_LARGE, Refusal
+
+JSON: Final = ENCODINGS["json"]
 
 _SPACE = b" \t\r\n"
 _syntax = msgspec.json.Decoder(msgspec.Raw).decode
@@ -26,26 +30,15 @@ def objects_of(run: bytes, count: int) -> list[bytes] | None:
     return events
 
 
-def events_of(message: bytes, events_max: int) -> list[bytes] | Refusal:
-    """The payload of each event of a message (a JSON object, or an array of them), or why the message is refused.
+def events_of(message: bytes, encoding: Encoding, sent: Sent) -> list[bytes] | Refusal:
+    """The payload of each event of a message, or why the message is refused.
 
     A message is atomic: one bad element refuses all of it and is named by its index.
     """
-    if message[:1] != b"[" and message.lstrip(_SPACE)[:1] != b"[":
-        problem = check(message)
-        return [message] if problem is None else Refusal(PAYLOAD_INVALID, problem)
     try:
-        events = split(message)
-    except ValueError as error:
-        return Refusal(PAYLOAD_INVALID, str(error))
-    if not events:
-        return Refusal(PAYLOAD_INVALID, "expected at least one event, got an empty array")
-    if len(events) > events_max:
-        return Refusal(TOO_LARGE, f"expected at most {events_max} events in a message, got {len(events)}", events=len(events))
-    for index, event in enumerate(events):
-        if (problem := check(event)) is not None:
-            return Refusal(PAYLOAD_INVALID, f"event {index} of the array: {problem}", index, events=len(events))
-    return events
+        return encoding.events(message, sent)
+    except Unreadable as error:
+        return Refusal(TOO_LARGE if error.too_many else PAYLOAD_INVALID, error.reason, error.index, events=error.events)
 
 
 def lines_of(body: bytes, lines_max: int) -> list[tuple[int, bytes]] | Refusal:

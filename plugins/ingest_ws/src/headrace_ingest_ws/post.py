@@ -1,68 +1,55 @@
-"""The same events over POST: a body is taken or refused, and answered when it is durable."""
+"""The same events over POST: a body is taken or refused, and answered when it is durable. `posting.py` does the I/O."""
 
 from __future__ import annotations
 
-import asyncio
-from typing import Any, Final
+import hashlib
+from typing import Any, Final, NamedTuple
 
 import msgspec
-from aiohttp import web
 
-from headrace import ENCODING_JSON
+from headrace.encodings import ENCODINGS, Encoding, Sent
 from headrace_ingest_ws.auth.gateway import devices_of
 from headrace_ingest_ws.auth.identity import Identity
-from headrace_ingest_ws.intake import Intake
-from headrace_ingest_ws.message import events_of, lines_of
+from headrace_ingest_ws.message import JSON, events_of, lines_of
 from headrace_ingest_ws.protocol import NOT_AUTHORIZED, TOO_LARGE, Refusal
 
 NDJSON_TYPES: Final = frozenset({"application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines"})
-#: What clients that never heard of a content type send; the body has to be JSON all the same.
-JSON_TYPES: Final = frozenset({"application/json", "text/plain", "application/x-www-form-urlencoded", "application/octet-stream"})
 
+#: Content type -> how one message is written.
+ENCODING_TYPES: Final[dict[str, Encoding]] = {
+    "application/json": JSON,
+    # what clients that never heard of a content type send; the body has to be JSON all the same
+    "text/plain": JSON,
+    "application/x-www-form-urlencoded": JSON,
+    "application/octet-stream": JSON,
+    "application/senml+json": ENCODINGS["senml"],
+    "application/senml+cbor": ENCODINGS["senml-cbor"],
+    "application/msgpack": ENCODINGS["msgpack"],
+    "application/vnd.msgpack": ENCODINGS["msgpack"],
+    "application/x-msgpack": ENCODINGS["msgpack"],
+    "application/cbor": ENCODINGS["cbor"],
+}
 
-class Post:
-    """A POST as a peer of the intake: one message, answered when it is settled."""
-
-    def __init__(self) -> None:
-        self._settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def settled(self, last: int) -> None:
-        if not self._settled.done():
-            self._settled.set_result(None)
-
-    def fail(self) -> None:
-        """The intake stopped: nobody knows whether the message is durable."""
-        self._settled.cancel()
-
-    async def durable(self, intake: Intake, device: str, body: Body, wait_s: float) -> bool:
-        """Hand the events over; True when they are durable, False when nobody can tell, or not within `wait_s`."""
-        intake.add(self, 1, device, ENCODING_JSON, body.events, body.devices)
-        try:
-            async with asyncio.timeout(wait_s):
-                await asyncio.shield(self._settled)
-        except TimeoutError:
-            return False
-        except asyncio.CancelledError:
-            if not self._settled.cancelled():
-                raise  # the request itself was cancelled
-            return False
-        return True
+#: What 415 says would be taken.
+ACCEPTED_TYPES: Final = (
+    "application/json, application/x-ndjson, application/senml+json, application/senml+cbor, application/msgpack, application/cbor"
+)
 
 
 class Body:
     """What a body holds: the events taken, and what was refused, each by its item's index (a line's, or an array's)."""
 
-    def __init__(self, identity: Identity) -> None:
+    def __init__(self, identity: Identity, encoding: Encoding) -> None:
         self.events: list[bytes] = []
         self.refused: list[Refusal] = []
-        self.identity = identity
+        self.identity, self.encoding = identity, encoding
         #: One for each event, where the sender is a gateway.
         self.devices: list[str] | None = None if identity.gateway is None else []
 
     def take(self, events: list[bytes]) -> Refusal | None:
         """Take one message's events, or say why they are refused."""
         if self.devices is not None:
-            devices = devices_of(events, self.identity)
+            devices = devices_of(events, self.identity, self.encoding.stored)
             if isinstance(devices, Refusal):
                 return devices
             self.devices += devices
@@ -74,22 +61,27 @@ class Body:
         return msgspec.json.encode({"accepted": len(self.events), "rejected": rejected})
 
     @property
-    def too_large(self) -> bool:
-        return any(refusal.code == TOO_LARGE for refusal in self.refused)
+    def status(self) -> int:
+        """200 when anything was taken; else 403, 413 or 400."""
+        if self.events:
+            return 200
+        codes = {refusal.code for refusal in self.refused}
+        return 403 if NOT_AUTHORIZED in codes else 413 if TOO_LARGE in codes else 400
 
 
-def read_body(body: bytes, content_type: str, events_max: int, identity: Identity) -> Body:
-    """The events of a body. An object or array is one message, and atomic; each line of NDJSON is a message of its own."""
-    result = Body(identity)
+def read_body(body: bytes, content_type: str, identity: Identity, received_s: float, events_max: int) -> Body:
+    """The events of a body. Any but NDJSON is one message, and atomic; each line of NDJSON is a message of its own."""
     if content_type not in NDJSON_TYPES:
-        _take(result, events_of(body, events_max), None)
+        result = Body(identity, ENCODING_TYPES[content_type])
+        _take(result, events_of(body, result.encoding, Sent(identity.name, received_s, events_max)), None)
         return result
+    result = Body(identity, JSON)
     lines = lines_of(body, events_max)
     if isinstance(lines, Refusal):
         result.refused.append(lines)
         return result
     for index, line in lines:
-        _take(result, events_of(line, events_max - len(result.events)), index)
+        _take(result, events_of(line, JSON, Sent(identity.name, received_s, events_max - len(result.events))), index)
     return result
 
 
@@ -99,20 +91,54 @@ def _take(body: Body, events: list[bytes] | Refusal, line: int | None) -> None:
         body.refused.append(refusal if line is None else refusal._replace(at=line))
 
 
-def answer_status(body: Body) -> int:
-    """200 when anything was taken; else 403, 413 or 400."""
-    if body.events:
-        return 200
-    if any(refusal.code == NOT_AUTHORIZED for refusal in body.refused):
-        return 403
-    return 413 if body.too_large else 400
-
-
-def content_type_problem(request: web.Request) -> str | None:
-    """Why this body cannot be read, or None."""
-    if "Content-Encoding" in request.headers:
-        return "expected a body without Content-Encoding"
-    kind = request.content_type
-    if kind in NDJSON_TYPES or kind in JSON_TYPES:
+def type_problem(content_type: str) -> str | None:
+    """Why a body of this type cannot be read, or None."""
+    if content_type in NDJSON_TYPES or content_type in ENCODING_TYPES:
         return None
-    return f"expected application/json or application/x-ndjson, got {kind}"
+    return f"expected one of {ACCEPTED_TYPES}, got {content_type[:80]}"
+
+
+# --- Idempotency-Key -------------------------------------------------------------------------------------------------
+
+
+class Remembered(NamedTuple):
+    """What the queue keeps of a POST with a key: when it was stored (Unix time), how many events, and of which body."""
+
+    stored_s: float
+    accepted: int
+    fingerprint: bytes
+
+
+def idempotency_key(header: str) -> str:
+    """The key in a header's value, with or without quotes; ValueError says what was expected."""
+    value = header.strip()
+    key = value[1:-1] if len(value) >= 2 and value[0] == value[-1] == '"' else value
+    if not (1 <= len(key) <= 255 and key.isascii() and key.isprintable()):
+        raise ValueError("expected an Idempotency-Key of 1 to 255 printable ASCII characters")
+    return key
+
+
+def key_origin(device: str, key: str) -> str:
+    """The origin that stands for a key in the queue: hashed, for a key may hold anything. No session's name has two slashes,
+    so keys never push out the sessions of their device."""
+    return f"{device}/post/{hashlib.sha256(key.encode()).hexdigest()[:32]}"
+
+
+def fingerprint(body: bytes, content_type: str) -> bytes:
+    """What tells the same request from another one under the same key."""
+    return hashlib.sha256(content_type.encode() + b"\n" + body).digest()[:16]
+
+
+def pack(remembered: Remembered) -> bytes:
+    return msgspec.msgpack.encode(remembered)
+
+
+def unpack(note: bytes | None) -> Remembered | None:
+    """What a mark's note holds, or None when it is none of ours."""
+    try:
+        return _remembered.decode(note or b"")
+    except msgspec.DecodeError:
+        return None
+
+
+_remembered = msgspec.msgpack.Decoder(Remembered)

@@ -8,6 +8,8 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from headrace.encodings import ENCODINGS, Encoding
+
 SUBPROTOCOL: Final = "headrace.v1.json"
 
 # Close codes (RFC 6455 section 7.4.1 and the IANA registry)
@@ -52,6 +54,15 @@ class Refusal(NamedTuple):
         if self.retry_ms is not None:
             fields["retry_ms"] = self.retry_ms
         return fields
+
+
+class Refused(Exception):
+    """Answer this request with an error. reason: the metric's label, where the code alone does not tell."""
+
+    def __init__(self, status: int, refusal: Refusal, headers: Mapping[str, str] | None = None, reason: str | None = None) -> None:
+        self.status, self.refusal, self.headers = status, refusal, headers or {}
+        self.reason = reason or refusal.code
+        super().__init__(refusal.reason)
 
 
 PAYLOAD_INVALID: Final = "payload_invalid"
@@ -146,6 +157,16 @@ class SessionClaim(NamedTuple):
 
 #: Far more messages than a device sends, and exact in JSON readers that have only doubles.
 ACKED_MAX: Final = 10**15
+
+
+def encoding_claim(query: Mapping[str, str]) -> Encoding:
+    """How the messages of a connection are written, by its query string; ValueError says what was expected."""
+    name = query.get("encoding", "json")
+    if name not in ENCODINGS:
+        raise ValueError(f"expected encoding to be one of {', '.join(ENCODINGS)}, got {name[:40]!r}")
+    return ENCODINGS[name]
+
+
 _SESSION_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 

@@ -32,18 +32,18 @@ from headrace_ingest_ws.lobby import Handler, Lobby
 from headrace_ingest_ws.parser import FrameBuffer
 from headrace_ingest_ws.places import Place, Places
 from headrace_ingest_ws.polling import Poller
-from headrace_ingest_ws.post import Post, answer_status, content_type_problem, read_body
+from headrace_ingest_ws.posting import Posting
 from headrace_ingest_ws.protocol import (
     BUSY,
     CLOSE_POLICY,
     NOT_AUTHORIZED,
-    PAYLOAD_INVALID,
-    RATE,
     SUBPROTOCOL,
     TOO_LARGE,
     Refusal,
+    Refused,
     SessionClaim,
     device_problem,
+    encoding_claim,
     hello,
     session_claim,
 )
@@ -56,15 +56,6 @@ HANDSHAKE_HEADERS: Final = {"Upgrade": "websocket", "Sec-WebSocket-Version": VER
 
 #: Connections looked after before the loop gets a turn: about 0.3 ms of work.
 TICKS_PER_TURN: Final = 256
-
-
-class Refused(Exception):
-    """Answer this request with an error. reason: the metric's label, where the code alone does not tell."""
-
-    def __init__(self, status: int, refusal: Refusal, headers: Mapping[str, str] | None = None, reason: str | None = None) -> None:
-        self.status, self.refusal, self.headers = status, refusal, headers or {}
-        self.reason = reason or refusal.code
-        super().__init__(refusal.reason)
 
 
 class Server:
@@ -89,8 +80,8 @@ class Server:
         self._rates = Rates(limit) if limit is not None else None
         self._places = Places(config.handshakes_max, config.connections_per_address_max)
         self._connections: dict[Connection, Place] = {}
-        self._posts: set[Post] = set()
         self._sessions: SessionDirectory = LocalSessions(deliver, counters.sessions_taken_over.inc)
+        self._posting = Posting(config, intake, deliver, self._sessions, self._rates, counters, clock, log, self._admit)
         self._taking = 0  # upgrades that wait for a session; they will be connections
         self._draining = False
         self._lobby: Lobby | None = None
@@ -177,8 +168,7 @@ class Server:
 
     async def stop(self, code: int, reason: str) -> None:
         """Close everything. POSTs that wait get 503: nobody knows about their events."""
-        for post in list(self._posts):
-            post.fail()
+        self._posting.fail()
         await self.refuse_new()
         await self.close_connections(code, reason)
         self._poller.close()
@@ -254,16 +244,20 @@ class Server:
         if (problem := handshake_problem(request)) is not None:
             raise Refused(400, Refusal("http_error", problem), HANDSHAKE_HEADERS)
         try:
+            encoding = encoding_claim(request.query)
+        except ValueError as error:
+            raise Refused(400, Refusal("encoding_unknown", str(error))) from None
+        try:
             claim = session_claim(request.query)
         except ValueError as error:
             raise Refused(400, Refusal("session_invalid", str(error))) from None
         if claim is None:
-            self._serve(Connection(*self._facts(identity)), request, self._hello)
+            self._serve(Connection(*self._facts(identity), encoding), request, self._hello)
         elif chosen_subprotocol(request, SUBPROTOCOL) is None:
             problem = f"expected the subprotocol {SUBPROTOCOL} with a session: the hello says where it goes on"
             raise Refused(400, Refusal("session_invalid", problem))
         else:
-            await self._serve_session(SessionConnection(*self._facts(identity)), request, identity, claim)
+            await self._serve_session(SessionConnection(*self._facts(identity), encoding), request, identity, claim)
         return web.Response()  # goes nowhere: aiohttp has lost this connection
 
     def _facts(self, identity: Identity) -> tuple[Identity, IngestWsConfig, Intake, Counters, Log, float, FrameBuffer]:
@@ -344,46 +338,4 @@ class Server:
         return hello(queue, level, *limits, session)
 
     async def _post(self, request: web.Request) -> web.StreamResponse:
-        identity = self._admit(request)
-        if (problem := content_type_problem(request)) is not None:
-            raise Refused(415, Refusal(PAYLOAD_INVALID, problem))
-        if len(self._posts) >= self._config.posts_max:
-            raise Refused(503, Refusal(BUSY, f"all {self._config.posts_max} posts are in use"), reason="posts")
-        post = Post()
-        self._posts.add(post)
-        try:
-            return await self._take_post(request, identity, post)
-        finally:
-            self._posts.discard(post)
-
-    async def _take_post(self, request: web.Request, identity: Identity, post: Post) -> web.Response:
-        device = identity.name
-        rate = self._rates.of(device, self._clock.monotonic()) if self._rates is not None else None
-        if rate is not None and (wait_ms := rate.wait_ms(self._clock.monotonic())):
-            raise Refused(429, Refusal(RATE, rate.reason(), retry_ms=wait_ms), {"Retry-After": str(-(-wait_ms // 1000))})
-        try:
-            async with asyncio.timeout(self._config.request_timeout_s):
-                raw = await request.read()
-        except TimeoutError:
-            problem = f"expected the whole body in {self._config.request_timeout_s:g} s"
-            raise Refused(408, Refusal(PAYLOAD_INVALID, problem), reason="body_timeout") from None
-        body = read_body(raw, request.content_type, self._config.events_per_message_max, identity)
-        await self._intake.room()
-        self._admit(request)  # draining may have begun meanwhile, or the credentials have ended
-        if rate is not None:
-            rate.charge(len(body.events) + sum(refusal.events for refusal in body.refused), len(raw))
-        counters = self._counters
-        counters.received_bytes.inc(len(raw))
-        counters.received.inc(len(body.events))
-        for refusal in body.refused:
-            counters.received.inc(refusal.events)
-            counters.rejected(refusal.code, refusal.events)
-        if body.refused:
-            self._log.warning("message refused", device=device, code=body.refused[0].code, reason=body.refused[0].reason)
-        if body.events and not await post.durable(self._intake, device, body, self._config.post_wait_s):
-            problem = "the queue is full or the server restarts; it is unknown whether the events were stored"
-            raise Refused(503, Refusal(BUSY, problem), reason="post_wait")
-        status = answer_status(body)
-        if status != 200:
-            counters.request_refused(status, body.refused[0].code)
-        return web.Response(status=status, body=body.answer(), content_type="application/json")
+        return await self._posting.answer(request)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import msgspec
 
+from headrace import ENCODING_JSON
+from headrace.encodings import decode
 from headrace_ingest_ws.auth.identity import Identity
 from headrace_ingest_ws.protocol import NOT_AUTHORIZED, PAYLOAD_INVALID, Refusal, device_problem
 
@@ -17,8 +19,8 @@ class _Named(msgspec.Struct):
 _named = msgspec.json.Decoder(_Named).decode
 
 
-def devices_of(events: Sequence[bytes], identity: Identity) -> list[str] | Refusal:
-    """The device of each event (JSON objects) of one message: its member `device`, or the gateway itself where there is none.
+def devices_of(events: Sequence[bytes], identity: Identity, encoding: int = ENCODING_JSON) -> list[str] | Refusal:
+    """The device of each event of one message: its member `device`, or the gateway itself where there is none.
 
     Refused whole for one event that the credentials do not allow.
     """
@@ -26,7 +28,7 @@ def devices_of(events: Sequence[bytes], identity: Identity) -> list[str] | Refus
     devices = []
     for index, event in enumerate(events):
         try:
-            device = _named(event).device
+            device = _named(event).device if encoding == ENCODING_JSON else _device_in(event, encoding)
         except msgspec.DecodeError:
             return _refused(PAYLOAD_INVALID, index, events, "expected `device` to be a string")
         if device is msgspec.UNSET:
@@ -38,6 +40,15 @@ def devices_of(events: Sequence[bytes], identity: Identity) -> list[str] | Refus
                 return _refused(NOT_AUTHORIZED, index, events, f"this gateway may not write for {device!r}")
         devices.append(device)
     return devices
+
+
+def _device_in(event: bytes, encoding: int) -> str | msgspec.UnsetType:
+    """Raises ValidationError, as the decoder for JSON does."""
+    (readings,), _ = decode([event], encoding)
+    device: str | msgspec.UnsetType = readings.get("device", msgspec.UNSET)
+    if device is not msgspec.UNSET and not isinstance(device, str):
+        raise msgspec.ValidationError("expected a string")
+    return device
 
 
 def _refused(code: str, index: int, events: Sequence[bytes], reason: str) -> Refusal:
