@@ -13,6 +13,8 @@ from types import SimpleNamespace
 import pytest
 
 from headrace_ingest_ws.echo import start_echo
+from headrace_ingest_ws.parser import ERROR, MORE, frame_buffer
+from headrace_ingest_ws.parser import TEXT as TEXT_FOUND
 
 pytestmark = pytest.mark.usefixtures("each_loop")
 
@@ -291,6 +293,36 @@ def test_invalid_utf8_is_closed_with_1007(frame: Callable[..., bytes], parser: s
         assert await client.close_code() == ([(TEXT, "ä".encode())], 1007)
 
     play(scenario, parser)
+
+
+def verdict(parser: str, *chunks: bytes) -> list[bytes | int]:
+    """The texts that a parser finds in bytes that arrive in these chunks, and the code of an error."""
+    buffer = frame_buffer("c" if parser == "c" else "python")[0]
+    one, found = buffer.parser(1 << 20), []
+    for chunk in chunks:
+        buffer.view[: len(chunk)] = chunk
+        start, event = 0, -1
+        while event != MORE:
+            event, start, run, count, data, code = one.parse(start, len(chunk), 100)
+            found += run.split(b"\n") if count else []
+            if event == ERROR:
+                return [*found, code]
+            if event == TEXT_FOUND:
+                found.append(data)
+    return found
+
+
+def test_utf8_split_at_every_byte_into_frames_and_into_reads_gets_the_same_verdict(frame: Callable[..., bytes], parser: str) -> None:
+    samples: list[tuple[bytes, list[bytes | int]]] = [(text.encode(), [text.encode()]) for text in VALID]
+    samples += [(before + bad, [1007]) for bad in INVALID.values() for before in (b"", b"{", "κόσμε".encode())]
+    for text, expected in samples:
+        for cut in range(len(text) + 1):
+            parts = frame(TEXT, text[:cut], fin=False), frame(PING, b"between"), frame(0, text[cut:])
+            assert verdict(parser, b"".join(parts)) == expected, (text, cut)
+            assert verdict(parser, *parts) == expected, (text, cut)
+            whole = frame(TEXT, text)
+            at = len(whole) - len(text) + cut
+            assert verdict(parser, whole[:at], whole[at:]) == expected, (text, cut)
 
 
 def test_invalid_utf8_is_noticed_before_the_message_ends(frame: Callable[..., bytes], parser: str) -> None:
