@@ -23,6 +23,7 @@ MARK: Final = "<!-- Generated below by docs/generate_hooks.py; do not edit. -->"
 NOT_CALLED_YET: Final = frozenset({"transport_publish"})
 CROSSING: Final[tuple[type[Any], ...]] = (
     hookspecs.Deliver,
+    hookspecs.Elsewhere,
     RangeKey,
     Missing,
     hookspecs.Plan,
@@ -117,8 +118,8 @@ def _type(annotation: Any) -> str:
     return getattr(annotation, "__forward_arg__", None) or str(annotation)
 
 
-def _one_line(member: Any) -> str:
-    return " ".join(inspect.cleandoc(member.__doc__).split())
+def _one_line(text: str) -> str:
+    return " ".join(inspect.cleandoc(text).split())
 
 
 if __name__ == "__main__":

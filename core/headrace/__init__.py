@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         QueueLocked,
         TransientError,
     )
-    from headrace.hookspecs import Deliver, Plan, QueueInfo, QueueRead, QueueSpan, ReaderInfo, hookimpl
+    from headrace.hookspecs import Deliver, Elsewhere, Plan, QueueInfo, QueueRead, QueueSpan, ReaderInfo, hookimpl
     from headrace.options import Secret
     from headrace.position import (
         NO_ORIGINS,
@@ -49,6 +49,7 @@ __all__ = [
     "ConfigError",
     "Context",
     "Deliver",
+    "Elsewhere",
     "HeadraceError",
     "Health",
     "HookError",
@@ -90,7 +91,7 @@ _HOMES: Final = {
         "QueueLocked",
         "TransientError",
     ),
-    "headrace.hookspecs": ("Deliver", "Plan", "QueueInfo", "QueueRead", "QueueSpan", "ReaderInfo", "hookimpl"),
+    "headrace.hookspecs": ("Deliver", "Elsewhere", "Plan", "QueueInfo", "QueueRead", "QueueSpan", "ReaderInfo", "hookimpl"),
     "headrace.options": ("Secret",),
     "headrace.position": (
         "NO_ORIGINS",

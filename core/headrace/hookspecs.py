@@ -19,6 +19,7 @@ decides its *role*, and the role the hooks that must be there (`ROLES`, at the e
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Final, Literal, NamedTuple, Protocol
 
 import pluggy
@@ -65,8 +66,24 @@ class Deliver(Protocol):
     async def forget(self, origins: Sequence[str]) -> None:
         """Nothing of these origins will come any more (a queue id is fully released, a session is over): drop their marks."""
 
+    def taking(self, origin: str) -> AbstractAsyncContextManager[Elsewhere]:
+        """The origin's sender is here now: no other worker of the tier takes anything of it any more, and what theirs is worth.
+
+        One worker at a time is in the block, for each origin: set up there whoever holds the origin here. Raises `TimeoutError`
+        when another worker cannot be asked now, for example while it is started again: let the sender try again soon. With
+        one worker there is nobody to ask.
+        """
+
     def queue_info(self) -> QueueInfo | None:
         """The queue's facts (id, level, bounds), or None in a tier without one."""
+
+
+class Elsewhere(NamedTuple):
+    """What the other workers of a tier hold of an origin: the highest of their marks. known: False when one of them could not be
+    asked for so long that nobody waits for it any more; then nobody knows what it holds."""
+
+    mark: OriginMark | None
+    known: bool
 
 
 class Plan(NamedTuple):
@@ -156,6 +173,14 @@ class SourceHooks(Protocol):
 
         Called once after `open`. The order is: `await deliver(batch)`, then acknowledge. On `QueueFull` stop reading until
         `await deliver.room()` returns. At `drain` refuse new work, and return when nothing is in flight.
+        """
+
+    @hookspec(firstresult=True)
+    async def ingest_give_up(self, origin: str) -> None:
+        """Optional: the origin's sender is at another worker of this tier now.
+
+        Take nothing more of it, and return when all that was taken of it is durable or was refused. Whoever does not hold
+        the origin returns at once. The host asks the queue for the origin's mark then.
         """
 
     @hookspec(firstresult=True)

@@ -23,13 +23,14 @@ from prometheus_client import generate_latest
 from headrace.admin import AdminServer
 from headrace.component import SystemClock
 from headrace.config import Site, changed
-from headrace.engine.supervisor import ComponentStatus, Services, Statuses, Supervised
-from headrace.errors import ConfigError, HeadraceError, PluginError
+from headrace.engine.supervisor import Colleagues, ComponentStatus, Services, Statuses, Supervised
+from headrace.errors import ConfigError, HeadraceError, PluginError, QueueError
 from headrace.faults import Faults
 from headrace.hookspecs import QueueInfo
 from headrace.log import Log, describe, set_up
 from headrace.metrics import PREFIX, Metrics
 from headrace.plugins import SitePlugins
+from headrace.position import OriginMark
 from headrace.queue_metrics import QueueCollector
 from headrace.register import QueueRegister
 from headrace.stopping import Stopping, unless
@@ -43,11 +44,15 @@ EXIT_FAULT: Final = 70  # EX_SOFTWARE
 
 
 class Part(NamedTuple):
-    """Which of a site's processes this is, where workers make them several; `admin` is where its supervisor asks it."""
+    """Which of a site's processes this is, where workers make them several.
+
+    admin: where its supervisor asks it. first: whether it is the first of all. colleagues: the other workers of its tier.
+    """
 
     process: Process
     admin: socket.socket
     first: bool
+    colleagues: Colleagues
 
 
 class Totals(NamedTuple):
@@ -113,6 +118,7 @@ class Host:
             tell=self._tell,
             log=self._log,
             process=part.process if part else None,
+            colleagues=part.colleagues if part and part.process.workers > 1 else None,
             host_folder="host" if part is None or part.first else f"host.{part.process.name}",
         )
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -225,6 +231,13 @@ class Host:
                     stored[sample.labels["component"]] = int(sample.value)
         received, acked = (sums.get(f"{PREFIX}ingest_{what}_events_total", 0) for what in ("received", "acked"))
         return Totals(received, acked, stored, sums.get(f"{PREFIX}queue_size_events", 0))
+
+    async def give_up(self, origin: str) -> OriginMark | None:
+        """Another worker takes this origin over: the mark of the queue here. QueueError where there is none that keeps marks."""
+        (tier,) = self.tiers
+        if tier.queue is None:
+            raise QueueError(f"tier {tier.name!r} has no queue that remembers {origin}")
+        return await tier.give_up(origin)
 
     def queued(self) -> int:
         """Events in the queues that are open."""

@@ -7,8 +7,9 @@ thread with a loop of its own (`headrace.engine.pipeline_thread`), so that stori
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,9 +18,9 @@ import pyarrow as pa
 from headrace import config
 from headrace.engine.buffer import Buffer
 from headrace.engine.pipeline_thread import PipelineThread
-from headrace.engine.supervisor import OPEN_RETRY_BASE_MS, OPEN_RETRY_MS_MAX, Services, Supervised, call_plugin
+from headrace.engine.supervisor import OPEN_RETRY_BASE_MS, OPEN_RETRY_MS_MAX, Colleagues, Services, Supervised, call_plugin
 from headrace.errors import ConfigError, QueueError, QueueFull
-from headrace.hookspecs import QueueInfo
+from headrace.hookspecs import Elsewhere, QueueInfo
 from headrace.log import describe
 from headrace.position import NO_ORIGINS, OriginMark
 from headrace.register import QueueRegister, Registered
@@ -34,8 +35,8 @@ ROOM_POLL_S: Final = 0.5
 class TierDeliver:
     """`deliver` of one tier: into its queue, durable on return."""
 
-    def __init__(self, hook: Any, failed: Callable[[Exception], None]) -> None:
-        self._hook, self._failed = hook, failed
+    def __init__(self, hook: Any, failed: Callable[[Exception], None], colleagues: Colleagues | None = None) -> None:
+        self._hook, self._failed, self._colleagues = hook, failed, colleagues
         self._released = asyncio.Event()
         self.refusing = False
 
@@ -80,6 +81,14 @@ class TierDeliver:
     async def forget(self, origins: Sequence[str]) -> None:
         await self._hook.queue_origin_forget(origins=origins)
 
+    @contextlib.asynccontextmanager
+    async def taking(self, origin: str) -> AsyncIterator[Elsewhere]:
+        if self._colleagues is None:
+            yield Elsewhere(None, True)
+            return
+        async with self._colleagues.taking(origin) as elsewhere:
+            yield elsewhere
+
     def queue_info(self) -> QueueInfo | None:
         info: QueueInfo = self._hook.queue_info()
         return info
@@ -97,7 +106,7 @@ class Tier:
         self.queue_hook: Any = self.queue.hook if self.queue else Buffer(tier.name, services.clock, holding)
         self.sources = {entry.id: Supervised(entry, tier.name, services) for entry in tier.sources.values()}
         self.pipeline = PipelineThread(tier, services, self.queue_hook, failed)
-        self.deliver = TierDeliver(self.queue_hook, failed)
+        self.deliver = TierDeliver(self.queue_hook, failed, services.colleagues)
         self._serving: dict[str, list[asyncio.Task[None]]] = {}
         self._background: list[asyncio.Task[None]] = []
         self.open = False
@@ -162,6 +171,13 @@ class Tier:
             await self.stop_source(entry.id)
         self.sources[entry.id] = unit
         await self.start_source(self.sources[entry.id], tasks)
+
+    async def give_up(self, origin: str) -> OriginMark | None:
+        """Another worker takes this origin over: the queue's mark, once the sources hold nothing of it."""
+        for source in self.sources.values():
+            if source.plugins.has("ingest_give_up"):
+                await call_plugin(source.hook.ingest_give_up, origin=origin)
+        return await self.deliver.mark(origin)
 
     async def stop_source(self, source_id: str) -> None:
         """Drain and close one source."""

@@ -43,6 +43,11 @@ def test_the_generated_part_is_current() -> None:
     assert generator.NOT_CALLED_YET == NOT_CALLED_YET
 
 
+def test_methods_that_cross_the_hooks_are_told_by_their_own_docstrings() -> None:
+    assert "str(object=" not in PAGE
+    assert "- `async def forget(self, origins: Sequence[str]) -> None`: Nothing of these origins will come any more" in PAGE
+
+
 @pytest.mark.parametrize("hook", SPECS)
 def test_every_hook_has_a_section(hook: str) -> None:
     sections = re.findall(r"^### `(\w+)`$", PAGE, re.MULTILINE)

@@ -89,8 +89,13 @@ async def on_every_worker(site: SiteProcess) -> AsyncIterator[list[aiohttp.Clien
 
 
 def connections(site: SiteProcess) -> dict[str, int]:
-    pages = {name: site.probe(f"/workers/{name}/metrics")[1] for name in ("site.0", "site.1")}
-    return {name: int(float(page.split("\nheadrace_ingest_connections{")[1].split("} ")[1].split("\n")[0])) for name, page in pages.items()}
+    return {name: per_worker(site, name, "ingest_connections") for name in ("site.0", "site.1")}
+
+
+def per_worker(site: SiteProcess, name: str, metric: str) -> int:
+    """A metric of one worker; 0 while it does not answer."""
+    lines = site.probe(f"/workers/{name}/metrics")[1].splitlines()
+    return sum(int(float(line.rpartition(" ")[2])) for line in lines if line.startswith(f"headrace_{metric}{{"))
 
 
 async def sent(socket: aiohttp.ClientWebSocketResponse, *events: dict[str, Any]) -> None:
@@ -180,7 +185,7 @@ def stored(site: SiteProcess, oracle: Oracle, lake: Any, capsys: Any) -> None:
 
 def test_a_killed_worker_is_started_again_and_nothing_is_lost(site: SiteProcess, lake: Any, capsys: Any) -> None:
     site.start()
-    oracle = Oracle(devices=8)
+    oracle = Oracle(devices=8, sessions=True)  # which allow no second time, whichever worker they come to
     seen: list[float] = []
 
     def scenario() -> None:
@@ -257,14 +262,15 @@ def leave_stopped_workers(site: SiteProcess) -> list[int]:
     return pids
 
 
-def post(site: SiteProcess, *ids: str) -> None:
-    """POST events with these ids, each over a connection of its own."""
+def post(site: SiteProcess, *ids: str, key: bool = False) -> None:
+    """POST events with these ids, each over a connection of its own; `key`: with an Idempotency-Key for each id."""
 
     async def main() -> None:
         for issued in ids:
+            headers = {"Idempotency-Key": issued} if key else {}
             async with (
                 aiohttp.ClientSession() as session,
-                session.post(f"{site.url('devices')}/v1/devices/d/events", json={"id": issued}) as answer,
+                session.post(f"{site.url('devices')}/v1/devices/d/events", json={"id": issued}, headers=headers) as answer,
             ):
                 assert answer.status == 200, await answer.text()
 
@@ -306,3 +312,61 @@ def test_a_config_that_no_worker_can_start_with_ends_the_site(site: SiteProcess)
     with pytest.raises(SiteError, match="code 78"):
         site.start()
     assert "does not survive power loss" in site.log_end()
+
+
+def test_hook_ingest_give_up(site: SiteProcess, lake: Any) -> None:
+    """A session goes from worker to worker: the older one gives it up, and the newer one knows where it goes on."""
+    site.start()
+
+    async def main() -> None:
+        async with aiohttp.ClientSession() as session, contextlib.AsyncExitStack() as stack:
+
+            async def connect(away_from: str, acked: int) -> tuple[aiohttp.ClientWebSocketResponse, dict[str, Any], str]:
+                """Connect until another worker has it; each connection takes the session from the one before."""
+                url = f"{site.url('devices')}/v1/devices/d/events?session=s&acked={acked}"
+                while True:
+                    before = await asyncio.to_thread(opened, site)
+                    try:
+                        socket = await stack.enter_async_context(session.ws_connect(url, protocols=["headrace.v1.json"]))
+                    except aiohttp.WSServerHandshakeError as error:
+                        if error.status != 503:  # a worker is started again
+                            raise
+                        continue
+                    hello = json.loads(await socket.receive_str())["hello"]
+                    after = await asyncio.to_thread(opened, site)
+                    (where,) = [name for name in after if after[name] > before[name]]
+                    if where != away_from:
+                        return socket, hello, where
+
+            one, hello, first = await connect("", 0)
+            assert hello["resume"] == 0
+            for text in ('{"id": "1"}', "no event", '{"id": "3"}'):
+                await one.send_str(text)
+            told: list[dict[str, Any]] = []
+            while {"ack": 3} not in told:
+                told.append(json.loads(await one.receive_str()))
+            assert [frame["reject"] for frame in told if "reject" in frame] == [2]
+
+            two, hello, second = await connect(first, 1)
+            assert (hello["resume"], [refused["reject"] for refused in hello["refused"]]) == (3, [2])
+            assert (await one.receive()).type in (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSED)
+            assert one.close_code == 4409
+            await two.send_str('{"id": "4"}')
+            assert json.loads(await two.receive_str())["ack"] == 4
+
+            await asyncio.to_thread(kill_worker, site, second)
+            three, hello, third = await connect("", 3)  # whoever takes it, the dead one's queue is asked
+            assert hello["resume"] == 4
+            await three.send_str('{"id": "5"}')
+            assert json.loads(await three.receive_str())["ack"] == 5
+            _, hello, _ = await connect(third, 5)
+            assert hello["resume"] == 5
+
+    asyncio.run(main())
+    post(site, *["6"] * 8, key=True)  # to whichever worker each comes
+    site.stop()
+    assert lake.ids() == dict.fromkeys("13456", 1)
+
+
+def opened(site: SiteProcess) -> dict[str, int]:
+    return {name: per_worker(site, name, "ingest_connections_opened_total") for name in ("site.0", "site.1")}

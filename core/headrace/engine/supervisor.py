@@ -10,15 +10,16 @@ import asyncio
 import random
 import threading
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, Protocol
 
 from headrace.component import Clock, Component, Context, Health
 from headrace.config import Entry
 from headrace.errors import ConfigError, PluginError, QueueError, TransientError
 from headrace.faults import Faults
-from headrace.hookspecs import Role, Status
+from headrace.hookspecs import Elsewhere, Role, Status
 from headrace.log import Log, describe
 from headrace.metrics import Metrics
 from headrace.plugins import ComponentPlugins, SitePlugins
@@ -77,6 +78,13 @@ class Statuses:
         self._changed(row)
 
 
+class Colleagues(Protocol):
+    """The other workers of a tier."""
+
+    def taking(self, origin: str) -> AbstractAsyncContextManager[Elsewhere]:
+        """As `Deliver.taking`."""
+
+
 @dataclass
 class Services:
     """What the host shares with every component that it builds; `tell` broadcasts a fact from any thread."""
@@ -92,6 +100,7 @@ class Services:
     log: Log = field(default_factory=lambda: Log(""))
     process: Process | None = None
     host_folder: str = "host"
+    colleagues: Colleagues | None = None
 
     def folder(self, tier: str) -> Path:
         """Where this process keeps what is of a tier (or of the listeners): each worker has its own."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Literal, NamedTuple
 
 import pyarrow as pa
 
 from headrace.errors import QueueFull, TransientError
-from headrace.hookspecs import QueueInfo
+from headrace.hookspecs import Elsewhere, QueueInfo
 from headrace.position import NO_ORIGINS, ORIGIN_SESSION, OriginMark, origins_of
 
 #: ok: commit at once. hold: wait for `let_go`. full: raise QueueFull, until `make_room`. transient: raise TransientError.
@@ -43,6 +44,8 @@ class ScriptedDeliver:
         self._room.set()
         self._head = 0
         self._marks: dict[str, OriginMark] = {}
+        #: what other workers are to hold of every origin
+        self.elsewhere = Elsewhere(None, True)
         self.calls = 0
         self.room_waits = 0
         self.committed: list[Taken] = []
@@ -92,6 +95,11 @@ class ScriptedDeliver:
         """Drop their marks."""
         for origin in origins:
             self._marks.pop(origin, None)
+
+    @contextlib.asynccontextmanager
+    async def taking(self, origin: str) -> AsyncIterator[Elsewhere]:
+        """`elsewhere`, at once."""
+        yield self.elsewhere
 
     def queue_info(self) -> QueueInfo | None:
         """What the test gave as `info`."""

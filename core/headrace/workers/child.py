@@ -11,9 +11,11 @@ from typing import Final
 import uvloop
 
 from headrace.config import Site, load
+from headrace.errors import QueueError
 from headrace.host import SWITCH_INTERVAL_S, Host, Part
 from headrace.log import Log, set_up
-from headrace.workers.messages import Channel, Ended, Reload, Reloaded, Start, Started, Stop
+from headrace.workers.colleagues import ByChannel
+from headrace.workers.messages import Channel, Ended, Found, GivenUp, GiveUp, Reload, Reloaded, Start, Started, Stop
 from headrace.workers.plan import Process, site_of
 
 #: How often a former worker looks whether its queue is empty.
@@ -46,7 +48,8 @@ class Worker:
         set_up(site.host.log_level)
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         self._log = Log("", host=site.host.name, worker=start.name)
-        self._host = Host(site, list(site.tiers), self._site, Part(self._process, admin, start.first))
+        self._colleagues = ByChannel(channel)
+        self._host = Host(site, list(site.tiers), self._site, Part(self._process, admin, start.first, self._colleagues))
 
     def _site(self) -> Site:
         return site_of(load(Path(self._start.file), self._overrides, only=self._start.tiers, text=self._text), self._process)
@@ -54,6 +57,8 @@ class Worker:
     async def run(self) -> int:
         """Until it is told to stop, or loses its supervisor; the exit code."""
         beside = [asyncio.ensure_future(work) for work in (self._obey(), self._report(), self._end_when_empty())]
+        for task in beside:
+            task.add_done_callback(self._unless_it_failed)
         try:
             code = await self._host.run()
         finally:
@@ -64,16 +69,42 @@ class Worker:
         await self._channel.close()
         return code
 
+    def _unless_it_failed(self, task: asyncio.Future[None]) -> None:
+        """A worker that is deaf to its supervisor must not go on."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._log.exception("worker cannot go on", error)
+            self._host.stopping.ask()
+
     async def _obey(self) -> None:
-        while (message := await self._channel.receive()) is not None:
-            if isinstance(message, Reload):
-                self._text, self._overrides = message.text, message.overrides
-                self._channel.send(Reloaded(await self._host.reload()))
-            elif isinstance(message, Stop):
-                self._host.drain_deadline_s = message.deadline_s
-                self._host.stopping.ask()
-        self._log.warning("the supervisor is gone: draining")
-        self._host.stopping.ask()
+        async with asyncio.TaskGroup() as tasks:
+            while (message := await self._channel.receive()) is not None:
+                if isinstance(message, Reload):
+                    tasks.create_task(self._reload(message))
+                elif isinstance(message, Stop):
+                    self._host.drain_deadline_s = message.deadline_s
+                    self._host.stopping.ask()
+                elif isinstance(message, GiveUp):
+                    tasks.create_task(self._give_up(message))
+                elif isinstance(message, Found):
+                    self._colleagues.told(message)
+            self._log.warning("the supervisor is gone: draining")
+            self._colleagues.gone()
+            self._host.stopping.ask()
+
+    async def _reload(self, message: Reload) -> None:
+        self._text, self._overrides = message.text, message.overrides
+        self._channel.send(Reloaded(await self._host.reload()))
+
+    async def _give_up(self, message: GiveUp) -> None:
+        try:
+            mark = await self._host.give_up(message.origin)
+        except Exception as error:
+            if not isinstance(error, QueueError):
+                self._log.exception("origin not given up", error)
+            self._channel.send(GivenUp(message.number, None, None, known=False))
+        else:
+            last, note = mark or (None, None)
+            self._channel.send(GivenUp(message.number, last, note, known=True))
 
     async def _report(self) -> None:
         await self._host.started.wait()

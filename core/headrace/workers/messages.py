@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import socket
-from typing import Final
+from collections.abc import Callable
+from typing import Final, Generic, TypeVar
 
 import msgspec
 
@@ -62,10 +64,85 @@ class Ended(msgspec.Struct, frozen=True, tag=True):
     queued: int
 
 
-Message = Start | Reload | Stop | Started | Reloaded | Ended
+class Take(msgspec.Struct, frozen=True, tag=True):
+    """From a worker: the origin's sender is here now, let nobody else take it; answered by `Found`, ended by `Taken`."""
+
+    number: int
+    origin: str
+
+
+class Found(msgspec.Struct, frozen=True, tag=True):
+    """To a worker, for its `Take`: what the others hold. known and busy as in `Takeovers.serve`."""
+
+    number: int
+    last: int | None
+    note: bytes | None
+    known: bool
+    busy: bool
+
+
+class Taken(msgspec.Struct, frozen=True, tag=True):
+    """From a worker: it holds the origin, or has given up asking; the next one may take it."""
+
+    number: int
+
+
+class GiveUp(msgspec.Struct, frozen=True, tag=True):
+    """To a worker: another one takes this origin over; it answers `GivenUp`."""
+
+    number: int
+    origin: str
+
+
+class GivenUp(msgspec.Struct, frozen=True, tag=True):
+    """From a worker: it takes nothing more of the origin, nothing of it is in flight, and this is its queue's mark. known: False when it
+    cannot tell."""
+
+    number: int
+    last: int | None
+    note: bytes | None
+    known: bool
+
+
+Message = Start | Reload | Stop | Started | Reloaded | Ended | Take | Found | Taken | GiveUp | GivenUp
 
 _decoder: Final = msgspec.json.Decoder(Message)
 _encoder: Final = msgspec.json.Encoder()
+
+
+A = TypeVar("A")
+
+
+class Questions(Generic[A]):
+    """Questions that wait for their answers, which may come in any order. No answer is None."""
+
+    def __init__(self) -> None:
+        self._numbers = itertools.count(1)
+        self._waiting: dict[int, asyncio.Future[A | None]] = {}
+
+    async def ask(self, say: Callable[[int], None], wait_s: float | None = None) -> A | None:
+        """`say` sends the question under a number; its answer."""
+        number = next(self._numbers)
+        answer = self._waiting[number] = asyncio.get_running_loop().create_future()
+        say(number)
+        try:
+            return await asyncio.wait_for(answer, wait_s)
+        except TimeoutError:
+            return None
+        finally:
+            self._waiting.pop(number, None)
+
+    def answer(self, number: int, answer: A) -> None:
+        """The answer to a question; one that came too late is nothing."""
+        waiting = self._waiting.get(number)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(answer)
+
+    def nobody_answers(self) -> None:
+        """The other end is gone."""
+        for waiting in self._waiting.values():
+            if not waiting.done():
+                waiting.set_result(None)
 
 
 class Channel:

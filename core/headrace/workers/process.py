@@ -20,8 +20,24 @@ from headrace.faults import VARIABLE as FAULTS_VARIABLE
 from headrace.log import Log
 from headrace.metrics import Metrics
 from headrace.retry import Backoff
-from headrace.workers.messages import Channel, Ended, Reload, Reloaded, Start, Started, Stop
+from headrace.workers.messages import (
+    Channel,
+    Ended,
+    Found,
+    GivenUp,
+    GiveUp,
+    Message,
+    Questions,
+    Reload,
+    Reloaded,
+    Start,
+    Started,
+    Stop,
+    Take,
+    Taken,
+)
 from headrace.workers.plan import Process
+from headrace.workers.takeovers import Takeovers
 
 #: A worker that lived for so long was well: the next restart comes soon again.
 WELL_AFTER_S: Final = 30.0
@@ -61,6 +77,9 @@ class WorkerProcess:
         self._running: Running | None = None
         self._life: asyncio.Future[int] | None = None
         self._reloaded: asyncio.Queue[Reloaded] = asyncio.Queue(1)
+        self._given_up: Questions[GivenUp] = Questions()
+        self._taking: dict[int, asyncio.Event] = {}
+        self._takeovers: Takeovers | None = None
         # by way of the descriptor, a path of any length fits into an address
         path = f"/proc/self/fd/{sockets}/{process.name}"
         self._admin = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -69,6 +88,14 @@ class WorkerProcess:
         self._session = aiohttp.ClientSession(
             "http://worker", connector=aiohttp.UnixConnector(path), timeout=aiohttp.ClientTimeout(ASK_S), auto_decompress=False
         )
+
+    @property
+    def runs(self) -> bool:
+        return self.state == "running"
+
+    @property
+    def over(self) -> bool:
+        return self.state == "ended"
 
     @property
     def pid(self) -> int | None:
@@ -133,6 +160,7 @@ class WorkerProcess:
             raise
         finally:
             listening.cancel()
+            self._given_up.nobody_answers()
             self._channel = self._running = self._life = None
             await channel.close()
         return code
@@ -142,16 +170,48 @@ class WorkerProcess:
         return {name: value for name, value in os.environ.items() if self.life == 1 or name != FAULTS_VARIABLE}
 
     async def _listen(self, channel: Channel, file: Path) -> None:
-        while (message := await channel.receive()) is not None:
-            if isinstance(message, Started):
-                self.state, self.reason, self._ever_ran = "running", "", True
-                self._up.set(1)
-                self._log.info("worker runs", pid=self.pid, life=self.life, file=str(file))
-            elif isinstance(message, Reloaded):
-                with contextlib.suppress(asyncio.QueueFull):
-                    self._reloaded.put_nowait(message)
-            elif isinstance(message, Ended):
-                self.ended = message
+        takes: set[asyncio.Task[None]] = set()
+        try:
+            while (message := await channel.receive()) is not None:
+                if isinstance(message, Take):
+                    # known from here on: its `Taken` may be the very next message
+                    self._taking[message.number] = asyncio.Event()
+                    task = asyncio.create_task(self._take(channel, message))
+                    takes.add(task)
+                    task.add_done_callback(takes.discard)
+                else:
+                    self._told(message, file)
+        finally:
+            for task in takes:
+                task.cancel()
+            await asyncio.gather(*takes, return_exceptions=True)
+            self._taking.clear()
+
+    def _told(self, message: Message, file: Path) -> None:
+        if isinstance(message, Started):
+            self.state, self.reason, self._ever_ran = "running", "", True
+            self._up.set(1)
+            self._log.info("worker runs", pid=self.pid, life=self.life, file=str(file))
+        elif isinstance(message, Reloaded):
+            with contextlib.suppress(asyncio.QueueFull):
+                self._reloaded.put_nowait(message)
+        elif isinstance(message, Ended):
+            self.ended = message
+        elif isinstance(message, GivenUp):
+            self._given_up.answer(message.number, message)
+        elif isinstance(message, Taken) and message.number in self._taking:
+            self._taking[message.number].set()
+
+    async def _take(self, channel: Channel, message: Take) -> None:
+        """It wants to take an origin over."""
+        assert self._takeovers is not None
+        answer: asyncio.Future[Found] = asyncio.get_running_loop().create_future()
+        answer.add_done_callback(lambda answer: None if answer.cancelled() else channel.send(answer.result()))
+        try:
+            await self._takeovers.serve(self, message, answer, self._taking[message.number])
+        finally:
+            answer.cancel()
+            self._taking.pop(message.number, None)
 
     # --- what the supervisor wants -----------------------------------------------------------------------------------
 
@@ -166,6 +226,16 @@ class WorkerProcess:
             return (await asyncio.wait_for(self._reloaded.get(), RELOAD_S)).problem
         except TimeoutError:
             return "" if self.state != "running" else f"no answer within {RELOAD_S:.0f} s"
+
+    def takes_over_by(self, takeovers: Takeovers) -> None:
+        self._takeovers = takeovers
+
+    async def give_up(self, origin: str, wait_s: float) -> GivenUp | None:
+        """Let it give an origin up; None when it does not answer."""
+        channel = self._channel
+        if channel is None:
+            return None
+        return await self._given_up.ask(lambda number: channel.send(GiveUp(number, origin)), wait_s)
 
     async def stop(self, deadline_s: float) -> None:
         """Let it drain in this time, and wait for its end."""

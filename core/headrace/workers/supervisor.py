@@ -35,6 +35,7 @@ from headrace.workers.pages import Pages
 from headrace.workers.plan import Process, processes, queue_paths
 from headrace.workers.ports import Ports
 from headrace.workers.process import WorkerProcess
+from headrace.workers.takeovers import Takeovers
 
 RESTART_BASE_MS: Final = 100
 #: An event that kills its process is found by restarts (DELIVERY, execution): they must not become rare.
@@ -79,6 +80,9 @@ class Supervisor:
             WorkerProcess(process, sockets, clock, Backoff(RESTART_BASE_MS, RESTART_MS_MAX, random.Random()), metrics, self._log)
             for process in self.plan
         ]
+        takeovers = Takeovers(self.workers, clock)
+        for worker in self.workers:
+            worker.takes_over_by(takeovers)
         self._ports = Ports()
         self._pages = Pages(self.workers, metrics)
         self.admin = AdminServer(site.admin.listen, self._pages.metrics, self._pages.not_live, self._not_ready, self._components)

@@ -23,7 +23,7 @@ import uvloop
 import websockets
 from prometheus_client import generate_latest
 
-from headrace import NO_ORIGINS, Context, Origin, OriginMark, QueueFull, QueueInfo, origins_of
+from headrace import NO_ORIGINS, Context, Elsewhere, Origin, OriginMark, QueueFull, QueueInfo, origins_of
 from headrace.component import SystemClock
 from headrace.log import Log
 from headrace.metrics import Metrics
@@ -52,6 +52,9 @@ class FakeDeliver:
         self.queue_id: str | None = None
         self.level = "process"
         self.origins: list[Origin] = []
+        #: what other workers hold of every session; None: they cannot be asked now
+        self.elsewhere: Elsewhere | None = Elsewhere(None, True)
+        self.taken: list[str] = []
         self.marks: dict[str, OriginMark] = {}
 
     async def __call__(self, batch: pa.RecordBatch, origins: pa.RecordBatch = NO_ORIGINS) -> tuple[int, int]:
@@ -85,6 +88,13 @@ class FakeDeliver:
     async def forget(self, origins: Sequence[str]) -> None:
         for origin in origins:
             self.marks.pop(origin, None)
+
+    @contextlib.asynccontextmanager
+    async def taking(self, origin: str) -> AsyncIterator[Elsewhere]:
+        self.taken.append(origin)
+        if self.elsewhere is None:
+            raise TimeoutError
+        yield self.elsewhere
 
     def queue_info(self) -> QueueInfo | None:
         return QueueInfo("queue", self.queue_id, self.level, "ext4", "mmap", 0, 0, 0, 0, 1 << 20, None, (), ())

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace import Origin, OriginMark
+from headrace import Elsewhere, Origin, OriginMark
 from headrace.position import ORIGIN_SESSION
-from headrace_ingest_ws.directory import UNKNOWN, Found, LocalSessions, Standing, standing
+from headrace_ingest_ws.directory import UNKNOWN, Found, HostSessions, LocalSessions, Standing, standing
 from headrace_ingest_ws.protocol import Refusal, SessionClaim, session_claim, text_frame
 from headrace_ingest_ws.refusals import RefusedMessage, decode, encode
 from headrace_ingest_ws.session import DeviceSession
@@ -262,5 +262,49 @@ def test_a_tier_without_a_queue_remembers_no_session(kit: SimpleNamespace) -> No
         k = Kit(kit.FakeDeliver())
         k.deliver.level = "none"  # type: ignore[attr-defined]
         assert await k.sessions.take("d/s", k.holder("a")) == UNKNOWN
+
+    asyncio.run(scenario())
+
+
+# --- over several workers ---
+
+
+@pytest.mark.parametrize(
+    ("here", "elsewhere", "found"),
+    [
+        (None, Elsewhere(None, True), None),
+        (None, Elsewhere(OriginMark(4, b"x"), True), OriginMark(4, b"x")),
+        (OriginMark(3, None), Elsewhere(None, True), OriginMark(3, None)),
+        (OriginMark(3, None), Elsewhere(OriginMark(9, b"x"), True), OriginMark(9, b"x")),
+        (OriginMark(12, b"y"), Elsewhere(OriginMark(9, b"x"), True), OriginMark(12, b"y")),
+        (OriginMark(12, b"y"), Elsewhere(OriginMark(9, b"x"), False), UNKNOWN),
+        (None, Elsewhere(None, False), UNKNOWN),
+    ],
+)
+def test_the_queue_that_took_the_session_last_says_where_it_goes_on(
+    kit: SimpleNamespace, here: OriginMark | None, elsewhere: Elsewhere, found: Found
+) -> None:
+    async def scenario() -> None:
+        deliver = kit.FakeDeliver()
+        deliver.elsewhere = elsewhere
+        if here is not None:
+            deliver.marks["d/s"] = here
+        k = Kit(deliver)
+        assert await HostSessions(deliver, k.sessions).take("d/s", k.holder("new")) == found
+        assert deliver.taken == ["d/s"]
+
+    asyncio.run(scenario())
+
+
+def test_while_another_worker_cannot_be_asked_nothing_changes(kit: SimpleNamespace) -> None:
+    async def scenario() -> None:
+        deliver = kit.FakeDeliver()
+        k = Kit(deliver)
+        sessions = HostSessions(deliver, k.sessions)
+        await sessions.take("d/s", k.holder("old"))
+        deliver.elsewhere = None
+        with pytest.raises(TimeoutError):
+            await sessions.take("d/s", k.holder("new"))
+        assert k.story == [], "the older connection goes on"
 
     asyncio.run(scenario())

@@ -352,7 +352,7 @@ def test_a_client_that_leaves_while_it_waits_leaves_no_trace(kit: SimpleNamespac
             await asyncio.gather(connecting, return_exceptions=True)
             site.deliver.gate.set()
             assert await close_code(old) == 4409
-            sessions = site.component._server._sessions
+            sessions = site.component._server.sessions._here
             await kit.until(lambda: sessions._places == {})
 
     asyncio.run(scenario())

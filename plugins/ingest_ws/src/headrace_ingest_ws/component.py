@@ -133,6 +133,12 @@ class IngestWs(Component):
         if self._admission is not None:
             await self._admission.refresh()
 
+    @hookimpl
+    async def ingest_give_up(self, origin: str) -> None:
+        """Another worker takes this session over: its connection here ends with 4409, after its commits."""
+        if self._server is not None:
+            await self._server.sessions.give_up(origin)
+
     async def drain(self, deadline_s: float) -> None:
         """Take nothing more, acknowledge what was taken, close every connection with 1012; `ingest_serve` returns then."""
         server, intake = self._server, self._intake

@@ -94,6 +94,29 @@ class LocalSessions:
             del self._places[session]
 
 
+class HostSessions:
+    """The sessions of all workers of this tier: whoever held one elsewhere has given it up before it is taken here."""
+
+    def __init__(self, deliver: Deliver, here: LocalSessions) -> None:
+        self._deliver, self._here = deliver, here
+
+    async def take(self, session: str, holder: Holder) -> Found:
+        async with self._deliver.taking(session) as elsewhere:
+            here = await self._here.take(session, holder)
+        if here == UNKNOWN or not elsewhere.known:
+            return UNKNOWN
+        # numbers only grow: the queue that took the session last has the highest
+        marks = [mark for mark in (here, elsewhere.mark) if mark is not None]
+        return max(marks, key=lambda mark: mark.last, default=None)
+
+    async def give_up(self, session: str) -> None:
+        """Another worker takes it."""
+        await self._here.give_up(session)
+
+    def leave(self, session: str, holder: Holder) -> None:
+        self._here.leave(session, holder)
+
+
 class _Place:
     """One session: its holder, and the turn of those who want to hold it, in the order in which they came."""
 

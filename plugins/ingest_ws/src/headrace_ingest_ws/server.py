@@ -25,7 +25,7 @@ from headrace_ingest_ws.auth.identity import Identity, NotAuthorized, NotReady
 from headrace_ingest_ws.config import IngestWsConfig
 from headrace_ingest_ws.connection import Connection
 from headrace_ingest_ws.counters import Counters
-from headrace_ingest_ws.directory import LocalSessions, SessionDirectory, Standing, standing
+from headrace_ingest_ws.directory import HostSessions, LocalSessions, Standing, standing
 from headrace_ingest_ws.handshake import VERSION, chosen_subprotocol, handshake_problem
 from headrace_ingest_ws.intake import Intake
 from headrace_ingest_ws.lobby import Handler, Lobby
@@ -80,8 +80,8 @@ class Server:
         self._rates = Rates(limit) if limit is not None else None
         self._places = Places(config.handshakes_max, config.connections_per_address_max)
         self._connections: dict[Connection, Place] = {}
-        self._sessions: SessionDirectory = LocalSessions(deliver, counters.sessions_taken_over.inc)
-        self._posting = Posting(config, intake, deliver, self._sessions, self._rates, counters, clock, log, self._admit)
+        self.sessions = HostSessions(deliver, LocalSessions(deliver, counters.sessions_taken_over.inc))
+        self._posting = Posting(config, intake, deliver, self.sessions, self._rates, counters, clock, log, self._admit)
         self._taking = 0  # upgrades that wait for a session; they will be connections
         self._draining = False
         self._lobby: Lobby | None = None
@@ -295,7 +295,7 @@ class Server:
         at = await self._take(session, claim, connection)
 
         def leave() -> None:
-            self._sessions.leave(session, connection)
+            self.sessions.leave(session, connection)
 
         def greet() -> bytes:
             refused = [message.fields() for message in at.refused]
@@ -316,7 +316,7 @@ class Server:
         self._taking += 1
         try:
             async with asyncio.timeout(self._config.close_timeout_s):
-                found = await self._sessions.take(session, connection)
+                found = await self.sessions.take(session, connection)
         except TimeoutError:
             raise Refused(503, Refusal(BUSY, "an older connection of this session still waits for its commit"), reason="session") from None
         finally:
