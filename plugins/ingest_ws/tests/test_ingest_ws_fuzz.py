@@ -35,7 +35,8 @@ def seeds(frame: Callable[..., bytes]) -> list[bytes]:
     whole = [frame(kind, text) for text in texts for kind in (1, 2)]
     parts = [frame(1, text[:3], fin=False) + frame(9, b"ping") + frame(0, text[3:]) for text in texts]
     close = [frame(8, b"\x03\xe8bye"), frame(2, b"x" * 300)]
-    streams = [*whole, *parts, *close, b"".join(whole), b"".join(parts + close), frame(1, b"", announced=1 << 40)]
+    broken = [frame(kind, b"x" * 200) for kind in (8, 9, 3, 0x41)] + [frame(9, b"", fin=False), b"\x81\x01a"]
+    streams = [*whole, *parts, *close, *broken, b"".join(whole), b"".join(parts + close), frame(1, b"", announced=1 << 40)]
     return [bytes((piece, 3, limit, 200)) + stream for piece, limit in ((0, 1), (6, 0)) for stream in streams]
 
 
