@@ -1,0 +1,241 @@
+"""Honest devices on a server under attack: their ack latency, the server's memory, and what it counts.
+
+    python benchmarks/bench_hostile.py                      # about three minutes; writes results/hostile.md
+    python benchmarks/bench_hostile.py --only reconnects    # quiet, and this attack; table only
+
+One `headrace run benchmarks/edge.toml` on one core, with tokens; the honest devices (wsload) and the attackers share the other core,
+the attackers at the least priority, so that the honest devices' latency is the server's. Linux only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from generator import LoadError, build
+from load.attackers import KINDS
+from machine import facts, process_cpu_s, process_rss_mb
+from prometheus_client.parser import text_string_to_metric_families
+
+from headrace.testing.site import SiteProcess
+from headrace_ingest_ws.auth.token_file import TokenFile
+from headrace_ingest_ws.auth.tokens import new_token
+
+HERE = Path(__file__).parent
+SITE = HERE / "edge.toml"
+REPORT = HERE / "results" / "hostile.md"
+DEVICES = 500
+WARMUP_S = 3.0  # the honest devices are connected, and the attack is under way when the measuring begins
+AFTER_S = 1.5  # what an attack has left behind is closed
+#: What may be refused or cut off, and under which label its reason stands.
+REASONS = {
+    "ingest_refused_connections_total": "reason",
+    "ingest_refused_requests_total": "reason",
+    "ingest_rejected_events_total": "reason",
+    "ingest_connections_closed_total": "code",
+}
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One attack, or none. `reasons` are what the server counted meanwhile."""
+
+    name: str
+    acked: int
+    p50_ms: float
+    p99_ms: float
+    late_max_ms: float
+    cpu_percent: float
+    rss_mb: float
+    rss_peak_mb: float
+    opened: int
+    reasons: dict[str, int]
+
+
+def overrides(tokens: Path | None) -> list[str]:
+    """What differs from edge.toml: free ports, bounds for the attack, and tokens where they are attacked."""
+    source = "tiers.edge.sources.devices"
+    words = [
+        "admin.listen=127.0.0.1:0",
+        f"{source}.listen=127.0.0.1:0",
+        f"{source}.connections_max=12000",
+        f"{source}.device_events_per_s_max=1000",
+        f"{source}.write_timeout_s=3",
+        f"{source}.message_timeout_s=4",
+        f"{source}.request_timeout_s=4",
+    ]
+    return words if tokens is None else [*words[:3], *words[4:], f"{source}.auth=tokens", f"{source}.tokens.file={tokens}"]
+
+
+@contextmanager
+def site_on(core: int, folder: Path, tokens: Path | None) -> Iterator[SiteProcess]:
+    with SiteProcess(SITE, folder, overrides(tokens)) as site:
+        before = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, {core})
+        try:
+            site.start()
+        finally:
+            os.sched_setaffinity(0, before)
+        yield site
+
+
+def measure(site: SiteProcess, kind: str | None, rate: int, seconds: float, core: int, header: str | None) -> Figures:
+    """Honest devices for so long, with an attack or without."""
+    assert site.process is not None
+    program, pid = build(), site.process.pid
+    if program is None:
+        raise LoadError("expected a C compiler: the honest devices are load/wsload.c")
+    port = (site.url("devices") or "").rpartition(":")[2]
+    before, used, since = counted(site), process_cpu_s(pid), time.monotonic()
+    reset_peak(pid)
+    path = f"/v1/devices/dev-{1 if header else '%CONN%'}/events"
+    words = [str(program), "--port", port, "--path", path, "--conns", str(DEVICES), "--rate", str(rate), "--src-spread", "50"]
+    words += ["--warmup", str(WARMUP_S), "--seconds", str(seconds), "--drain", "10", *(["--header", header] if header else [])]
+    with subprocess.Popen(["taskset", "-c", str(core), *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as honest:
+        assert honest.stderr is not None
+        assert honest.stdout is not None
+        connected = honest.stderr.readline()
+        attackers = attack(kind, port, WARMUP_S + seconds, core)
+        output, errors = honest.stdout.read(), connected + honest.stderr.read()
+    cpu = 100 * (process_cpu_s(pid) - used) / (time.monotonic() - since)
+    rss_mb, rss_peak_mb = process_rss_mb(pid)
+    after = counted(site)
+    opened = 0
+    if attackers is not None:
+        opened = json.loads(attackers.communicate(timeout=60)[0])["opened"]
+        time.sleep(AFTER_S)
+    if honest.returncode != 0:
+        raise LoadError(f"{kind}: an honest device was hurt: {output[-800:]} {errors[-500:]}")
+    result = json.loads(output)
+    return Figures(
+        name=kind or "quiet",
+        acked=result["ack_us"]["n"],
+        p50_ms=result["ack_us"]["p50"] / 1e3,
+        p99_ms=result["ack_us"]["p99"] / 1e3,
+        late_max_ms=result["late_max_us"] / 1e3,
+        cpu_percent=cpu,
+        rss_mb=rss_mb,
+        rss_peak_mb=rss_peak_mb,
+        opened=opened,
+        reasons={key: grown for key, count in after.items() if (grown := count - before.get(key, 0)) and key != "closed 1006"},
+    )
+
+
+def attack(kind: str | None, port: str, seconds: float, core: int) -> subprocess.Popen[bytes] | None:
+    """The attackers, under way."""
+    if kind is None:
+        return None
+    words = [sys.executable, str(HERE / "load" / "attackers.py"), kind, "--port", port, "--seconds", str(seconds)]
+    return subprocess.Popen(["taskset", "-c", str(core), "nice", "-n", "19", *words], stdout=subprocess.PIPE)
+
+
+def reset_peak(pid: int) -> None:
+    """Let VmHWM begin anew."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
+def counted(site: SiteProcess) -> dict[str, int]:
+    """Refusals so far, by reason."""
+    found: dict[str, int] = {}
+    for family in text_string_to_metric_families(site.probe("/metrics")[1]):
+        for sample in family.samples:
+            name = sample.name.removeprefix("headrace_")
+            if name in REASONS:
+                label = sample.labels[REASONS[name]]
+                key = f"closed {label}" if name == "ingest_connections_closed_total" else label
+                found[key] = found.get(key, 0) + int(sample.value)
+    return found
+
+
+def table(results: list[Figures]) -> str:
+    """The measured figures; ratios against the quiet ones at the beginning."""
+    quiet = results[0]
+    lines = [
+        "| attack | honest p50 ms | honest p99 ms | p99 / quiet | server CPU % | RSS MB | RSS peak MB | opened by attackers | counted meanwhile |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---|",
+    ]
+    for one in results:
+        reasons = ", ".join(f"{key} {count:,}" for key, count in sorted(one.reasons.items()))
+        cells = [one.name, f"{one.p50_ms:.2f}", f"{one.p99_ms:.2f}", f"{one.p99_ms / quiet.p99_ms:.1f}", f"{one.cpu_percent:.0f}"]
+        cells += [f"{one.rss_mb:.0f}", f"{one.rss_peak_mb:.0f}", f"{one.opened:,}", reasons]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def report(results: list[Figures], rate: int, seconds: float, command: str) -> str:
+    date = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+    kinds = [f"- `{name}`: {(kind.__doc__ or '').strip()}" for name, kind in KINDS.items() if name in {one.name for one in results}]
+    return "\n".join([
+        "# Honest devices under attack",
+        "",
+        f"`{command}`, {date}. {DEVICES} honest devices send {rate:,} messages per second, {seconds:g} s for each row.",
+        "",
+        table(results),
+        "",
+        *(f"- {name}: {value}" for name, value in facts(Path(tempfile.gettempdir())).items()),
+        "- server: `headrace run benchmarks/edge.toml` on one core, one process for all rows with these options:",
+        f"  `{' '.join(word.rpartition('.')[2] for word in overrides(None)[2:])}`;",
+        "  `bad-tokens`, and the quiet row before it, in a process with `auth = \"tokens\"`",
+        "- honest devices and attackers on the other core, the attackers with `nice 19`; latency counts from the moment when a",
+        "  message was due",
+        "- `closed N`: WebSocket connections ended with that close code; the other reasons are those of `docs/operations.md`",
+        "",
+        *kinds,
+        "",
+    ])  # fmt: skip
+
+
+def main() -> int:
+    """Measure, print the table, write the report; the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="*", choices=sorted(KINDS), help="these attacks; no report is written")
+    parser.add_argument("--rate", type=int, default=5000, help="messages per second of all honest devices (default 5000)")
+    parser.add_argument("--seconds", type=float, default=5.0, help="measured time of each row (default 5)")
+    options = parser.parse_args()
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        print(f"expected at least 2 cores, got {len(cores)}", file=sys.stderr)
+        return 2
+    kinds = [kind for kind in KINDS if not options.only or kind in options.only]
+    try:
+        results = measure_all(kinds, options.rate, options.seconds, cores)
+    except LoadError as error:
+        print(f"no figure: {error}", file=sys.stderr)
+        return 1
+    print(table(results))
+    if not options.only:
+        REPORT.write_text(
+            report(results, options.rate, options.seconds, "python " + " ".join(["benchmarks/bench_hostile.py", *sys.argv[1:]]))
+        )
+    return 0
+
+
+def measure_all(kinds: list[str], rate: int, seconds: float, cores: list[int]) -> list[Figures]:
+    results = []
+    with tempfile.TemporaryDirectory(prefix="headrace-hostile-") as name, site_on(cores[0], Path(name), None) as site:
+        for kind in [None, *(kind for kind in kinds if kind != "bad-tokens"), None]:
+            results.append(measure(site, kind, rate, seconds, cores[1], None))
+            print(results[-1], file=sys.stderr)
+    if "bad-tokens" in kinds:
+        with tempfile.TemporaryDirectory(prefix="headrace-hostile-") as name:
+            token, record = new_token("dev-1")
+            tokens = Path(name) / "tokens.csv"
+            TokenFile(tokens).add([record])
+            with site_on(cores[0], Path(name), tokens) as site:
+                for kind in (None, "bad-tokens"):
+                    results.append(measure(site, kind, rate, seconds, cores[1], f"Authorization: Bearer {token}"))
+                    print(results[-1], file=sys.stderr)
+    return results
+
+
+if __name__ == "__main__":
+    sys.exit(main())
