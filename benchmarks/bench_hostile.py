@@ -160,7 +160,7 @@ def table(results: list[Figures]) -> str:
     """The measured figures; ratios against the quiet ones at the beginning."""
     quiet = results[0]
     lines = [
-        "| attack | honest p50 ms | honest p99 ms | p99 / quiet | server CPU % | RSS MB | RSS peak MB | opened by attackers | counted meanwhile |",
+        "| attack | honest p50 ms | honest p99 ms | p99 / quiet | CPU % | RSS MB | RSS peak MB | opened | refused, closed |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---|",
     ]
     for one in results:
