@@ -164,8 +164,9 @@ class Intake:
         To be called again for the next batch, once `origin` was asked for.
         """
         self._members.append(member)
-        self.weigh(member.origin_bytes)
-        return self._builder.rows
+        builder = self._builder
+        builder.bytes += member.origin_bytes
+        return builder.rows
 
     def weigh(self, size: int) -> None:
         """So many bytes beside the events will be in the commit too."""

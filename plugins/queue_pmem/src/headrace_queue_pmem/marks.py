@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 import pyarrow as pa
@@ -42,7 +43,7 @@ class Marks:
         self._sessions_max, self._per_device_max, self._queues_max = sessions_max, sessions_per_device_max, queues_max
         self._queues: dict[str, Mark] = {}
         self._sessions: OrderedDict[str, Mark] = OrderedDict()
-        self._devices: dict[str, OrderedDict[str, None]] = {}
+        self._devices: dict[str, dict[str, None]] = {}
         self._in_flight: dict[str, list[int]] = {}
         self.evicted = 0
         self.changed = False  # otherwise than by frames: a note of the marks is due though no frame came
@@ -99,17 +100,14 @@ class Marks:
                 self._queues[mark.id] = mark
             return
         held = self._sessions.get(mark.id)
-        if held is not None and held.last > mark.last:
-            mark = held
-        self._sessions[mark.id] = mark
-        device = mark.id.rpartition("/")[0]
-        of_device = self._devices.get(device)
-        if held is not None and of_device is not None:
+        self._sessions[mark.id] = held if held is not None and held.last > mark.last else mark
+        of_device = self._devices.setdefault(mark.id.rpartition("/")[0], {})
+        if held is not None:
             self._sessions.move_to_end(mark.id)
-            of_device.move_to_end(mark.id)
+            if len(of_device) > 1:  # oldest idle first
+                del of_device[mark.id]
+                of_device[mark.id] = None
             return
-        if of_device is None:
-            of_device = self._devices[device] = OrderedDict()
         of_device[mark.id] = None
         if len(of_device) > self._per_device_max:
             self._evict(next(iter(of_device)))
@@ -141,13 +139,18 @@ class Marks:
             del self._devices[device]
 
 
+_AS_MARK: Final = partial(tuple.__new__, Mark)
+
+
 def marks_of(origins: pa.RecordBatch) -> tuple[Mark, ...]:
     """The marks that a frame's origins amount to: one per origin, the highest."""
     if origins.num_rows == 0:
         return ()
+    rows = list(zip(*(origins.column(name).to_pylist() for name in ("kind", "id", "last", "note")), strict=True))
+    if all(row[0] == ORIGIN_SESSION for row in rows) and len({row[1] for row in rows}) == len(rows):
+        return tuple(map(_AS_MARK, rows))  # thousands a commit
     marks: dict[str, Mark] = {}
-    columns = (origins.column(name).to_pylist() for name in ("kind", "id", "last", "note"))
-    for kind, name, last, note in zip(*columns, strict=True):
+    for kind, name, last, note in rows:
         if kind != ORIGIN_SESSION:
             # A declared gap says as much about its queue as rows do: nothing up to `last` will come any more.
             kind, note = (ORIGIN_QUEUE if kind == ORIGIN_MISSING else kind), None
