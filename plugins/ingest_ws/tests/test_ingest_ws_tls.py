@@ -135,6 +135,8 @@ def test_a_new_certificate_is_shown_to_newcomers_and_costs_no_connection(kit: Si
             async with site.connect("d2", ssl=trusting(authority)) as after:
                 assert _serial(before) == first.x509.serial_number
                 assert _serial(after) == second.x509.serial_number
+                expires = site.metric("ingest_certificate_expiry_timestamp_seconds")
+                assert expires == second.x509.not_valid_after_utc.timestamp()
                 for ws, number in ((before, 2), (after, 1)):
                     await ws.send('{"n":2}')
                     await kit.receive_until_ack(ws, number)

@@ -243,7 +243,9 @@ class WebSocket(asyncio.BufferedProtocol):
     def eof_received(self) -> bool:
         """The client sends no more; True keeps the transport open for what it is still owed before a close frame."""
         self._client_closed = True
-        return self._goodbye is not None and not self._said_goodbye
+        # over TLS nothing can be kept half open; the loop would only complain
+        half_open = self._transport is not None and self._transport.can_write_eof()
+        return half_open and self._goodbye is not None and not self._said_goodbye
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost = self._deaf = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import ssl
 from typing import Any, Final, Protocol
 
@@ -40,6 +41,7 @@ class Admission:
             mtls = config.mtls if config.auth == "mtls" else None
             self._certificates = Rereading(CertificateFiles(config.tls, mtls), "certificates", context, self._new_certificates)
         self.guard = _guard(config, context, self._certificates)
+        self._expires = context.metrics.gauge("ingest_certificate_expiry_timestamp_seconds", "when the server's certificate expires")
         self._door: Door | None = None
         self._stale = False  # the door still uses the certificates from before
         self._looking = asyncio.Lock()
@@ -82,10 +84,12 @@ class Admission:
     async def refresh(self) -> None:
         """Read again what changed, and let it count. Does not raise: see `problem`."""
         async with self._looking:
-            await self._read()
+            if self._certificates is not None:
+                await self._certificates.refresh()
             if self._stale and self._door is not None:
                 await self._door.accept_with(self.tls)
                 self._stale = False
+            await self.guard.refresh()  # last: a database may take its time
         self._tell()
 
     async def _read(self) -> None:
@@ -133,12 +137,22 @@ class Admission:
     def _new_certificates(self) -> None:
         self._stale = True
         self.guard.changed()
-        self._context.log.info("certificates read")
+        assert self._certificates is not None
+        assert self._certificates.value is not None
+        expires = self._certificates.value.expires
+        if expires is not None:
+            self._expires.set(expires)
+        self._context.log.info("certificates read", expires=expires and rfc3339(expires))
 
     def _tell(self) -> None:
         if self.problem != self._told:
             self._told = self.problem
             self._context.status("degraded" if self._told else "ok", self._told)
+
+
+def rfc3339(seconds: float) -> str:
+    """Unix time for people."""
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="seconds")
 
 
 def _rules(config: IngestWsConfig) -> object:

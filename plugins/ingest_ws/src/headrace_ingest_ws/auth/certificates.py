@@ -22,8 +22,10 @@ _VERSIONS: Final = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3
 class Certificates:
     """One state of the files, as an SSL context; equal to another when the files' bytes are."""
 
-    def __init__(self, context: ssl.SSLContext, digest: bytes, authorities: Authorities | None) -> None:
+    def __init__(self, context: ssl.SSLContext, digest: bytes, expires: float | None, authorities: Authorities | None) -> None:
         self.context, self._digest = context, digest
+        self.expires = expires
+        """Unix time at which the server's own ends; None where no library can tell."""
         self.authorities = authorities
 
     def __eq__(self, other: object) -> bool:
@@ -49,7 +51,7 @@ class CertificateFiles:
         if self._contents() != before:
             raise Unreadable(f"{self._paths[0]}: the files changed while they were read")
         digest = hashlib.sha256(b"".join(hashlib.sha256(one).digest() for one in before)).digest()
-        return Certificates(context, digest, self._authorities(*before[2:]) if self._mtls is not None else None)
+        return Certificates(context, digest, _expires(before[0]), self._authorities(*before[2:]) if self._mtls is not None else None)
 
     def _contents(self) -> list[bytes]:
         return [read_file(path) for path in self._paths]
@@ -102,6 +104,17 @@ class CertificateFiles:
             if not stats["crl"]:
                 raise Unreadable(f"{mtls.crl}: expected at least one revocation list, got none")
             context.verify_flags |= ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF
+
+
+def _expires(pem: bytes) -> float | None:
+    try:
+        from cryptography import x509
+    except ImportError:
+        return None
+    try:
+        return x509.load_pem_x509_certificate(pem).not_valid_after_utc.timestamp()
+    except ValueError:  # OpenSSL takes it, and that is what counts
+        return None
 
 
 def _plain(error: Exception) -> str:

@@ -57,9 +57,14 @@ class Rereading(Generic[T]):
         if self.problem:
             self.problem = ""
             self._context.log.info("credentials can be read again", what=self._what)
-        if came is not None:
-            value, self._stamp = came
+        if came is None:
+            return
+        value, self._stamp = came
+        if value is not self.value:
+            before = [self.value]
             self.take(value)
+            # a hundred thousand objects are let go of away from the loop
+            await self._context.call_blocking(before.clear)
 
     def trial(self) -> str | None:
         """Why it cannot be read now, or None. Blocks, and changes nothing."""
@@ -70,16 +75,17 @@ class Rereading(Generic[T]):
         return None
 
     def take(self, value: T) -> None:
-        """Put a value in the place of the last one."""
-        if value != self.value:
-            self.value = value
-            self.changed()
+        """Put another value in the place of the last one."""
+        self.value = value
+        self.changed()
 
     def _read_if_changed(self) -> tuple[T, object] | None:
         stamp = self.origin.stamp()  # taken first: a change in between is then seen the next time
         if stamp is not None and stamp == self._stamp:
             return None
-        return self.origin.read(), stamp
+        value = self.origin.read()
+        same = self.value is not None and value == self.value  # compared here, and not on the loop
+        return (self.value if same else value), stamp  # type: ignore[return-value]
 
     def _fails(self, problem: str) -> None:
         if problem != self.problem:

@@ -103,14 +103,19 @@ class TokenDatabase:
         """Add tokens, and the table where it is missing."""
         now = int(time.time() * 1000)
         rows = [{**record._asdict(), "changed": now} for record in records]
-        with self._connection(make=True) as connection, connection.begin():
+        with self._connection(make=True) as connection:
             _tokens.metadata.create_all(connection)
             connection.execute(sa.insert(_tokens), rows)
+            connection.commit()
 
     def revoke(self, doomed: set[str]) -> int:
         """Take out the tokens with these ids; how many there were."""
-        with self._connection() as connection, connection.begin():
-            return connection.execute(sa.delete(_tokens).where(_tokens.c.id.in_(doomed))).rowcount
+        with self._connection() as connection:
+            count = 0
+            for chunk in _chunks(sorted(doomed)):
+                count += connection.execute(sa.delete(_tokens).where(_tokens.c.id.in_(chunk))).rowcount
+            connection.commit()
+            return count
 
     # --- both
 
@@ -122,6 +127,8 @@ class TokenDatabase:
             if not make:
                 self._refuse_missing_file()
             with sa.create_engine(self._url, poolclass=NullPool, connect_args=self._connect_args()).connect() as connection:
+                if connection.dialect.name == "postgresql":  # in the transaction that begins here; a pooler may take no more
+                    connection.exec_driver_sql(f"SET LOCAL statement_timeout = {QUERY_S * 1000}")
                 yield connection
         except (sa.exc.SQLAlchemyError, OSError, TypeError) as error:
             raise Unreadable(f"{self.name}: {self._plain(error)}") from error
@@ -142,7 +149,6 @@ class TokenDatabase:
                 wanted = {
                     "connect_timeout": self._connect_timeout_s,
                     "application_name": "headrace tokens",
-                    "options": f"-c statement_timeout={QUERY_S * 1000}",
                     "keepalives_idle": self._connect_timeout_s,
                     "keepalives_interval": self._connect_timeout_s,
                     "keepalives_count": 3,
@@ -162,3 +168,8 @@ class TokenDatabase:
         text = text.replace(str(password), "***") if password else text
         missing = TABLE in text and ("no such table" in text or "does not exist" in text)
         return f"{text}; make it with: headrace devices token add DEVICE --database URL" if missing else text
+
+
+def _chunks(ids: list[str]) -> Iterator[list[str]]:
+    for start in range(0, len(ids), ROWS_PER_CHUNK):
+        yield ids[start : start + ROWS_PER_CHUNK]

@@ -22,7 +22,7 @@ class TokenGuard(Bearers):
         self._context = context
         self._tokens = Rereading(token_origin(options), "tokens", context, self._took)
         # A database may be away when we start, and devices must not be: the last set is kept, hashes only.
-        self._kept = TokenFile(context.data_dir / "tokens.csv") if options.database else None
+        self._kept = TokenFile(context.shared_dir / "tokens.csv") if options.database else None
         self._unsaved = False
 
     def identify_token(self, token: str) -> Identity:
