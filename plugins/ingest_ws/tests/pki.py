@@ -35,14 +35,18 @@ class Authority:
     name: str = "test authority"
     key: ec.EllipticCurvePrivateKey = field(default_factory=lambda: ec.generate_private_key(ec.SECP256R1()))
     revoked: list[int] = field(default_factory=list)
+    parent: Authority | None = None
 
     def __post_init__(self) -> None:
         public = self.key.public_key()
-        builder = _builder(_named(self.name), _named(self.name), public, 365 * DAY)
+        signer = self.parent or self
+        builder = _builder(_named(self.name), _named(signer.name), public, 365 * DAY)
+        issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.key.public_key())
+        builder = builder.add_extension(issuer, critical=False)
         builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
         usage = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
-        self.certificate = builder.add_extension(usage, critical=True).sign(self.key, SHA256())
+        self.certificate = builder.add_extension(usage, critical=True).sign(signer.key, SHA256())
         self.file = self.folder / f"{self.name.replace(' ', '-')}.pem"
         self.file.write_bytes(self.certificate.public_bytes(Encoding.PEM))
 

@@ -195,6 +195,33 @@ def test_an_authority_that_is_taken_out_ends_its_devices_and_one_that_comes_does
     asyncio.run(scenario())
 
 
+def test_who_comes_by_an_intermediate_comes_again_only_when_the_authorities_change(kit: SimpleNamespace, pem: Site, tmp_path: Path) -> None:
+    between = pki.Authority(tmp_path, "between", parent=pem.devices)
+    issued, extra = between.device("d1"), pki.Authority(tmp_path, "extra")
+    issued.certificate.write_bytes(issued.certificate.read_bytes() + between.file.read_bytes())
+    both = pem.devices.file.read_bytes() + extra.file.read_bytes()
+
+    async def scenario() -> None:
+        async with kit.running(**pem.options()) as site, site.connect("d1", ssl=pem.client(issued)) as ws:
+            reader, writer = await asyncio.open_connection(*site.address, ssl=pem.client(issued), server_hostname="localhost")
+            assert (await post(reader, writer))[0] == 200
+            pem.authority.server()
+            await site.component.reread()
+            assert (await post(reader, writer))[0] == 200, "the server's own certificate is not about devices"
+            await ws.send("{}")
+            await kit.receive_until_ack(ws, 1)
+            await asyncio.to_thread(pem.devices.file.write_bytes, both)
+            await site.component.reread()
+            assert (await post(reader, writer))[0] == 401
+            assert await ended(ws) == (1008, "credentials revoked")
+            async with site.connect("d1", ssl=pem.client(issued)) as again:
+                await again.send("{}")
+                await kit.receive_until_ack(again, 1)
+            writer.close()
+
+    asyncio.run(scenario())
+
+
 def test_a_connection_ends_with_its_certificate(kit: SimpleNamespace, pem: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("headrace_ingest_ws.auth.admission.ASK_S", 0.02)
     lasts = datetime.datetime.now(datetime.UTC) - pki.NOW + datetime.timedelta(seconds=3)
@@ -203,5 +230,64 @@ def test_a_connection_ends_with_its_certificate(kit: SimpleNamespace, pem: Site,
     async def scenario() -> None:
         async with kit.running(**pem.options()) as site, site.connect("short", ssl=context) as ws:
             assert await ended(ws) == (1008, "credentials expired")
+
+    asyncio.run(scenario())
+
+
+POST = b"POST /v1/devices/d1/events HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}"
+
+
+async def post(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> tuple[int, bytes]:
+    """One more POST on a connection that stays; its status and head."""
+    writer.write(POST)
+    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+    await reader.readuntil(b"}")
+    return int(head.split()[1]), head
+
+
+@pytest.mark.parametrize("how", ["revoked", "authority"])
+def test_a_connection_that_stays_for_posts_does_not_outlive_its_certificate(
+    kit: SimpleNamespace, pem: Site, tmp_path: Path, how: str
+) -> None:
+    """Its handshake was long ago, under files that have changed since."""
+    doomed, other = pem.devices.device("d1"), pki.Authority(tmp_path, "another authority")
+
+    def change() -> None:
+        if how == "revoked":
+            pem.crl.write_bytes(pem.devices.revoke(doomed))
+        else:
+            pem.devices.file.write_bytes(other.file.read_bytes())
+
+    async def scenario() -> None:
+        async with kit.running(**pem.options(crl=how == "revoked")) as site:
+            reader, writer = await asyncio.open_connection(*site.address, ssl=pem.client(doomed), server_hostname="localhost")
+            assert (await post(reader, writer))[0] == 200
+            await asyncio.to_thread(pem.server.certificate.touch)
+            await site.component.reread()
+            assert (await post(reader, writer))[0] == 200
+            await asyncio.to_thread(change)
+            await site.component.reread()
+            status, head = await post(reader, writer)
+            assert status == 401
+            assert b"Connection: close" in head, "on this one it would never be let in again"
+            assert len(site.deliver.rows) == 2
+            writer.close()
+
+    asyncio.run(scenario())
+
+
+def test_nor_its_expiry(kit: SimpleNamespace, pem: Site) -> None:
+    lasts = datetime.datetime.now(datetime.UTC) - pki.NOW + datetime.timedelta(seconds=3)
+    issued = pem.devices.issue("d1", [pki.x509.DNSName("d1")], lasts)
+    context = pem.client(issued)
+
+    async def scenario() -> None:
+        async with kit.running(**pem.options()) as site:
+            reader, writer = await asyncio.open_connection(*site.address, ssl=context, server_hostname="localhost")
+            assert (await post(reader, writer))[0] == 200
+            await kit.until(lambda: datetime.datetime.now(datetime.UTC) >= issued.x509.not_valid_after_utc)
+            assert (await post(reader, writer))[0] == 401
+            assert site.metric("ingest_auth_failures_total", reason="expired") == 1
+            writer.close()
 
     asyncio.run(scenario())

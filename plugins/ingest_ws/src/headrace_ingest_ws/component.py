@@ -10,7 +10,7 @@ from typing import ClassVar, Final
 from headrace import Component, ConfigError, Context, Deliver, Health, QueueFull, TransientError, hookimpl
 from headrace_ingest_ws.acceptor import BACKLOG
 from headrace_ingest_ws.auth.admission import Admission
-from headrace_ingest_ws.config import IngestWsConfig, listen_problem, only_credentials_differ, parse_listen
+from headrace_ingest_ws.config import IngestWsConfig, exposed, listen_problem, only_credentials_differ, parse_listen
 from headrace_ingest_ws.counters import Counters
 from headrace_ingest_ws.intake import AFTER_ACK, AFTER_DELIVER, BEFORE_DELIVER, Intake
 from headrace_ingest_ws.parser import frame_buffer
@@ -72,6 +72,8 @@ class IngestWs(Component):
         real_port = listening.getsockname()[1]
         scheme = "https" if self.config.tls is not None else "http"
         self.url = f"{scheme}://[{host}]:{real_port}" if ":" in host else f"{scheme}://{host}:{real_port}"
+        if self.config.insecure and (exposure := exposed(self.config)):
+            self.context.log.warning("insecure by its own config", reason=exposure)
         self.context.log.info("listening", url=self.url)
 
     def _refused(self, problem: str) -> ConfigError:

@@ -194,9 +194,17 @@ def only_credentials_differ(one: IngestWsConfig, other: IngestWsConfig) -> bool:
 def listen_problem(config: IngestWsConfig) -> str | None:
     """Why devices cannot be served at `listen`, or None."""
     try:
-        host, _ = parse_listen(config.listen)
+        parse_listen(config.listen)
     except ValueError as error:
         return str(error)
-    if config.insecure or ipaddress.ip_address(host).is_loopback:
+    if config.insecure:
+        return None
+    return exposed(config)
+
+
+def exposed(config: IngestWsConfig) -> str | None:
+    """What is open to whoever reaches `listen` beyond this machine, or None."""
+    host, _ = parse_listen(config.listen)
+    if ipaddress.ip_address(host).is_loopback:
         return None
     return exposure_problem(config.auth, config.tls is not None, config.listen)

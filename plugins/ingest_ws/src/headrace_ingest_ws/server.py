@@ -119,7 +119,7 @@ class Server:
         )
         self._acceptor.start()
 
-    async def accept_with(self, tls: ssl.SSLContext | None) -> None:
+    def accept_with(self, tls: ssl.SSLContext | None) -> None:
         """New connections shake hands with this context; those that are there stay."""
         if self._acceptor is not None:
             self._acceptor.tls = tls
@@ -193,7 +193,10 @@ class Server:
             self._log.warning("device not authorized", reason=error.reason, path=request.path[:200], address=request.remote)
             # what it sends next has to prove itself again, so the connection may stay
             challenge = {"WWW-Authenticate": "Bearer"} if error.status == 401 and self._config.auth != "mtls" else {}
-            return self._error(error.status, Refusal(NOT_AUTHORIZED, error.reason), challenge)
+            answer = self._error(error.status, Refusal(NOT_AUTHORIZED, error.reason), challenge)
+            if self._config.auth == "mtls":
+                answer.force_close()  # it can show another certificate only on another connection
+            return answer
         except NotReady:
             status, refusal, counted_as = 503, Refusal(BUSY, "no credentials could be read yet"), "not_ready"
         except Refused as error:

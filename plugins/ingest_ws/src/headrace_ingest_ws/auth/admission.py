@@ -23,7 +23,7 @@ ASK_S: Final = 1.0
 class Door(Protocol):
     """What the server does at our word."""
 
-    async def accept_with(self, tls: ssl.SSLContext | None) -> None:
+    def accept_with(self, tls: ssl.SSLContext | None) -> None:
         """New connections shake hands with this context; those that are there stay."""
 
     async def end_unauthorized(self, guard: Guard, now: float) -> None:
@@ -41,9 +41,7 @@ class Admission:
             mtls = config.mtls if config.auth == "mtls" else None
             self._certificates = Rereading(CertificateFiles(config.tls, mtls), "certificates", context, self._new_certificates)
         self.guard = _guard(config, context, self._certificates)
-        self._expires = context.metrics.gauge("ingest_certificate_expiry_timestamp_seconds", "when the server's certificate expires")
         self._door: Door | None = None
-        self._stale = False  # the door still uses the certificates from before
         self._looking = asyncio.Lock()
         self._told = ""
 
@@ -77,25 +75,19 @@ class Admission:
     async def open(self) -> None:
         """Read everything. Without its certificate a server cannot start; without tokens or keys it says 503."""
         await self.refresh()
-        self._stale = False
         if self._certificates is not None and self._certificates.value is None:
             raise TransientError(self._certificates.problem)
 
     async def refresh(self) -> None:
         """Read again what changed, and let it count. Does not raise: see `problem`."""
         async with self._looking:
-            if self._certificates is not None:
-                await self._certificates.refresh()
-            if self._stale and self._door is not None:
-                await self._door.accept_with(self.tls)
-                self._stale = False
-            await self.guard.refresh()  # last: a database may take its time
+            await self._read()
         self._tell()
 
     async def _read(self) -> None:
         if self._certificates is not None:
             await self._certificates.refresh()
-        await self.guard.refresh()
+        await self.guard.refresh()  # last: a database may take its time
 
     async def change(self, config: IngestWsConfig) -> None:
         """Take the credentials of another config with the same `auth`. Raises ConfigError, and then all is as before."""
@@ -109,13 +101,13 @@ class Admission:
             if self._certificates is not None:
                 self._certificates.changed = self._new_certificates
             if self._door is not None:
-                await self._door.accept_with(self.tls)
-                self._stale = False
+                self._door.accept_with(self.tls)
         self._tell()
 
     async def watch(self, door: Door) -> None:
         """Look for changes, and send away whose credentials ended, until cancelled."""
         self._door = door
+        door.accept_with(self.tls)
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._look())
@@ -135,13 +127,15 @@ class Admission:
             await door.end_unauthorized(self.guard, clock.wall())
 
     def _new_certificates(self) -> None:
-        self._stale = True
+        if self._door is not None:
+            self._door.accept_with(self.tls)
         self.guard.changed()
         assert self._certificates is not None
         assert self._certificates.value is not None
         expires = self._certificates.value.expires
         if expires is not None:
-            self._expires.set(expires)
+            metrics = self._context.metrics
+            metrics.gauge("ingest_certificate_expiry_timestamp_seconds", "when the server's certificate expires").set(expires)
         self._context.log.info("certificates read", expires=expires and rfc3339(expires))
 
     def _tell(self) -> None:

@@ -19,14 +19,30 @@ CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"
 _VERSIONS: Final = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 
 
+class TlsContext(ssl.SSLContext):
+    """An SSL context that knows whom it trusts."""
+
+    authorities: Authorities | None = None
+
+
+def trusted_by(context: ssl.SSLContext) -> frozenset[bytes]:
+    """The fingerprints of the authorities that a handshake with this context trusted."""
+    authorities = context.authorities if isinstance(context, TlsContext) else None
+    return authorities.fingerprints if authorities is not None else frozenset()
+
+
 class Certificates:
     """One state of the files, as an SSL context; equal to another when the files' bytes are."""
 
-    def __init__(self, context: ssl.SSLContext, digest: bytes, expires: float | None, authorities: Authorities | None) -> None:
+    def __init__(self, context: TlsContext, digest: bytes, expires: float | None) -> None:
         self.context, self._digest = context, digest
         self.expires = expires
         """Unix time at which the server's own ends; None where no library can tell."""
-        self.authorities = authorities
+
+    @property
+    def authorities(self) -> Authorities | None:
+        """Of devices' certificates; None without `mtls`."""
+        return self.context.authorities
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Certificates) and self._digest == other._digest
@@ -51,7 +67,9 @@ class CertificateFiles:
         if self._contents() != before:
             raise Unreadable(f"{self._paths[0]}: the files changed while they were read")
         digest = hashlib.sha256(b"".join(hashlib.sha256(one).digest() for one in before)).digest()
-        return Certificates(context, digest, _expires(before[0]), self._authorities(*before[2:]) if self._mtls is not None else None)
+        if self._mtls is not None:
+            context.authorities = self._authorities(*before[2:])
+        return Certificates(context, digest, _expires(before[0]))
 
     def _contents(self) -> list[bytes]:
         return [read_file(path) for path in self._paths]
@@ -64,8 +82,8 @@ class CertificateFiles:
         except ValueError as error:
             raise Unreadable(f"{self._paths[2]}: expected certificates and revocation lists in PEM: {_plain(error)}") from None
 
-    def _context(self) -> ssl.SSLContext:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    def _context(self) -> TlsContext:
+        context = TlsContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = _VERSIONS[self._tls.version_min]
         context.set_ciphers(CIPHERS)
         context.set_alpn_protocols(["http/1.1"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import ssl
 import urllib.parse
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from cryptography import x509
 
 from headrace import Clock
 from headrace_ingest_ws.auth.authorities import Authorities
-from headrace_ingest_ws.auth.certificates import Certificates
+from headrace_ingest_ws.auth.certificates import Certificates, trusted_by
 from headrace_ingest_ws.auth.guard import Guard
 from headrace_ingest_ws.auth.identity import SEPARATOR, DevicePatterns, Identity, NotAuthorized, NotReady
 from headrace_ingest_ws.auth.options import DEVICE_PLACE, DEVICES_PLACE, MtlsOptions
@@ -25,7 +26,7 @@ class Proof(NamedTuple):
     serial: int
     #: The authority that signed it, or None where one of its intermediates did.
     authority: bytes | None
-    #: All authorities at that time.
+    #: All authorities that its handshake trusted.
     authorities: frozenset[bytes]
 
 
@@ -42,9 +43,10 @@ class MtlsGuard(Guard):
         authorities = self._authorities()
         tls = request.transport.get_extra_info("ssl_object") if request.transport is not None else None
         der = tls.getpeercert(True) if tls is not None else None
-        if not der:
+        if tls is None or not der:
             raise NotAuthorized("missing", "expected a client certificate")
-        identity = self._read(der, authorities, device)
+        identity = self._read(der, authorities, device, tls.context)
+        self._refuse_outlived(identity)
         identity.refuse_unless(device)
         identity.generation = self.generation
         return identity
@@ -72,7 +74,14 @@ class MtlsGuard(Guard):
             raise NotReady
         return certificates.authorities
 
-    def _read(self, der: bytes, authorities: Authorities, device: str) -> Identity:
+    def _refuse_outlived(self, identity: Identity) -> None:
+        """A connection that stays for many POSTs shook hands once, and files and time have gone on since."""
+        if identity.expired(self._clock.wall()):
+            raise NotAuthorized("expired", "this client certificate has expired")
+        if not self.stands(identity):
+            raise NotAuthorized("unknown", "this client certificate was revoked, or its authority is not trusted any more")
+
+    def _read(self, der: bytes, authorities: Authorities, device: str, context: ssl.SSLContext) -> Identity:
         try:
             certificate = x509.load_der_x509_certificate(der)
             names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
@@ -88,9 +97,7 @@ class MtlsGuard(Guard):
             self._gateway(names),
             credential=f"{certificate.serial_number:x}",
             expires=certificate.not_valid_after_utc.timestamp(),
-            proof=Proof(
-                certificate.issuer.public_bytes(), certificate.serial_number, authorities.signer(certificate), authorities.fingerprints
-            ),
+            proof=Proof(certificate.issuer.public_bytes(), certificate.serial_number, authorities.signer(certificate), trusted_by(context)),
         )
 
     def _gateway(self, names: x509.SubjectAlternativeName) -> DevicePatterns | None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from headrace import ConfigError, Context
 from headrace_ingest_ws.auth.guard import Bearers
 from headrace_ingest_ws.auth.identity import Identity, NotReady
 from headrace_ingest_ws.auth.options import TokensOptions
-from headrace_ingest_ws.auth.rereading import Origin, Rereading, Unreadable
+from headrace_ingest_ws.auth.rereading import Rereading, Unreadable
 from headrace_ingest_ws.auth.token_file import TokenFile, replace_file
 from headrace_ingest_ws.auth.tokens import TokenSet
+
+if TYPE_CHECKING:  # it needs SQLAlchemy, which a file does not
+    from headrace_ingest_ws.auth.token_database import TokenDatabase
 
 
 class TokenGuard(Bearers):
@@ -20,9 +24,10 @@ class TokenGuard(Bearers):
     def __init__(self, options: TokensOptions, context: Context) -> None:
         super().__init__()
         self._context = context
-        self._tokens = Rereading(token_origin(options), "tokens", context, self._took)
+        origin = token_origin(options)
+        self._tokens: Rereading[TokenSet] = Rereading(origin, "tokens", context, self._took)
         # A database may be away when we start, and devices must not be: the last set is kept, hashes only.
-        self._kept = TokenFile(context.shared_dir / "tokens.csv") if options.database else None
+        self._kept = TokenFile(context.shared_dir / f"tokens-{_mark(origin.name)}.csv") if options.database else None
         self._unsaved = False
 
     def identify_token(self, token: str) -> Identity:
@@ -75,7 +80,12 @@ class TokenGuard(Bearers):
             self._context.log.warning("tokens cannot be kept for a start without the database", error=str(error))
 
 
-def token_origin(options: TokensOptions) -> Origin[TokenSet]:
+def _mark(database: str) -> str:
+    """So that what one database said is never taken for what another says."""
+    return hashlib.sha256(database.encode()).hexdigest()[:12]
+
+
+def token_origin(options: TokensOptions) -> TokenFile | TokenDatabase:
     """The file, or the database. Raises ConfigError where it can never be read here."""
     if options.file:
         return TokenFile(Path(options.file))
