@@ -20,7 +20,7 @@ def test_hundreds_of_connections_wait_for_a_full_queue_and_all_are_read_again(ki
             await kit.until(lambda: site.metric("ingest_paused") == 1)
             for client in clients:
                 client.send(b"".join(kit.frame(1, b'{"n":%d}' % number) for number in range(5)))
-            await kit.until(lambda: len(site.component._intake._waiters) == len(clients))
+            await kit.until(lambda: site.component._intake._waiters)  # the poller, on behalf of all
             assert site.metric("ingest_received_events_total") == 1
             deliver.has_room.set()
             for client in clients:

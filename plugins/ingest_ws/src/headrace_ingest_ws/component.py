@@ -13,7 +13,7 @@ from headrace_ingest_ws.auth.admission import Admission
 from headrace_ingest_ws.config import IngestWsConfig, exposed, listen_problem, only_credentials_differ, parse_listen
 from headrace_ingest_ws.counters import Counters
 from headrace_ingest_ws.intake import AFTER_ACK, AFTER_DELIVER, BEFORE_DELIVER, Intake
-from headrace_ingest_ws.parser import frame_buffer
+from headrace_ingest_ws.parser import frame_buffer, gatherer_on
 from headrace_ingest_ws.protocol import CLOSE_BUG, CLOSE_RESTART, CLOSE_TRY_LATER
 from headrace_ingest_ws.server import Server
 
@@ -87,6 +87,9 @@ class IngestWs(Component):
         admission = self._admission
         assert self._socket is not None, "open comes before ingest_serve"
         assert admission is not None
+        buffer, parser, no_c = frame_buffer()
+        if no_c:
+            context.log.warning("frames are parsed in Python, which is several times slower", reason=no_c)
         intake = self._intake = Intake(
             rows_max=config.batch_rows_max,
             bytes_max=config.batch_bytes_max,
@@ -96,10 +99,8 @@ class IngestWs(Component):
             counters=self._counters,
             log=context.log,
             fault=context.fault,
+            gatherer=gatherer_on(buffer),
         )
-        buffer, parser, no_c = frame_buffer()
-        if no_c:
-            context.log.warning("frames are parsed in Python, which is several times slower", reason=no_c)
         server = self._server = Server(
             config, intake, deliver, admission, self._counters, context.clock, context.random, context.log, buffer
         )

@@ -5,9 +5,9 @@ The server calls `serve`, `tick`, `refuse_from_now_on` and `finish`; the intake 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import inf
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import web
 
@@ -21,7 +21,7 @@ from headrace_ingest_ws.handshake import chosen_subprotocol, switch_protocols
 from headrace_ingest_ws.intake import Intake
 from headrace_ingest_ws.message import JSON, events_of, objects_of
 from headrace_ingest_ws.parser import FrameBuffer
-from headrace_ingest_ws.polling import Poller
+from headrace_ingest_ws.polling import PolledTransport, Poller
 from headrace_ingest_ws.protocol import (
     CLOSE_AWAY,
     CLOSE_NOT_TEXT,
@@ -41,6 +41,9 @@ from headrace_ingest_ws.rates import Rate
 from headrace_ingest_ws.session import Session
 from headrace_ingest_ws.websocket import ANY_NUMBER, WebSocket
 
+if TYPE_CHECKING:  # these are not there without the C parser
+    from headrace_ingest_ws.gathering import Gatherer, SessionPeer
+
 #: By whether the encoding is binary.
 _OTHER_KIND: Final = {
     False: Refusal(PAYLOAD_INVALID, "expected a text message, got a binary one"),
@@ -52,23 +55,8 @@ class Connection(WebSocket):
     """Takes messages into the intake and writes what the session owes; a `Peer` of the intake."""
 
     __slots__ = (
-        "_config",
-        "_counted",
-        "_counters",
-        "_device",
-        "_encoding",
-        "_end_at_once",
-        "_intake",
-        "_log",
-        "_on_end",
-        "_pinged",
-        "_session",
-        "_silent_since",
-        "_stalled_since",
-        "_unfinished_since",
-        "ends_at",
-        "identity",
-        "rate",
+        "_config", "_counted", "_counters", "_device", "_encoding", "_end_at_once", "_gathered", "_intake", "_log", "_on_end",
+        "_pinged", "_session", "_silent_since", "_stalled_since", "_unfinished_since", "ends_at", "identity", "rate",
     )  # fmt: skip
 
     def __init__(
@@ -88,6 +76,7 @@ class Connection(WebSocket):
         self._session = Session(config.window_messages)
         self._on_end: Callable[[Connection], None] | None = None
         self._end_at_once: tuple[int, str] | None = None  # asked to finish before it was served
+        self._gathered: Any = None  # the ws_connection (gather.h), where messages may be taken in C
         self._silent_since = self._stalled_since = self._unfinished_since = now
         self._counted = 0  # messages when the connection was last looked after
         self._pinged = False
@@ -105,12 +94,27 @@ class Connection(WebSocket):
         if switched is None:
             return False
         transport, already_read = switched
+        if poller is not None and poller.gatherer is not None and isinstance(transport, PolledTransport):
+            self._gather(poller.gatherer, transport)
         self._on_end = on_end
         self._counters.opened.inc()
         self.start(transport, text_frame(hello()) if subprotocol else b"", already_read)
         if self._end_at_once is not None:
             self._close_for(*self._end_at_once)
         return True
+
+    def _gather(self, gatherer: Gatherer, transport: PolledTransport) -> None:
+        """Let C take what it may of this connection's messages."""
+        self._gathered = gatherer.connection(self._device, self._parser, self._session.window, self._session.count)
+        self._session.share(self._gathered)
+        transport.gathered = self._gathered
+        gatherer.place(transport.descriptor, self._gathered, self.session_peer)
+        self._gathered.gathers = self.identity.gateway is None and self.rate is None and self._encoding is JSON
+
+    @property
+    def session_peer(self) -> SessionPeer | None:
+        """This connection, when its messages belong to a device session."""
+        return None
 
     # --- messages ----------------------------------------------------------------------------------------------------
 
@@ -138,7 +142,7 @@ class Connection(WebSocket):
                 self._take(message, True)
             return
         self._counters.took(count, len(run) - count + 1)
-        self._intake.add(self, self._session.take(count), self._device, JSON.stored, events)
+        self._add(self._session.take(count), JSON.stored, events)
 
     def took(self, message: bytes, is_text: bool) -> None:
         if self._refusing or self._intake.stopped:
@@ -167,7 +171,7 @@ class Connection(WebSocket):
             self._refuse(devices, len(message))
             return devices.events
         self._counters.took(len(events), len(message))
-        self._intake.add(self, self._session.take(), self._device, encoding.stored, events, devices)
+        self._add(self._session.take(), encoding.stored, events, devices)
         return len(events)
 
     def broke(self, code: int) -> None:
@@ -183,13 +187,39 @@ class Connection(WebSocket):
         self._counters.rejected(refusal.code, refusal.events)
         self._log.warning("message refused", device=self._device, code=refusal.code, reason=refusal.reason)
         # a refusal waits its turn in the intake: its ack must not overtake that of an earlier message
-        self._intake.add(self, self._session.refuse(refusal), self._device, JSON.stored, ())
+        self._add(self._session.refuse(refusal), JSON.stored, ())
+
+    def _add(self, number: int, encoding: int, events: Sequence[bytes], devices: Sequence[str] | None = None) -> None:
+        if self._gathered is not None:
+            self._gathered.later = self._intake.batch_number
+        self._intake.add(self, number, self._device, encoding, events, devices)
+
+    def refuses(self) -> None:
+        super().refuses()
+        if self._gathered is not None:
+            self._gathered.gathers, self._gathered.special = False, True
 
     # --- acks --------------------------------------------------------------------------------------------------------
 
     def settled(self, last: int) -> None:
         self._session.settle(last)
         self.reads_again()
+        if self._gathered is not None and self._gathered.special:
+            self._gathered.special = not self._plain
+
+    @property
+    def _plain(self) -> bool:
+        """True while the next ack may be written without a look at this connection."""
+        if self._paused or self._unread or self._refusing or self._lost or self._goodbye is not None or self._session.rejects_due:
+            return False
+        return self._transport is not None and not self._transport.get_write_buffer_size()
+
+    def ack_begun(self, sent: int) -> None:
+        """C wrote so many bytes of the ack that is due."""
+        if sent and (last := self._session.ack_only()) and self._transport is not None:
+            self._transport.write(ack_frame(last)[sent:])
+        else:
+            self.settled(0)
 
     def reads_again(self) -> None:
         """Write rejects and one ack, in one write, if the client reads at all."""
@@ -222,7 +252,9 @@ class Connection(WebSocket):
             return None
         if now >= self.ends_at:
             return CLOSE_RESTART, "this connection is old enough, connect again"
-        is_read = not self._paused and self._session.open
+        if self._gathered is not None and self._gathered.heard:
+            self._heard, self._gathered.heard = True, False
+        is_read = not self._paused and not self._intake.full and self._session.open
         if self._heard or not is_read:
             # a client that is not read cannot be heard
             self._heard, self._pinged, self._silent_since = False, False, now
@@ -243,7 +275,7 @@ class Connection(WebSocket):
 
     def refuse_from_now_on(self) -> None:
         """Take no more messages; those taken are still acknowledged."""
-        self._refusing = True
+        self.refuses()
         self.go_on()
 
     async def finish(self, code: int, reason: str) -> None:
@@ -276,6 +308,11 @@ class Connection(WebSocket):
         if not self.quiet:
             unacked = self._session.count - self._session.acked
             self._log.warning("connection closed before its acks", device=self._device, unacked=unacked)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._gathered is not None:
+            self._gathered.special = True
 
     def ended(self, code: int) -> None:
         self._counters.closed(code)

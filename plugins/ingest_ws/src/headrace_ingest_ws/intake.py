@@ -7,19 +7,27 @@ Nothing here is made per message: a commit knows each peer by the number of its 
 from __future__ import annotations
 
 import asyncio
+import select
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import pyarrow as pa
 
-from headrace import NO_ORIGINS, Clock, Deliver, Origin, QueueFull, TransientError, origin_batch
+from headrace import NO_ORIGINS, RAW_SCHEMA, Clock, Deliver, Origin, QueueFull, TransientError, origin_batch
 from headrace.batching import RawBatchBuilder
 from headrace.log import Log
 from headrace_ingest_ws.counters import Counters
+from headrace_ingest_ws.parser import Find, FrameBuffer
+
+if TYPE_CHECKING:  # not there without the C parser
+    from headrace_ingest_ws.gathering import Gathered, Gatherer
 
 #: Acks are written to so many peers before the loop gets a turn: about 0.5 ms of work.
 PEERS_PER_TURN: Final = 256
+
+#: Size of a ws_chunk (gather.h).
+CHUNK_BYTES: Final = 32
 
 #: A queue that says it has room and then has none again is asked at this pace, doubling up to a second.
 REFUSED_AGAIN_S: Final = 0.01
@@ -65,6 +73,7 @@ class Commit:
     origins: pa.RecordBatch
     rows: int
     peers: dict[Peer, int]
+    chunks: bytes  # of what C gathered: who is in it
     since: float
     done: asyncio.Event = field(default_factory=asyncio.Event)
     error: BaseException | None = None
@@ -89,8 +98,10 @@ class Intake:
         counters: Counters,
         log: Log,
         fault: Callable[[str], None],
+        gatherer: Gatherer | None = None,
     ) -> None:
         self._builder = RawBatchBuilder(rows_max, bytes_max)
+        self.gatherer = gatherer
         self._peers: dict[Peer, int] = {}
         self._members: list[Member] = []
         self._since = 0.0
@@ -107,19 +118,29 @@ class Intake:
         self._go.set()
         self.paused = False
         self.stopped = False
+        #: who hears of acks that C left; the poller puts itself here
+        self.ack_begun: Callable[[int, int], None] = lambda _descriptor, _sent: None
 
     # --- for connections ---------------------------------------------------------------------------------------------
 
     @property
     def full(self) -> bool:
         """True while nobody should read: the queue is full, or a whole batch waits for its turn."""
-        return self.paused or self._builder.full
+        builder, gatherer = self._builder, self.gatherer
+        if self.paused or builder.full or gatherer is None:
+            return self.paused or builder.full
+        return builder.rows + gatherer.rows >= builder.rows_max or builder.bytes + gatherer.size >= builder.bytes_max
 
     @property
     def rows_left(self) -> int:
         """So many events may be added now; 0 when nobody should read."""
-        builder = self._builder
-        return 0 if self.paused or builder.full else builder.rows_max - builder.rows
+        gathered = self.gatherer.rows if self.gatherer is not None else 0
+        return 0 if self.full else self._builder.rows_max - self._builder.rows - gathered
+
+    @property
+    def batch_number(self) -> int:
+        """Of the batch that gathers, where C does."""
+        return self.gatherer.number if self.gatherer is not None else 0
 
     def now(self) -> float:
         """Monotonic seconds."""
@@ -146,13 +167,30 @@ class Intake:
             self._builder.extend(device, received_us, encoding, events)
         else:
             self._builder.extend_for(devices, received_us, encoding, events)
-        if not self._peers:
+        self._begun()
+        self._peers[peer] = number
+        if self.full:
+            self._room.clear()
+
+    def read(self, buffer: FrameBuffer, epoll: select.epoll) -> list[Find]:
+        """Read the connections that are ready. What can be gathered in C is; what is left to Python is returned."""
+        gatherer, builder = self.gatherer, self._builder
+        if gatherer is None:
+            return buffer.read(epoll)
+        rows, size = gatherer.rows, gatherer.payload_bytes
+        left = gatherer.read(epoll, builder.rows_max - builder.rows, builder.bytes_max - builder.bytes, int(self._clock.wall() * 1e6))
+        if gatherer.rows > rows:
+            self._counters.took(gatherer.rows - rows, gatherer.payload_bytes - size)
+            self._begun()
+            if self.full:
+                self._room.clear()
+        return left
+
+    def _begun(self) -> None:
+        if not self._work.is_set():
             self._since = self._clock.monotonic()
             self._work.set()
             self._quiet.clear()
-        self._peers[peer] = number
-        if self._builder.full:
-            self._room.clear()
 
     def wall(self) -> float:
         """Unix time, as it will stand in `received`."""
@@ -214,20 +252,42 @@ class Intake:
             await asyncio.sleep(0)
 
     def _take(self) -> Commit:
-        rows, origins = self._builder.rows, self._origins() if self._members else NO_ORIGINS
+        gathered = self.gatherer.take() if self.gatherer is not None and self.gatherer.rows else None
+        before = gathered.rows if gathered is not None else 0
+        rows = before + self._builder.rows
+        origins = self._origins(gathered) if self._members or (gathered is not None and gathered.joined) else NO_ORIGINS
         # refused messages of a session make a commit of their own: their device must not send them again after a reconnect
-        batch = self._builder.take() if rows or origins.num_rows else None
-        commit = Commit(batch, origins, rows, self._peers, self._since)
-        self._peers = {}
+        batch = self._batch(gathered) if rows or origins.num_rows else None
+        chunks = gathered.chunks if gathered is not None else b""
+        peers, self._peers = self._peers, {}
+        for peer, last in gathered.joined if gathered is not None else ():
+            peers[peer] = max(last, peers.get(peer, 0))
+        commit = Commit(batch, origins, rows, peers, chunks, self._since)
         self._unsettled += 1
         self._work.clear()
         if not self.paused:
             self._let_in()
         return commit
 
-    def _origins(self) -> pa.RecordBatch:
+    def _batch(self, gathered: Gathered | None) -> pa.RecordBatch:
+        """The rows that C gathered, then those of Python."""
+        if gathered is None:
+            return self._builder.take()
+        columns = gathered.columns
+        if self._builder.rows:
+            columns = [pa.concat_arrays(pair) for pair in zip(columns, self._builder.take().columns, strict=True)]
+        return pa.RecordBatch.from_arrays(columns, schema=RAW_SCHEMA)
+
+    def _origins(self, gathered: Gathered | None) -> pa.RecordBatch:
+        """Of the sessions in the batch, in the order of their first rows; those of Python stand behind what C gathered."""
         members, self._members = self._members, []
-        return origin_batch(origin for member in members if (origin := member.origin()) is not None)
+        joined = [peer.member for peer, _ in gathered.joined] if gathered is not None else []
+        rows_before = gathered.rows if gathered is not None else 0
+        origins = [origin for member in joined if (origin := member.origin()) is not None]
+        for member in members:
+            if (origin := member.origin()) is not None:
+                origins.append(origin._replace(row_offset=origin.row_offset + rows_before))
+        return origin_batch(origins)
 
     def _let_in(self) -> None:
         self._room.set()
@@ -292,11 +352,22 @@ class Intake:
                 peer.settled(last)
                 if turn % PEERS_PER_TURN == 0:
                     await asyncio.sleep(0)
+            await self._acknowledge_gathered(commit.chunks)
             self._counters.ack_duration.observe(self._clock.monotonic() - commit.since)
             self._fault(AFTER_ACK)
             self._unsettled -= 1
             if not self._unsettled:
                 self._all_settled()
+
+    async def _acknowledge_gathered(self, chunks: bytes) -> None:
+        if not chunks or self.gatherer is None:
+            return
+        for begin in range(0, len(chunks) // CHUNK_BYTES, PEERS_PER_TURN):
+            if begin:
+                await asyncio.sleep(0)
+            rest = iter(self.gatherer.acknowledge(chunks, begin, begin + PEERS_PER_TURN))
+            for descriptor, sent in zip(rest, rest, strict=True):
+                self.ack_begun(descriptor, sent)
 
     async def _retry(self, deliver: Deliver, commit: Commit) -> None:
         """The queue took nothing: wait for room and try again, while everything behind this commit waits."""
@@ -309,5 +380,5 @@ class Intake:
     def _all_settled(self) -> None:
         if self.paused:
             self._resume()
-        if not self._peers:
+        if not self._work.is_set():
             self._quiet.set()

@@ -7,7 +7,10 @@ time). Each connection has a parser of its own on it, which holds at most one un
 from __future__ import annotations
 
 import select
-from typing import Final, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from headrace_ingest_ws.gathering import Gatherer
 
 #: One read takes at most so much; what a window does not let in at once is held per connection, so this bounds it.
 READ_BYTES: Final = 65_536
@@ -18,8 +21,8 @@ BUFFER_BYTES: Final = 4 * READ_BYTES
 #: So many connections are read in one turn of the loop: about 1 ms of work.
 READS_PER_TURN: Final = 256
 
-#: In place of a size, in what `FrameBuffer.read` finds: the connection takes bytes again.
-WRITABLE: Final = -(1 << 31)
+#: In place of a size, in a `Find`: the connection takes bytes again.
+WRITABLE: Final = -(1 << 63)
 
 # What a call of `parse` may end with; wsframes.c has the same numbers.
 MORE: Final = 0  # all bytes are used up
@@ -38,6 +41,18 @@ RUN_BRACES_MAX: Final = 16
 Found = tuple[int, int, bytes, int, bytes, int]
 
 
+class Find(NamedTuple):
+    """What was read from a connection: bytes `start` to `start + size` of the buffer.
+
+    size 0: its end, WRITABLE: see there, any other negative one: an errno. found: what a first call of `parse` on it gave.
+    """
+
+    descriptor: int
+    start: int
+    size: int
+    found: Found | None = None
+
+
 class Parser(Protocol):
     """The frames of one client."""
 
@@ -52,18 +67,17 @@ class Parser(Protocol):
         joined by newlines. It comes before the event. All texts are valid UTF-8. Not to be called again after ERROR.
         """
 
+    def release(self) -> None:
+        """The message of a `Find` was copied: its memory may go."""
+
 
 class FrameBuffer(Protocol):
     """The read buffer, and parsers on it."""
 
     view: memoryview
 
-    def read(self, epoll: select.epoll) -> list[int]:
-        """Read from the connections that are ready, at most READS_PER_TURN of them, without waiting.
-
-        Descriptor, start and size, again and again: bytes `start` to `start + size` of the buffer came from that descriptor;
-        size 0: its end, WRITABLE: see there, else a negative errno.
-        """
+    def read(self, epoll: select.epoll) -> list[Find]:
+        """Read from the connections that are ready, at most READS_PER_TURN of them, without waiting."""
 
     def parser(self, message_bytes_max: int) -> Parser:
         """A parser for a new connection; a longer message is the error 1009."""
@@ -91,3 +105,13 @@ def frame_buffer(kind: ParserKind | None = None) -> tuple[FrameBuffer, ParserKin
     from headrace_ingest_ws.parser_python import PythonFrameBuffer
 
     return PythonFrameBuffer(), "python", reason
+
+
+def gatherer_on(buffer: FrameBuffer) -> Gatherer | None:
+    """What gathers in C the messages that are read into this buffer; None where the parser is in Python."""
+    try:
+        from headrace_ingest_ws.gathering import Gatherer
+        from headrace_ingest_ws.parser_c import CFrameBuffer
+    except ImportError:
+        return None
+    return Gatherer(buffer) if isinstance(buffer, CFrameBuffer) else None

@@ -22,6 +22,7 @@ from headrace_ingest_ws.parser import (
     RUN_BRACES_MAX,
     TEXT,
     WRITABLE,
+    Find,
     Found,
 )
 
@@ -42,12 +43,12 @@ class PythonFrameBuffer:
         self.memory = bytearray(BUFFER_BYTES)
         self.view = memoryview(self.memory)
 
-    def read(self, epoll: select.epoll) -> list[int]:
-        finds: list[int] = []
+    def read(self, epoll: select.epoll) -> list[Find]:
+        finds: list[Find] = []
         start = 0
         for descriptor, event in epoll.poll(0, READS_PER_TURN):
             if event & select.EPOLLOUT:
-                finds += (descriptor, 0, WRITABLE)
+                finds.append(Find(descriptor, 0, WRITABLE))
             if not event & ~select.EPOLLOUT:
                 continue
             if BUFFER_BYTES - start < READ_BYTES:
@@ -58,7 +59,7 @@ class PythonFrameBuffer:
                 continue
             except OSError as error:
                 size = -(error.errno or errno.EIO)
-            finds += (descriptor, start, size)
+            finds.append(Find(descriptor, start, size))
             start += max(size, 0)
         return finds
 
@@ -91,6 +92,9 @@ class PythonParser:
     @property
     def unfinished(self) -> bool:
         return bool(self._head or self._in_payload or self._kind)
+
+    def release(self) -> None:
+        """Nothing is kept."""
 
     def parse(self, start: int, end: int, messages_max: int) -> Found:
         at, event, data, code = start, MORE, b"", 0

@@ -12,19 +12,30 @@ import asyncio
 import os
 import select
 import socket
+from collections.abc import Sequence
+from typing import Any
 
-from headrace_ingest_ws.parser import WRITABLE, FrameBuffer
+from headrace_ingest_ws.intake import Intake
+from headrace_ingest_ws.parser import WRITABLE, Find, FrameBuffer
 from headrace_ingest_ws.websocket import UNREAD_BYTES_MAX, WebSocket
 
 
 class Poller:
-    """All plain connections of one server. Made, used and closed on its loop."""
+    """All plain connections of one server. Made, used and closed on its loop.
 
-    def __init__(self, buffer: FrameBuffer) -> None:
-        self._buffer = buffer
+    With an intake, nothing is read while that is full, and C gathers for it where the parser is in C.
+    """
+
+    def __init__(self, buffer: FrameBuffer, intake: Intake | None = None) -> None:
+        self._buffer, self._intake = buffer, intake
+        self.gatherer = intake.gatherer if intake is not None else None
         self._epoll = select.epoll()
         self._transports: dict[int, PolledTransport] = {}
         self._loop = asyncio.get_running_loop()
+        self._waiting = False
+        self._ending = False
+        if intake is not None:
+            intake.ack_begun = self.ack_begun
         self._loop.add_reader(self._epoll.fileno(), self._ready)
 
     def adopt(self, transport: asyncio.Transport, protocol: WebSocket) -> PolledTransport:
@@ -36,9 +47,16 @@ class Poller:
         self._transports[descriptor] = polled
         return polled
 
-    def forget(self, descriptor: int) -> None:
+    def forget(self, transport: PolledTransport) -> None:
         """The connection is over; its descriptor may be closed."""
-        del self._transports[descriptor]
+        del self._transports[transport.descriptor]
+        if self.gatherer is not None:
+            self.gatherer.remove(transport.descriptor, transport.gathered)
+
+    def finish(self) -> None:
+        """What is read from now on is not taken any more: read it even when the intake is full."""
+        self._ending = True
+        self.go_on()
 
     def close(self) -> None:
         """Watch nothing any more. Connections that are left are cut off."""
@@ -48,14 +66,34 @@ class Poller:
             self._loop.remove_reader(self._epoll.fileno())
             self._epoll.close()
 
+    # --- reading -----------------------------------------------------------------------------------------------------
+
+    def go_on(self) -> None:
+        """The intake has room again."""
+        if self._waiting and not self._epoll.closed:
+            self._waiting = False
+            self._loop.add_reader(self._epoll.fileno(), self._ready)
+
     def _ready(self) -> None:
-        transports = self._transports
-        found = iter(self._buffer.read(self._epoll))
-        for descriptor, start, size in zip(found, found, found, strict=True):
-            transport = transports.get(descriptor)
+        intake = self._intake
+        if intake is None or self._ending:
+            self._hand_over(self._buffer.read(self._epoll))
+        elif not intake.full:
+            self._hand_over(intake.read(self._buffer, self._epoll))
+        if intake is not None and intake.full and not self._ending and not self._waiting:
+            self._waiting = True
+            self._loop.remove_reader(self._epoll.fileno())
+            intake.call_when_room(self)
+
+    def _hand_over(self, finds: Sequence[Find]) -> None:
+        """What is left to Python of a read."""
+        for descriptor, start, size, found in finds:
+            transport = self._transports.get(descriptor)
             if transport is None:
                 continue  # closed by what came before it in this turn
-            if size > 0:
+            if found is not None:
+                transport.protocol.found(found, start + size)
+            elif size > 0:
                 transport.protocol.received(start, start + size)
             elif size == WRITABLE:
                 transport.writable()
@@ -64,14 +102,25 @@ class Poller:
             else:
                 transport.failed(OSError(-size, os.strerror(-size)))
 
+    # --- acks --------------------------------------------------------------------------------------------------------
+
+    def ack_begun(self, descriptor: int, sent: int) -> None:
+        """An ack is left to the connection at this descriptor; `sent` bytes of its frame are out."""
+        transport = self._transports.get(descriptor)
+        if transport is not None:
+            transport.protocol.ack_begun(sent)
+
 
 class PolledTransport(asyncio.Transport):
     """What `WebSocket` needs of a transport, on a descriptor of a Poller."""
 
-    __slots__ = ("_closing", "_descriptor", "_eof", "_epoll", "_loop", "_mask", "_poller", "_stalled", "_unsent", "protocol")
+    __slots__ = (
+        "_closing", "_eof", "_epoll", "_loop", "_mask", "_poller", "_stalled", "_unsent", "descriptor", "gathered", "protocol",
+    )  # fmt: skip
 
     def __init__(self, poller: Poller, loop: asyncio.AbstractEventLoop, epoll: select.epoll, descriptor: int, protocol: WebSocket) -> None:
-        self._poller, self._loop, self._epoll, self._descriptor, self.protocol = poller, loop, epoll, descriptor, protocol
+        self._poller, self._loop, self._epoll, self.descriptor, self.protocol = poller, loop, epoll, descriptor, protocol
+        self.gathered: Any = None  # its ws_connection (gather.h), where it has one
         self._unsent = b""
         self._closing = False
         self._stalled = False  # the protocol was told to write no more
@@ -88,9 +137,9 @@ class PolledTransport(asyncio.Transport):
         self._watch(self._mask | select.EPOLLIN)
 
     def _watch(self, mask: int) -> None:
-        if mask != self._mask and self._descriptor >= 0:
+        if mask != self._mask and self.descriptor >= 0:
             self._mask = mask
-            self._epoll.modify(self._descriptor, mask)
+            self._epoll.modify(self.descriptor, mask)
 
     def ended(self) -> None:
         """The client sends no more."""
@@ -111,13 +160,13 @@ class PolledTransport(asyncio.Transport):
         return len(self._unsent)
 
     def write(self, data: bytes | bytearray | memoryview[int]) -> None:
-        if self._descriptor < 0 or self._eof:
+        if self.descriptor < 0 or self._eof:
             return
         if self._unsent:
             self._keep(self._unsent + data)
             return
         try:
-            sent = os.write(self._descriptor, data)
+            sent = os.write(self.descriptor, data)
         except BlockingIOError:
             sent = 0
         except OSError as error:
@@ -128,6 +177,8 @@ class PolledTransport(asyncio.Transport):
 
     def _keep(self, unsent: bytes) -> None:
         self._unsent = unsent
+        if self.gathered is not None:
+            self.gathered.special = True  # an ack must not overtake it
         self._watch(self._mask | select.EPOLLOUT)
         if len(unsent) > UNREAD_BYTES_MAX and not self._stalled:
             self._stalled = True
@@ -136,7 +187,7 @@ class PolledTransport(asyncio.Transport):
     def writable(self) -> None:
         """The client has read: send what is left."""
         try:
-            sent = os.write(self._descriptor, self._unsent)
+            sent = os.write(self.descriptor, self._unsent)
         except BlockingIOError:
             return
         except OSError as error:
@@ -165,7 +216,7 @@ class PolledTransport(asyncio.Transport):
             self._end(None)
             return
         try:
-            with socket.socket(fileno=os.dup(self._descriptor)) as borrowed:
+            with socket.socket(fileno=os.dup(self.descriptor)) as borrowed:
                 borrowed.shutdown(socket.SHUT_WR)
         except OSError as error:
             self._end(error)
@@ -173,7 +224,7 @@ class PolledTransport(asyncio.Transport):
     # --- the end -----------------------------------------------------------------------------------------------------
 
     def is_closing(self) -> bool:
-        return self._closing or self._descriptor < 0
+        return self._closing or self.descriptor < 0
 
     def close(self) -> None:
         """Send what is unsent, then end."""
@@ -186,10 +237,10 @@ class PolledTransport(asyncio.Transport):
         self._end(None)
 
     def _end(self, error: OSError | None) -> None:
-        if self._descriptor < 0:
+        if self.descriptor < 0:
             return
-        descriptor, self._descriptor = self._descriptor, -1
-        self._poller.forget(descriptor)
+        self._poller.forget(self)
+        descriptor, self.descriptor = self.descriptor, -1
         self._epoll.unregister(descriptor)
         os.close(descriptor)
         self._unsent = b""

@@ -97,7 +97,7 @@ class Server:
             lingering_time=config.close_timeout_s,
             shutdown_timeout=config.close_timeout_s,
         )
-        self._poller = Poller(buffer)
+        self._poller = Poller(buffer, intake)
 
     async def start(self, listening: socket.socket) -> None:
         """Accept connections on a bound socket."""
@@ -158,6 +158,7 @@ class Server:
             self._acceptor.close()
         for connection in self._connections:
             connection.refuse_from_now_on()
+        self._poller.finish()
 
     async def close_connections(self, code: int, reason: str) -> None:
         """Close every connection, each after its own acks."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, Protocol
 
 from headrace import Origin
 from headrace.position import ORIGIN_SESSION
@@ -20,18 +20,50 @@ from headrace_ingest_ws.refusals import NOTE_BYTES_PER_REFUSAL, Refusals, Refuse
 _ORIGIN_BYTES: Final = 64
 
 
+class Counts(Protocol):
+    """The numbers of a connection's messages; gather.c has and moves them where it takes messages itself."""
+
+    count: int
+    """The last message that was taken or refused."""
+    settled: int
+    """All up to here are durable or were refused."""
+    acked: int
+    """The ack of all up to here is handed out."""
+
+
+class PythonCounts:
+    """Counts that nobody else moves."""
+
+    __slots__ = ("acked", "count", "settled")
+
+    def __init__(self, start: int) -> None:
+        self.count = self.settled = self.acked = start
+
+
 class Session:
     """The bookkeeping of one connection; at most `window` messages are without an ack."""
 
-    __slots__ = ("_rejects", "_settled", "acked", "count", "window")
+    __slots__ = ("_counts", "_rejects", "window")
 
     def __init__(self, window: int, start: int = 0) -> None:
         self.window = window
-        self.count = start
-        self.acked = start
-        self._settled = start
+        self._counts: Counts = PythonCounts(start)
         # bounded by the window: a reject lives until the ack that covers it is handed out
         self._rejects: deque[tuple[int, bytes]] | None = None  # an empty deque takes 600 bytes
+
+    def share(self, counts: Counts) -> None:
+        """Go on with these counts, which begin where the present ones are."""
+        self._counts = counts
+
+    @property
+    def count(self) -> int:
+        """The last message that was taken or refused."""
+        return self._counts.count
+
+    @property
+    def acked(self) -> int:
+        """All up to here are acknowledged."""
+        return self._counts.acked
 
     @property
     def room(self) -> int:
@@ -51,47 +83,52 @@ class Session:
     @property
     def settled(self) -> bool:
         """True when every message so far is durable or was refused, whether or not the client could be told."""
-        return self._settled == self.count
+        return self._counts.settled == self.count
 
     @property
     def ack_due(self) -> bool:
         """True when `due` has something to write."""
-        return self._settled > self.acked
+        return self._counts.settled > self.acked
 
     def take(self, messages: int = 1) -> int:
         """Count messages that are taken; the number of the last."""
-        self.count += messages
+        self._counts.count += messages
         return self.count
 
     def refuse(self, refusal: Refusal) -> int:
         """Count a message that is not taken; its number. The client hears of it with the ack that covers it."""
-        self.count += 1
+        self._counts.count += 1
         if self._rejects is None:
             self._rejects = deque()
         self._rejects.append((self.count, reject(self.count, refusal)))
         return self.count
 
+    @property
+    def rejects_due(self) -> bool:
+        """True while a reject waits for the ack that covers it."""
+        return bool(self._rejects)
+
     def settle(self, last: int) -> None:
         """All messages up to `last` are durable or were refused. Repeatable; never moves back."""
         assert last <= self.count, f"settled message {last} of {self.count}"
-        if last > self._settled:
-            self._settled = last
+        if last > self._counts.settled:
+            self._counts.settled = last
 
     def ack_only(self) -> int:
         """The ack to write when it is due and no reject comes before it, and then it counts as written; 0: see `due`."""
-        if self._rejects or self._settled <= self.acked:
+        if self._rejects or self._counts.settled <= self.acked:
             return 0
-        self.acked = self._settled
+        self._counts.acked = self._counts.settled
         return self.acked
 
     def due(self) -> list[bytes]:
         """The texts to write now, in order; they count as written from here on. Empty when no ack is due."""
-        if self._settled <= self.acked:
+        if self._counts.settled <= self.acked:
             return []
         texts = []
-        while self._rejects and self._rejects[0][0] <= self._settled:
+        while self._rejects and self._rejects[0][0] <= self._counts.settled:
             texts.append(self._rejects.popleft()[1])
-        self.acked = self._settled
+        self._counts.acked = self._counts.settled
         texts.append(ack(self.acked))
         return texts
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from headrace_ingest_ws.connection import Connection
 from headrace_ingest_ws.directory import Standing
 from headrace_ingest_ws.protocol import CLOSE_POLICY, CLOSE_TAKEN_OVER, Refusal
 from headrace_ingest_ws.refusals import NOTE_BYTES_PER_REFUSAL
 from headrace_ingest_ws.session import DeviceSession
+
+if TYPE_CHECKING:  # these are not there without the C parser
+    from headrace_ingest_ws.gathering import Gatherer
+    from headrace_ingest_ws.polling import PolledTransport
 
 
 class SessionConnection(Connection):
@@ -30,6 +35,21 @@ class SessionConnection(Connection):
         if already_read:  # counted from a number that this client cannot know yet, so that acks would mislead it
             self._close_for(CLOSE_POLICY, "expected no message of a session before its hello")
 
+    @property
+    def session_peer(self) -> SessionConnection:
+        return self
+
+    @property
+    def member(self) -> DeviceSession:
+        return self._session
+
+    def join_at(self, row: int) -> None:
+        self._session.join(row)
+
+    def _gather(self, gatherer: Gatherer, transport: PolledTransport) -> None:
+        super()._gather(gatherer, transport)
+        self._gathered.origin_bytes = self._session.origin_bytes
+
     # --- messages ----------------------------------------------------------------------------------------------------
 
     def took_run(self, run: bytes, count: int) -> None:
@@ -47,6 +67,8 @@ class SessionConnection(Connection):
             self._join()
         self._intake.weigh(NOTE_BYTES_PER_REFUSAL)
         super()._refuse(refusal, size)
+        if self._gathered is not None:
+            self._gathered.origin_bytes = self._session.origin_bytes
 
     def _join(self) -> None:
         self._session.join(self._intake.join(self._session))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from headrace_ingest_ws.parser import CLOSE, ERROR, FULL, MORE, PING, READ_BYTES, TEXT, FrameBuffer, Parser
+from headrace_ingest_ws.parser import BINARY, CLOSE, ERROR, FULL, MORE, PING, READ_BYTES, TEXT, Found, FrameBuffer, Parser
 from headrace_ingest_ws.protocol import CLOSE_LOST, CLOSE_NO_CODE, CLOSE_NOT_TEXT, CLOSE_PROTOCOL, close_frame, pong_frame
 
 #: A client that leaves so much unread gets no frames until it reads: acks are cumulative, so nothing piles up.
@@ -71,6 +71,9 @@ class WebSocket(asyncio.BufferedProtocol):
     def reads_again(self) -> None:
         """The client has read what was written: there is room for more."""
 
+    def ack_begun(self, sent: int) -> None:
+        """So many bytes of what is due were written already; write the rest."""
+
     def ended(self, code: int) -> None:
         """The connection is gone. code: of the close handshake, 1006 when there was none."""
 
@@ -103,11 +106,19 @@ class WebSocket(asyncio.BufferedProtocol):
         else:
             self._parse(start, end)
 
-    def _parse(self, start: int, end: int) -> None:
+    def found(self, found: Found, end: int) -> None:
+        """As `received`, when the first call of the parser was made already."""
+        self._heard = True
+        if TEXT <= found[0] <= BINARY and self._parser is not None:
+            self._parser.release()
+        self._parse(found[1], end, found)
+
+    def _parse(self, start: int, end: int, found: Found | None = None) -> None:
         """Take what the buffer holds, as far as there is room."""
         while not self._deaf:
             assert self._parser is not None
-            event, start, run, count, data, code = self._parser.parse(start, end, self.room())
+            event, start, run, count, data, code = found or self._parser.parse(start, end, self.room())
+            found = None
             if count:
                 self.took_run(run, count)
             if event == MORE:
@@ -178,9 +189,13 @@ class WebSocket(asyncio.BufferedProtocol):
 
     # --- the end -----------------------------------------------------------------------------------------------------
 
+    def refuses(self) -> None:
+        """Nothing that still arrives is counted or answered from now on."""
+        self._refusing = True
+
     def close(self, code: int, reason: bytes = b"") -> None:
         """Say goodbye with this code once the client is owed nothing. The first code stands."""
-        self._refusing = True
+        self.refuses()
         if self._goodbye is None and not self._lost:
             self._goodbye = close_frame(code, reason) if code != CLOSE_NO_CODE else b"\x88\x00"
             self._close_code = code

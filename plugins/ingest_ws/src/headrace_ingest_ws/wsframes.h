@@ -1,4 +1,6 @@
-/* What Python sees of wsframes.c; cffi reads this file too, so it holds plain declarations only. */
+/* What Python sees of wsframes.c; cffi reads this file too, so it holds plain declarations only (it skips lines that begin with #). */
+#ifndef HEADRACE_WSFRAMES_H
+#define HEADRACE_WSFRAMES_H
 
 typedef struct {
     uint64_t message_max;  /* longest message in bytes */
@@ -31,6 +33,4 @@ void ws_delete(ws_parser *p);
 void ws_release(ws_parser *p);
 int ws_parse(ws_parser *p, uint8_t *bytes, size_t size, size_t messages_max, ws_found *found);
 
-/* Reads from what `epoll` says is ready, at most `events_max` (256 or fewer) descriptors, one behind the other into `buffer`.
- * Each find is three numbers: descriptor, start, and size (0: end; INT32_MIN: writable; else -errno). The finds, or -errno. */
-int ws_read(int epoll, int events_max, uint8_t *buffer, size_t size, size_t read_max, int32_t *finds);
+#endif

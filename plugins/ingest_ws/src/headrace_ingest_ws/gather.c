@@ -1,0 +1,204 @@
+/* From sockets to Arrow buffers, and acks back, for the connections that do what nearly all devices do: send JSON objects in
+ * whole text frames and read their acks. Everything else is handed to Python, which looks after such a connection until all is
+ * plain again. See polling.py.
+ *
+ * Nothing here blocks or keeps time. A connection is known by its descriptor; `serial` tells it from a later one there.
+ */
+
+#include <errno.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+
+#include "wsframes.h"
+#include "gather.h"
+
+enum { EVENTS_MAX = 256, UNPARSED = -1, HEADER_BYTES = 2 };
+
+ws_gatherer *ws_gatherer_new(void) { return calloc(1, sizeof(ws_gatherer)); }
+
+void ws_gatherer_delete(ws_gatherer *g) {
+    free(g->payload_offsets);
+    free(g->device_offsets);
+    free(g->received);
+    free(g->payload);
+    free(g->device);
+    free(g->chunks);
+    free(g->table);
+    free(g);
+}
+
+ws_connection *ws_connection_new(const uint8_t *device, size_t device_size, ws_parser *parser, uint32_t window, uint64_t start) {
+    ws_connection *c = calloc(1, sizeof *c + device_size);
+    if (!c) return NULL;
+    c->count = c->settled = c->acked = start;
+    c->chunk_batch = c->later = UINT64_MAX;
+    c->window = window;
+    c->special = 1; /* until Python has seen it plain */
+    c->parser = parser;
+    c->device_size = device_size;
+    memcpy(c->device, device, device_size);
+    return c;
+}
+
+void ws_connection_delete(ws_connection *c) { free(c); }
+
+int ws_place(ws_gatherer *g, int descriptor, ws_connection *c) {
+    size_t at = (size_t)descriptor;
+    if (at >= g->table_size) {
+        if (!c) return 1;
+        size_t size = at * 2 < 1024 ? 1024 : at * 2;
+        ws_connection **table = realloc(g->table, size * sizeof *table);
+        if (!table) return 0;
+        memset(table + g->table_size, 0, (size - g->table_size) * sizeof *table);
+        g->table = table;
+        g->table_size = size;
+    }
+    g->table[at] = c;
+    return 1;
+}
+
+static ws_connection *at(const ws_gatherer *g, int descriptor) {
+    return g && (size_t)descriptor < g->table_size ? g->table[descriptor] : NULL;
+}
+
+/* Room for `size` in an array of `*room`; 0 when there is no memory. */
+static int make_room(void **array, size_t *room, size_t size, size_t item) {
+    if (size <= *room) return 1;
+    size_t larger = *room ? *room : 4096;
+    while (larger < size) larger *= 2;
+    void *grown = realloc(*array, larger * item);
+    if (!grown) return 0;
+    *array = grown;
+    *room = larger;
+    return 1;
+}
+
+static int make_rows(ws_gatherer *g, size_t rows) {
+    size_t room = g->row_room, same = g->row_room, again = g->row_room;
+    if (rows < room) return 1; /* offsets have one more */
+    if (!make_room((void **)&g->payload_offsets, &room, rows + 1, sizeof(int32_t))) return 0;
+    if (!make_room((void **)&g->device_offsets, &same, rows + 1, sizeof(int32_t))) return 0;
+    if (!make_room((void **)&g->received, &again, rows + 1, sizeof(int64_t))) return 0;
+    g->row_room = room;
+    return 1;
+}
+
+/* Takes a run of messages into the batch; 0 when one of them is not certainly an object, or there is no memory: none is taken. */
+static int gather(ws_gatherer *g, ws_connection *c, int descriptor, const uint8_t *run, size_t size, size_t count, int64_t received_us) {
+    const uint8_t *end = run + size, *message = run;
+    for (size_t i = 0; i < count; i++) {
+        const uint8_t *stop = memchr(message, '\n', (size_t)(end - message));
+        if (!stop) stop = end;
+        if (!ws_is_object(message, stop)) return 0;
+        message = stop + 1;
+    }
+    if (!make_rows(g, g->rows + count) || !make_room((void **)&g->payload, &g->payload_room, g->payload_size + size, 1) ||
+        !make_room((void **)&g->device, &g->device_room, g->device_size + count * c->device_size, 1) ||
+        !make_room((void **)&g->chunks, &g->chunk_room, g->chunk_count + 1, sizeof(ws_chunk)))
+        return 0;
+    if (c->chunk_batch != g->number) {
+        c->chunk_batch = g->number;
+        c->chunk = g->chunk_count++;
+        g->chunks[c->chunk] =
+            (ws_chunk){.serial = c->serial, .descriptor = descriptor, .row = (uint32_t)g->rows, .member = c->origin_bytes != 0};
+        g->origin_size += c->origin_bytes;
+    }
+    c->count += count;
+    g->chunks[c->chunk].last = c->count;
+    message = run;
+    for (size_t i = 0; i < count; i++) {
+        const uint8_t *stop = memchr(message, '\n', (size_t)(end - message));
+        size_t length = (size_t)((stop ? stop : end) - message);
+        memcpy(g->payload + g->payload_size, message, length);
+        memcpy(g->device + g->device_size, c->device, c->device_size);
+        g->payload_offsets[g->rows] = (int32_t)g->payload_size;
+        g->device_offsets[g->rows] = (int32_t)g->device_size;
+        g->received[g->rows++] = received_us;
+        g->payload_size += length;
+        g->device_size += c->device_size;
+        message += length + 1;
+    }
+    g->payload_offsets[g->rows] = (int32_t)g->payload_size;
+    g->device_offsets[g->rows] = (int32_t)g->device_size;
+    return 1;
+}
+
+int ws_read(ws_gatherer *g, int epoll, int events_max, uint8_t *buffer, size_t size, size_t read_max, size_t rows_max, size_t bytes_max,
+            int64_t received_us, ws_find *finds) {
+    struct epoll_event events[EVENTS_MAX];
+    ws_find *find = finds;
+    size_t start = 0;
+    int count = epoll_wait(epoll, events, events_max < EVENTS_MAX ? events_max : EVENTS_MAX, 0);
+    if (count < 0) return errno == EINTR ? 0 : -errno;
+    for (int i = 0; i < count; i++) {
+        int descriptor = events[i].data.fd;
+        if (events[i].events & EPOLLOUT) *find++ = (ws_find){.descriptor = descriptor, .size = INT64_MIN, .event = UNPARSED};
+        if (!(events[i].events & ~(uint32_t)EPOLLOUT)) continue;
+        /* what is not read now is ready again in the next turn */
+        if (size - start < read_max) break;
+        if (g && (g->rows >= rows_max || g->payload_size + g->origin_size >= bytes_max)) break;
+        ssize_t got = recv(descriptor, buffer + start, read_max, 0);
+        if (got < 0 && (errno == EAGAIN || errno == EINTR)) continue;
+        ws_connection *c = at(g, descriptor);
+        ws_find read = {.descriptor = descriptor, .start = (int64_t)start, .size = got < 0 ? -errno : got, .event = UNPARSED};
+        if (got > 0 && c) c->heard = 1;
+        if (got > 0 && c && c->gathers && c->later != g->number && c->count - c->acked < c->window) {
+            size_t most = c->window - (c->count - c->acked), left = rows_max - g->rows;
+            ws_found found = {0};
+            read.event = ws_parse(c->parser, buffer + start, (size_t)got, most < left ? most : left, &found);
+            if (found.run_count && gather(g, c, descriptor, buffer + start, found.run_bytes, found.run_count, received_us))
+                found.run_count = 0;
+            if (read.event == 0 && !found.run_count) continue; /* all of it was taken */
+            c->special = 1;
+            read.run_bytes = (int64_t)found.run_bytes;
+            read.run_count = (int64_t)found.run_count;
+            read.consumed = (int64_t)found.consumed;
+            read.code = found.code;
+            read.data = (int64_t)(intptr_t)found.data;
+            read.data_size = (int64_t)found.size;
+            read.assembled = found.assembled;
+        } else if (c) {
+            c->special = 1;
+        }
+        *find++ = read;
+        if (got > 0) start += ((size_t)got + 63) & ~(size_t)63;
+    }
+    return (int)(find - finds);
+}
+
+void ws_next_batch(ws_gatherer *g) {
+    g->number++;
+    g->rows = g->payload_size = g->device_size = g->origin_size = g->chunk_count = 0;
+}
+
+int ws_acknowledge(ws_gatherer *g, const ws_chunk *chunks, size_t count, int32_t *rest) {
+    int left = 0;
+    for (const ws_chunk *chunk = chunks; chunk < chunks + count; chunk++) {
+        ws_connection *c = at(g, chunk->descriptor);
+        if (!c || c->serial != chunk->serial || chunk->member) continue; /* it is gone, or Python settles it */
+        if (chunk->last > c->settled) c->settled = chunk->last;
+        if (c->settled <= c->acked) continue;
+        int sent = 0;
+        if (!c->special) {
+            char frame[HEADER_BYTES + 32];
+            int size = snprintf(frame + HEADER_BYTES, 32, "{\"ack\":%llu}", (unsigned long long)c->settled);
+            frame[0] = (char)0x81;
+            frame[1] = (char)size;
+            size += HEADER_BYTES;
+            sent = (int)send(chunk->descriptor, frame, (size_t)size, MSG_DONTWAIT | MSG_NOSIGNAL);
+            if (sent == size) {
+                c->acked = c->settled;
+                continue;
+            }
+        }
+        *rest++ = chunk->descriptor;
+        *rest++ = sent < 0 ? 0 : sent;
+        left++;
+    }
+    return left;
+}

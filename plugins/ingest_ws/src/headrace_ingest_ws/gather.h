@@ -1,0 +1,74 @@
+/* What Python sees of gather.c; cffi reads this file too, so it holds plain declarations only (it skips lines that begin with #). */
+#ifndef HEADRACE_GATHER_H
+#define HEADRACE_GATHER_H
+
+/* One WebSocket connection of a device. Python makes it, and reads and writes the counts as well. */
+typedef struct {
+    uint64_t count;        /* number of the last message that was taken or refused */
+    uint64_t settled;      /* all up to here are durable or were refused */
+    uint64_t acked;        /* all up to here are acknowledged */
+    uint64_t serial;       /* tells it from a later connection on the same descriptor */
+    uint64_t later;        /* the batch with this number is Python's: rows of one connection stay in their order */
+    uint64_t chunk_batch;  /* the batch that has a chunk of it, and which one that is */
+    size_t chunk;
+    uint32_t window;       /* most messages without an ack */
+    uint32_t origin_bytes; /* what a commit takes for it beside its rows; 0: it is no member of a session */
+    uint8_t gathers;       /* its messages may be taken here */
+    uint8_t special;       /* Python writes its acks */
+    uint8_t heard;         /* it sent something */
+    ws_parser *parser;
+    size_t device_size;
+    uint8_t device[];
+} ws_connection;
+
+/* Messages of one connection in one batch: its rows begin at `row`, its last message is `last`. */
+typedef struct {
+    uint64_t serial, last;
+    int32_t descriptor;
+    uint32_t row;
+    int32_t member;
+    int32_t unused;
+} ws_chunk;
+
+/* The batch that gathers: the buffers of Arrow arrays, and who is in it. */
+typedef struct {
+    uint64_t number;
+    size_t rows, payload_size, device_size, origin_size, chunk_count;
+    size_t row_room, payload_room, device_room, chunk_room;
+    int32_t *payload_offsets, *device_offsets; /* rows + 1 each */
+    int64_t *received;
+    uint8_t *payload, *device;
+    ws_chunk *chunks;
+    ws_connection **table; /* by descriptor */
+    size_t table_size;
+} ws_gatherer;
+
+/* What was read and is left to Python. event -1: `size` bytes at `start` of the buffer, not parsed (0: end, INT64_MIN:
+ * writable, else -errno); otherwise what ws_parse found there, without the run when that was gathered (run_count 0). */
+typedef struct {
+    int64_t descriptor, start, size, event, run_bytes, run_count, consumed, code, data, data_size, assembled;
+} ws_find;
+
+ws_gatherer *ws_gatherer_new(void);
+void ws_gatherer_delete(ws_gatherer *g);
+ws_connection *ws_connection_new(const uint8_t *device, size_t device_size, ws_parser *parser, uint32_t window, uint64_t start);
+void ws_connection_delete(ws_connection *c);
+
+/* Puts a connection (NULL: none) at its descriptor; 0 when there is no memory. */
+int ws_place(ws_gatherer *g, int descriptor, ws_connection *c);
+
+/* Reads from what `epoll` says is ready, at most `events_max` descriptors, one behind the other into `buffer`. Gathers what
+ * it may while the batch has fewer than `rows_max` rows and `bytes_max` bytes. Returns the number of finds, or -errno. */
+int ws_read(ws_gatherer *g, int epoll, int events_max, uint8_t *buffer, size_t size, size_t read_max, size_t rows_max, size_t bytes_max,
+            int64_t received_us, ws_find *finds);
+
+/* Begins the next batch. */
+void ws_next_batch(ws_gatherer *g);
+
+/* What these chunks hold is durable: acknowledge it, but for members of sessions. Pairs of descriptor and bytes that were sent
+ * of the ack's frame go to `rest` for each connection whose ack Python has to write; their number. */
+int ws_acknowledge(ws_gatherer *g, const ws_chunk *chunks, size_t count, int32_t *rest);
+
+int ws_is_object(const uint8_t *at, const uint8_t *end);
+
+#endif

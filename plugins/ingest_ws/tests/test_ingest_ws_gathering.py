@@ -1,0 +1,205 @@
+"""What C takes without Python: only what Python would take, in the same order, acked to whom it came from."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from headrace.decoding import check, decode_json
+from headrace.position import ORIGIN_SESSION
+from headrace_ingest_ws.parser import RUN_BRACES_MAX
+
+wsframes = pytest.importorskip("headrace_ingest_ws._wsframes", reason="the C parser was not built here")
+
+
+def is_object(text: bytes) -> bool:
+    buffer = wsframes.ffi.from_buffer(text)
+    return bool(wsframes.lib.ws_is_object(wsframes.ffi.cast("uint8_t *", buffer), wsframes.ffi.cast("uint8_t *", buffer) + len(text)))
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**18), 10**18) | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=8,
+)
+texts = st.dictionaries(st.text(max_size=6), values, max_size=4).flatmap(
+    lambda value: st.sampled_from(
+        [json.dumps(value), json.dumps(value, ensure_ascii=False), json.dumps(value, indent=1).replace("\n", " ")]
+    )
+)
+
+
+@st.composite
+def broken(draw: st.DrawFn) -> bytes:
+    """A JSON text with a few bytes cut out, put in or changed."""
+    text = bytearray(draw(texts).encode())
+    for _ in range(draw(st.integers(0, 3))):
+        at = draw(st.integers(0, len(text)))
+        text[at : at + draw(st.integers(0, 2))] = draw(
+            st.sampled_from([b"", b",", b"}", b"{", b'"', b"\\", b"0", b"-", b".", b"e9", b"\t", b":"])
+        )
+    return bytes(text)
+
+
+@settings(max_examples=1500, deadline=None)
+@given(broken())
+@example(b'{"a":1e999}')
+@example(b'{"a":01}')
+@example(b'{"a":-}')
+@example(b'{"a":1.}')
+@example(b'{"a":1,}')
+@example(b'{"a":"\\ud800"}')
+@example(b'{"a":[1,2}')
+@example(b'{"a":1}{')
+@example(b'{"a" 1}')
+@example(b'{,"a":1}')
+@example(b'{"a":123456789012345678901234567890}')
+@example(b'{"a":nul}')
+def test_c_says_yes_only_to_what_python_takes_and_decodes(text: bytes) -> None:
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return  # the parser has refused it before
+    if text.count(b"{") + text.count(b"[") <= RUN_BRACES_MAX and is_object(text):
+        assert check(text) is None
+        assert decode_json([text])[1] == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"{}",
+        b' {"a" : 1 , "b":[ ] } ',
+        b'{"temperature":21.5,"humidity":-40.25,"ok":true,"bad":false,"none":null,"name":"\xc3\xbc\\n\\"x\\""}',
+        b'{"a":{"b":{"c":[1,2,[3,{"d":[]}]]}},"e":1.5e-7,"ts":1794000000.123}',
+    ],
+)
+def test_what_devices_send_is_taken_without_python(text: bytes) -> None:
+    assert is_object(text)
+    assert check(text) is None
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_all_kinds_of_messages_mixed_keep_their_order_their_acks_and_their_rejects(kit: SimpleNamespace, seed: int) -> None:
+    async def scenario() -> None:
+        chance = random.Random(seed)
+        deliver = kit.FakeDeliver()
+        async with kit.running(deliver, window_messages=16, batch_rows_max=40) as site:
+            clients = [await site.raw(f"d{number}") for number in range(8)]
+            wanted: dict[int, list[bytes]] = {number: [] for number in range(8)}
+            refused: dict[int, set[int]] = {number: set() for number in range(8)}
+            counts = dict.fromkeys(range(8), 0)
+            for step in range(60):
+                number = chance.randrange(8)
+                sent = b""
+                for part in range(chance.randint(1, 12)):
+                    event = b'{"step":%d,"part":%d}' % (step, part)
+                    kind = chance.randrange(8)
+                    counts[number] += kind != 7
+                    if kind <= 3:
+                        sent += kit.frame(1, event)
+                        wanted[number].append(event)
+                    elif kind == 4:
+                        sent += kit.frame(1, b"[" + event + b"," + event + b"]")
+                        wanted[number] += [event, event]
+                    elif kind == 5:
+                        sent += kit.frame(1, b'{"broken":')
+                        refused[number].add(counts[number])
+                    elif kind == 6:
+                        unicode = event[:-1] + b',"t":"\\u00e9"}'
+                        sent += kit.frame(1, unicode[:9], fin=False) + kit.frame(9, b"?") + kit.frame(0, unicode[9:])
+                        wanted[number].append(unicode)
+                    else:
+                        sent += kit.frame(9, b"!")
+                while sent:
+                    size = chance.randint(1, len(sent))
+                    clients[number].send(sent[:size])
+                    sent = sent[size:]
+                    await asyncio.sleep(0)
+            for number, client in enumerate(clients):
+                rejects, last, acked = set(), 0, 0
+                while acked < counts[number]:
+                    opcode, text = await asyncio.wait_for(client.receive(), 10)
+                    if opcode == 1:
+                        frame = json.loads(text)
+                        if "reject" in frame:
+                            assert frame["reject"] > acked
+                            rejects.add(frame["reject"])
+                        else:
+                            last, acked = acked, frame["ack"]
+                            assert acked > last
+                assert acked == counts[number]
+                assert rejects == refused[number]
+                client.writer.transport.abort()
+            for number, events in wanted.items():
+                assert [payload for device, payload in deliver.rows if device == f"d{number}"] == events
+            assert site.metric("ingest_acked_events_total") == sum(map(len, wanted.values()))
+
+    asyncio.run(scenario())
+
+
+def test_an_ack_goes_to_the_connection_that_sent_not_to_a_later_one_in_its_place(kit: SimpleNamespace) -> None:
+    async def scenario() -> None:
+        deliver = kit.FakeDeliver()
+        async with kit.running(deliver) as site:
+            first = await site.raw()
+            first.text(b'{"n":0}')  # its ack is written by Python; from then on C takes over
+            assert (await first.receive())[1] == b'{"ack":1}'
+            deliver.gate.clear()
+            first.send(b"".join(kit.frame(1, b'{"n":%d}' % number) for number in range(1, 5)))
+            await kit.until(lambda: deliver.under_way == 1)
+            first.writer.transport.abort()
+            await kit.until(lambda: site.metric("ingest_connections") == 0)
+            second = await site.raw("d2")
+            second.text(b'{"n":9}')
+            await kit.until(lambda: site.metric("ingest_received_events_total") == 6)
+            deliver.gate.set()
+            assert (await second.receive())[1] == b'{"ack":1}'
+            second.text(b'{"n":10}')
+            assert (await second.receive())[1] == b'{"ack":2}'
+            assert [payload for _, payload in deliver.rows] == [b'{"n":%d}' % number for number in (0, 1, 2, 3, 4, 9, 10)]
+            second.writer.transport.abort()
+
+    asyncio.run(scenario())
+
+
+def test_sessions_and_others_share_a_batch_and_each_origin_has_its_own_numbers(kit: SimpleNamespace) -> None:
+    async def scenario() -> None:
+        deliver = kit.FakeDeliver()
+        async with kit.running(deliver) as site:
+            plain = await site.raw("plain")
+            async with site.connect("a", session="s") as one, site.connect("b", session="s") as two:
+                await one.recv(), await two.recv()
+                await one.send("{}")
+                assert await one.recv() == '{"ack":1}'
+                deliver.gate.clear()
+                plain.text(b'{"n":0}')
+                await kit.until(lambda: deliver.under_way == 1)
+                plain.text(b'{"n":1}')
+                for number in range(3):
+                    await one.send(json.dumps({"n": number}))
+                    await two.send(json.dumps({"n": number}))
+                await one.send("[{},{}]")
+                await two.send("no json")
+                await kit.until(lambda: site.metric("ingest_received_events_total") == 12)
+                deliver.gate.set()
+                while await one.recv() != '{"ack":5}':
+                    pass
+                while await two.recv() != '{"ack":4}':
+                    pass
+        marks = {origin.id: [] for origin in deliver.origins}
+        for origin in deliver.origins:
+            assert origin.kind == ORIGIN_SESSION
+            marks[origin.id].append((origin.first, origin.last))
+        for ranges in marks.values():  # without a hole, and nothing twice
+            assert [first for first, _ in ranges] == [1, *(last + 1 for _, last in ranges[:-1])]
+        assert {name: ranges[-1][1] for name, ranges in marks.items()} == {"a/s": 5, "b/s": 4}
+        plain.writer.transport.abort()
+
+    asyncio.run(scenario())
