@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from headrace.decoding import check, decode_json
+from headrace.encodings.json_text import check, decode
 from headrace.position import ORIGIN_SESSION
 from headrace_ingest_ws.parser import RUN_BRACES_MAX
 
@@ -68,7 +68,7 @@ def test_c_says_yes_only_to_what_python_takes_and_decodes(text: bytes) -> None:
         return  # the parser has refused it before
     if text.count(b"{") + text.count(b"[") <= RUN_BRACES_MAX and is_object(text):
         assert check(text) is None
-        assert decode_json([text])[1] == []
+        assert decode([text])[1] == []
 
 
 @pytest.mark.parametrize(

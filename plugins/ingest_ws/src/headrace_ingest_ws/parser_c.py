@@ -72,7 +72,7 @@ class CParser:
 
     @property
     def unfinished(self) -> bool:
-        state = self._state
+        state = self.state
         return bool(state.head_size or state.in_payload or state.kind)
 
     def parse(self, start: int, end: int, messages_max: int) -> Found:
