@@ -130,7 +130,7 @@ def test_draining_between_key_and_commit_leaves_the_key_free(kit: SimpleNamespac
             deliver.has_room.set()
             assert (await waiting)[0] == 503
             assert (await filling)[0] == 200
-            assert site.component._server._sessions._places == {}
+            assert site.component._server.sessions._here._places == {}
 
     asyncio.run(scenario())
 
