@@ -162,6 +162,24 @@ def test_binary_data_becomes_base64_text_and_numbers_that_are_none_stay_numbers(
         columns([row])
 
 
+def test_a_large_map_of_msgpack_is_read_as_a_small_one_is() -> None:
+    sent = {
+        "a": b"\xfb\xff",
+        "l": [b"", 1, {"x": [b"x"]}],
+        "o": {"b": b"x", "n": None},
+        "at": datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC),
+    }
+    small = msgspec.msgpack.encode(sent)
+    large = msgspec.msgpack.encode({**sent, "text": "x" * 5000})
+    ((expected,), (row,)) = (events_of("msgpack", message) for message in (small, large))
+    assert row.pop("text") == "x" * 5000
+    assert row == expected
+    assert expected["at"] == "2026-01-02T00:00:00Z"
+    for inner in ({1: b""}, {"a": {b"k": b""}}):
+        for filler in ("", "x" * 5000):
+            assert refusal("msgpack", msgspec.msgpack.encode({"f": filler, "o": inner})).reason == "expected text as keys"
+
+
 def test_timestamps_are_the_time_of_the_event() -> None:
     at = datetime.datetime(2026, 11, 23, 11, 59, 1, 250_000, tzinfo=datetime.UTC)
     epoch = cbor2.dumps({"ts": cbor2.CBORTag(1, at.timestamp())})

@@ -14,22 +14,21 @@ from typing import Any, Final
 
 import cbor2
 
-from headrace.encodings.message import DEPTH_MAX, Readings, Sent, Unreadable, binary_text, require_count, too_deep
+from headrace.encodings.message import DEPTH_MAX, SMALL_BYTES, Readings, Sent, Unreadable, plain_readings, require_count
 
 #: An integer of so many bytes has 4,300 digits, what Python writes without being told to try harder.
 BIGNUM_BYTES_MAX: Final = 1785
 
 _MAP, _ARRAY, _BREAK, _INDEFINITE = 5, 4, 0xFF, 31
 _MAJORS: Final = ("a number", "a number", "a byte string", "text", "an array", "a map", "a tag", "a simple value")
+_FIRST_ARRAY, _FIRST_MAP = b"\x80", b"\xa0"
 _SELF_DESCRIBED: Final = b"\xd9\xd9\xf7"
-_PLAIN: Final = frozenset((float, int, bool, str, type(None)))
-_TEXT: Final = frozenset((str,))
 
 
 def check(payload: bytes) -> str | None:
     """Why this payload cannot be taken as one event, or None when it decodes."""
     try:
-        _whole(payload)
+        whole(payload)
     except Unreadable as error:
         return error.reason
     return None
@@ -37,9 +36,12 @@ def check(payload: bytes) -> str | None:
 
 def events(message: bytes, sent: Sent) -> list[bytes]:
     """The payload of each event of a message, or Unreadable."""
+    if message[:1] < _FIRST_ARRAY or (message[:1] >= _FIRST_MAP and not message.startswith(_SELF_DESCRIBED)):
+        whole(message)
+        return [message]
     reader = Reader(message)
     if reader.major != _ARRAY:
-        _whole(message)
+        whole(message)
         return [message]
     found: list[bytes] = []
     for index in reader.elements(sent):
@@ -58,7 +60,7 @@ def decode(payloads: Iterable[bytes]) -> tuple[list[Readings], list[int]]:
     bad: list[int] = []
     for index, payload in enumerate(payloads):
         try:
-            rows.append(_readings(_guarded(cbor2.loads, payload)))
+            rows.append(_readings(_guarded(cbor2.loads, payload, **_OPTIONS)))
         except Unreadable:
             rows.append({})
             bad.append(index)
@@ -129,7 +131,7 @@ class Reader:
             return first & 31 if first < 0x20 else -1 - (first & 31)
         label = self.item()
         if not isinstance(label, str):
-            raise Unreadable(f"expected a label of SenML, got {_kind_of(label)}")
+            raise Unreadable("expected a label of SenML: an integer or text")
         return label
 
     def _first(self) -> int:
@@ -142,7 +144,7 @@ class Reader:
         """The number of elements of the array or map that begins here; None when it is of indefinite length."""
         first = self._first()
         if first >> 5 != major:
-            raise Unreadable(f"expected {'an array' if major == _ARRAY else 'a map'}, got {_MAJORS[first >> 5]}")
+            raise Unreadable(f"expected {_MAJORS[major]}, got {_MAJORS[first >> 5]}")
         self._file.read(1)
         if (count := first & 31) == _INDEFINITE:
             return None
@@ -155,19 +157,25 @@ class Reader:
         return count
 
 
-def _whole(payload: bytes) -> Readings:
+def whole(payload: bytes) -> Readings:
     """The map that is the whole payload."""
+    return _readings(item_of(payload))
+
+
+def item_of(payload: bytes, any_key: bool = False) -> Any:
+    """The item that is the whole payload. any_key: a small one may have keys of any type."""
     file = io.BytesIO(payload)
-    readings = _readings(_guarded(cbor2.load, file))
+    options = _OPTIONS | {"strict_hashable_types": False} if any_key and len(payload) <= SMALL_BYTES else _OPTIONS
+    item = _guarded(cbor2.load, file, **options)
     if file.tell() != len(payload):
         raise Unreadable(f"invalid CBOR: bytes behind the end at byte {file.tell()}")
-    return readings
+    return item
 
 
-def _guarded(read: Callable[..., Any], *source: Any) -> Any:
+def _guarded(read: Callable[..., Any], *source: Any, **options: Any) -> Any:
     """What the library reads, or Unreadable: whatever it raises, the bytes are at fault."""
     try:
-        return read(*source, **_OPTIONS) if source else read()
+        return read(*source, **options)
     except cbor2.CBORDecodeEOF:
         raise Unreadable("invalid CBOR: the message ends too early") from None
     except BaseException as error:
@@ -184,36 +192,15 @@ def _guarded(read: Callable[..., Any], *source: Any) -> Any:
 def _readings(value: Any) -> Readings:
     if type(value) is not dict:
         raise Unreadable(f"expected a map, got {_kind_of(value)}")
-    if _TEXT.issuperset(map(type, value)) and _PLAIN.issuperset(map(type, value.values())):
-        return value
-    return _map(value, 1)
+    return plain_readings(value, _other)
 
 
-def _map(value: dict[Any, Any], depth: int) -> Readings:
-    if depth > DEPTH_MAX:
-        raise too_deep()
-    if not _TEXT.issuperset(map(type, value)):
-        raise Unreadable("expected text as keys")
-    return {name: _value(member, depth) for name, member in value.items()}
-
-
-def _value(value: Any, depth: int) -> Any:
-    kind = type(value)
-    if kind in _PLAIN:
-        return value
-    if kind is dict:
-        return _map(value, depth + 1)
-    if kind is list:
-        if depth >= DEPTH_MAX:
-            raise too_deep()
-        return [_value(element, depth + 1) for element in value]
-    if kind is bytes:
-        return binary_text(value)
-    if kind is cbor2.CBORSimpleValue:
+def _other(value: Any) -> Any:
+    if type(value) is cbor2.CBORSimpleValue:
         return value.value
     if value is cbor2.undefined:
         return None
-    raise Unreadable(f"expected a value that a reading can have, got {kind.__name__}")
+    raise Unreadable(f"expected a value that a reading can have, got {type(value).__name__}")
 
 
 def _kind_of(value: Any) -> str:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 #: Deeper nesting is refused before the ack: every level is a dot in a column's name.
 DEPTH_MAX: Final = 16
+
+#: In a message of this size even keys of one hash cost less than a millisecond.
+SMALL_BYTES: Final = 4096
 
 #: One event as a decoder gives it: JSON's types (numbers may be NaN or infinite), by name.
 Readings = dict[str, Any]
@@ -38,6 +42,37 @@ def require_count(count: int, sent: Sent) -> None:
         raise Unreadable("expected at least one event, got an empty array")
     if count > sent.events_max:
         raise Unreadable(f"expected at most {sent.events_max} events in a message, got {count}", events=count, too_many=True)
+
+
+PLAIN_TYPES: Final = frozenset((float, int, bool, str, type(None)))
+_TEXT: Final = frozenset((str,))
+
+
+def plain_readings(value: dict[Any, Any], other: Callable[[Any], Any], depth: int = 1) -> Readings:
+    """A map as a library has read it, with JSON's types alone; Unreadable when that cannot be.
+
+    other: what becomes of a value of any other type than these and binary data.
+    """
+    if not _TEXT.issuperset(map(type, value)):
+        raise Unreadable("expected text as keys")
+    if PLAIN_TYPES.issuperset(map(type, value.values())):
+        return value
+    return {name: _plain(member, other, depth) for name, member in value.items()}
+
+
+def _plain(value: Any, other: Callable[[Any], Any], depth: int) -> Any:
+    kind = type(value)
+    if kind in PLAIN_TYPES:
+        return value
+    if kind is bytes:
+        return binary_text(value)
+    if kind is not dict and kind is not list:
+        return other(value)
+    if depth >= DEPTH_MAX:
+        raise too_deep()
+    if kind is dict:
+        return plain_readings(value, other, depth + 1)
+    return [_plain(element, other, depth + 1) for element in value]
 
 
 def too_deep() -> Unreadable:

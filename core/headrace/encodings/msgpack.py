@@ -12,7 +12,18 @@ from typing import Any, Final
 
 import msgspec
 
-from headrace.encodings.message import DEPTH_MAX, Readings, Sent, Unreadable, binary_text, require_count, too_deep
+from headrace.encodings.message import (
+    DEPTH_MAX,
+    PLAIN_TYPES,
+    SMALL_BYTES,
+    Readings,
+    Sent,
+    Unreadable,
+    binary_text,
+    plain_readings,
+    require_count,
+    too_deep,
+)
 
 _Scalar = None | bool | int | float | str
 
@@ -29,7 +40,7 @@ def _nested(levels: int) -> Any:
 _plain = msgspec.msgpack.Decoder(dict[str, _nested(DEPTH_MAX - 1)])  # type: ignore[misc]
 _members = msgspec.msgpack.Decoder(dict[str, msgspec.Raw])
 _elements = msgspec.msgpack.Decoder(list[msgspec.Raw])
-_scalar = msgspec.msgpack.Decoder(Any)
+_anything = msgspec.msgpack.Decoder(Any)
 
 _REFUSED: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
@@ -75,21 +86,43 @@ def _readings(payload: bytes) -> Readings:
     try:
         plain: Readings = _plain.decode(payload)
     except msgspec.ValidationError:
-        return _map(payload, 1)
+        return _with_other_types(payload)
     except _REFUSED as error:
         raise _unreadable(error) from None
     return plain
 
 
-def _map(payload: bytes, depth: int) -> Readings:
+def _with_other_types(payload: bytes) -> Readings:
     if not _is_map(payload):
         raise Unreadable(f"expected a map, got {_kind_of(payload)}")
+    return plain_readings(_decoded(payload), _other) if len(payload) <= SMALL_BYTES else _map(payload, 1)
+
+
+def _other(value: Any) -> Any:
+    if isinstance(value, datetime.datetime):
+        return value.isoformat().replace("+00:00", "Z")
+    if isinstance(value, msgspec.msgpack.Ext):
+        return binary_text(bytes(value.data))
+    raise Unreadable(f"expected a value that a reading can have, got {type(value).__name__}")
+
+
+def _decoded(payload: bytes) -> Any:
+    try:
+        return _anything.decode(payload)
+    except _REFUSED as error:
+        raise _unreadable(error) from None
+
+
+# A large payload is taken apart map by map: no dict is filled before its keys are known to be text.
+
+
+def _map(payload: bytes, depth: int) -> Readings:
     if depth > DEPTH_MAX:
         raise too_deep()
     try:
         members = _members.decode(payload)
     except msgspec.ValidationError:
-        raise Unreadable("expected strings as keys") from None
+        raise Unreadable("expected text as keys") from None
     except _REFUSED as error:
         raise _unreadable(error) from None
     return {name: _value(bytes(member), depth) for name, member in members.items()}
@@ -102,15 +135,10 @@ def _value(payload: bytes, depth: int) -> Any:
         if depth >= DEPTH_MAX:
             raise too_deep()
         return [_value(element, depth + 1) for element in _raw_elements(payload)]
-    try:
-        value = _scalar.decode(payload)
-    except _REFUSED as error:
-        raise _unreadable(error) from None
-    if isinstance(value, bytes):
-        return binary_text(value)
-    if isinstance(value, datetime.datetime):
-        return value.isoformat().replace("+00:00", "Z")
-    return binary_text(bytes(value.data)) if isinstance(value, msgspec.msgpack.Ext) else value
+    value = _decoded(payload)
+    if type(value) in PLAIN_TYPES:
+        return value
+    return binary_text(value) if type(value) is bytes else _other(value)
 
 
 def _raw_elements(payload: bytes) -> list[bytes]:

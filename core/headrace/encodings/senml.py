@@ -19,9 +19,9 @@ from typing import Any, Final
 
 import msgspec
 
-from headrace.encodings.cbor import Reader
+from headrace.encodings.cbor import Reader, item_of
 from headrace.encodings.json_text import problem
-from headrace.encodings.message import Readings, Sent, Unreadable, binary_text, require_count
+from headrace.encodings.message import SMALL_BYTES, Readings, Sent, Unreadable, binary_text, require_count
 
 VERSION: Final = 10
 
@@ -31,12 +31,14 @@ ABSOLUTE_S: Final = 2**28
 #: Names of ours in an event: a record of this name is called `NAME.value`.
 RESERVED: Final = frozenset(("ts", "urn"))
 
-_NUMBER, _STRING = "a number", "a string"
-_TYPES: Final[Mapping[str, str]] = {
+_NUMBER: Final = frozenset((int, float))
+_TYPES: Final[Mapping[str, frozenset[type]]] = {
     **dict.fromkeys(("bt", "bv", "bs", "bver", "v", "s", "t", "ut"), _NUMBER),
-    **dict.fromkeys(("bn", "bu", "n", "u", "vs", "vd"), _STRING),
-    "vb": "a boolean",
+    **dict.fromkeys(("bn", "bu", "n", "u", "vs", "vd"), frozenset((str,))),
+    "vb": frozenset((bool,)),
 }
+_TYPE_NAMES: Final = {int: "a number", str: "a string", bool: "a boolean"}
+_BASE: Final = ("bn", "bt", "bu", "bv", "bs")
 _REGULAR: Final = frozenset(("n", "u", "v", "vs", "vb", "vd", "s", "t", "ut"))
 _VALUES: Final = ("v", "vs", "vb", "vd")
 
@@ -71,21 +73,44 @@ def events(message: bytes, sent: Sent) -> list[bytes]:
 
 def events_cbor(message: bytes, sent: Sent) -> list[bytes]:
     """A JSON object for each event of a pack in CBOR, or Unreadable."""
+    records = _small(message, sent) if len(message) <= SMALL_BYTES else _large(message, sent)
+    return [_encode(event) for event in resolve(records, sent)]
+
+
+def _small(message: bytes, sent: Sent) -> list[Record]:
+    records = item_of(message, any_key=True)
+    if not isinstance(records, list):
+        raise Unreadable("expected a SenML pack, an array of records")
+    require_count(len(records), sent)
+    named = []
+    for index, record in enumerate(records):
+        try:
+            if not isinstance(record, dict):
+                raise Unreadable("expected a map")
+            named.append(_record(record))
+        except Unreadable as error:
+            raise Unreadable(f"record {index} of the pack: {error}", index, len(records)) from None
+    return named
+
+
+def _large(message: bytes, sent: Sent) -> list[Record]:
+    """Taken apart label by label: no dict is filled with integers that a device has chosen."""
     reader = Reader(message)
     records: list[Record] = []
     for index in reader.elements(sent):
         try:
-            records.append(_record(reader))
+            records.append(_record({reader.label(): reader.item() for _ in reader.pairs()}))
         except Unreadable as error:
             raise Unreadable(f"record {index} of the pack: {error}", index, reader.count or index + 1) from None
-    return [_encode(event) for event in resolve(records, sent)]
+    return records
 
 
-def _record(reader: Reader) -> Record:
+def _record(by_label: dict[Any, Any]) -> Record:
+    """A record as JSON has it."""
     record: Record = {}
-    for _ in reader.pairs():
-        label = reader.label()
-        value = reader.item()
+    for label, value in by_label.items():
+        if type(label) is not int and type(label) is not str:
+            raise Unreadable("expected a label of SenML: an integer or text")
         record[_CBOR_LABELS.get(label, str(label))] = value
     if isinstance(data := record.get("vd"), bytes):
         record["vd"] = binary_text(data)
@@ -122,7 +147,7 @@ class _Pack:
             raise Unreadable("expected an object")
         _check_types(record)
         self._check_version(record)
-        for label in ("bn", "bt", "bu", "bv", "bs"):
+        for label in _BASE:
             if label in record:
                 self._base[label] = record[label]
         if _REGULAR.isdisjoint(record):
@@ -197,14 +222,16 @@ def _check_types(record: Record) -> None:
             # RFC 8428 section 4.4: what is not known is ignored, unless it says that it must be understood
             if label.endswith("_"):
                 raise Unreadable(f"{label[:80]}: a label that ends with _ has to be understood, and this one is not")
-        elif expected is _NUMBER:
-            if type(value) is not int and type(value) is not float:
-                raise Unreadable(f"{label}: expected a number")
+        elif type(value) not in expected:
+            raise Unreadable(f"{label}: expected {next(name for kind, name in _TYPE_NAMES.items() if kind in expected)}")
+        elif expected is _NUMBER and not -_FAR < value < _FAR:
             _finite(label, value)
-        elif type(value) is not (str if expected is _STRING else bool):
-            raise Unreadable(f"{label}: expected {expected}")
     if "vd" in record and (not _BASE64.fullmatch(record["vd"]) or len(record["vd"]) % 4 == 1):
         raise Unreadable("vd: expected base64 with the alphabet of URLs and without padding")
+
+
+#: Numbers between this and its negative need no second look.
+_FAR: Final = 1e300
 
 
 def _finite(label: str, number: float) -> float:
