@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from headrace.component import Clock, Component, Config, Context, Health
+    from headrace.encodings import ENCODINGS, Encoding, Sent, Unreadable
     from headrace.errors import (
         ConfigError,
         HeadraceError,
@@ -34,10 +35,13 @@ if TYPE_CHECKING:
         origin_batch,
         origins_of,
     )
-    from headrace.schema import ENCODING_JSON, EVENT_COLUMNS, RAW_SCHEMA, TIMESTAMP, event_schema
+    from headrace.schema import ENCODING_CBOR, ENCODING_JSON, ENCODING_MSGPACK, EVENT_COLUMNS, RAW_SCHEMA, TIMESTAMP, event_schema
 
 __all__ = [
+    "ENCODINGS",
+    "ENCODING_CBOR",
     "ENCODING_JSON",
+    "ENCODING_MSGPACK",
     "EVENT_COLUMNS",
     "NO_ORIGINS",
     "ORIGIN_SCHEMA",
@@ -50,6 +54,7 @@ __all__ = [
     "Context",
     "Deliver",
     "Elsewhere",
+    "Encoding",
     "HeadraceError",
     "Health",
     "HookError",
@@ -69,7 +74,9 @@ __all__ = [
     "RangeKey",
     "ReaderInfo",
     "Secret",
+    "Sent",
     "TransientError",
+    "Unreadable",
     "event_schema",
     "hookimpl",
     "origin_batch",
@@ -103,7 +110,8 @@ _HOMES: Final = {
         "origin_batch",
         "origins_of",
     ),
-    "headrace.schema": ("ENCODING_JSON", "EVENT_COLUMNS", "RAW_SCHEMA", "TIMESTAMP", "event_schema"),
+    "headrace.encodings": ("ENCODINGS", "Encoding", "Sent", "Unreadable"),
+    "headrace.schema": ("ENCODING_CBOR", "ENCODING_JSON", "ENCODING_MSGPACK", "EVENT_COLUMNS", "RAW_SCHEMA", "TIMESTAMP", "event_schema"),
 }
 
 

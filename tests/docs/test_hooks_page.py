@@ -91,6 +91,16 @@ def test_the_example_plugin_keeps_its_contract(tmp_path: Path) -> None:
     assert component.enrich(batch).column("shift").to_pylist() == ["night", "early", "early", "late", "late", "night"]
 
 
+def test_the_example_source_reads_messages() -> None:
+    (block,) = re.findall(r"^```python\n(from headrace import ENCODINGS.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+    names: dict[str, Any] = {}
+    exec(block, names)
+    assert names["read"](b'[{"a":1},{}]', "d", 0.0) == (1, [b'{"a":1}', b"{}"])
+    assert names["read"](b'[{"n":"a","v":1}]', "d", 0.0, "senml") == (1, [b'{"a":1}'])
+    assert names["read"](b"\xa0", "d", 0.0, "cbor") == (3, [b"\xa0"])
+    assert names["read"](b"7", "d", 0.0) == "refused: expected a JSON object, got a number"
+
+
 def test_the_example_wrapper_wraps(tmp_path: Path) -> None:
     (block,) = re.findall(r"^```python\n(from headrace import Component, hookimpl\n.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
     names: dict[str, Any] = {}
