@@ -14,6 +14,7 @@ import pytest
 from aiohttp import ClientSession
 
 from headrace import OriginMark, TransientError
+from headrace.hookspecs import Elsewhere
 from headrace.position import ORIGIN_SESSION
 from headrace.testing import FakeClock
 from headrace_ingest_ws.inflate import STEP_BYTES, Gunzip, TooLong
@@ -158,6 +159,34 @@ def test_a_mark_that_is_none_of_ours_is_no_answer(kit: SimpleNamespace) -> None:
         async with kit.running(deliver) as site:
             assert await post(site, b"{}", "k1") == (200, {"accepted": 1, "rejected": []}, False)
             assert deliver.origins[-1].first == 8
+
+    asyncio.run(scenario())
+
+
+def test_a_key_of_another_worker_is_known_and_one_that_nobody_can_tell_of_is_refused(kit: SimpleNamespace) -> None:
+    async def scenario() -> None:
+        deliver = kit.FakeDeliver()
+        async with kit.running(deliver) as site:
+            await post(site, b"{}", "k1")
+            mark = deliver.marks.pop(key_origin("d1", "k1"))
+            deliver.elsewhere = Elsewhere(mark, True)
+            assert (await post(site, b"{}", "k1"))[2] is True
+            deliver.elsewhere = Elsewhere(None, False)
+            assert (await post(site, b"{}", "k1"))[0] == 503
+            assert len(deliver.payloads) == 1
+            assert (await post(site, b"{}"))[0] == 200, "without a key nobody has to be asked"
+
+    asyncio.run(scenario())
+
+
+def test_without_a_queue_nothing_is_remembered(kit: SimpleNamespace) -> None:
+    async def scenario() -> None:
+        deliver = kit.FakeDeliver()
+        deliver.level = "none"
+        async with kit.running(deliver) as site:
+            for _ in range(2):
+                assert await post(site, b"{}", "k1") == (200, {"accepted": 1, "rejected": []}, False)
+            assert len(deliver.payloads) == 2
 
     asyncio.run(scenario())
 

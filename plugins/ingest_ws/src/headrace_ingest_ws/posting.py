@@ -151,6 +151,12 @@ class Posting:
             raise Refused(429, Refusal(RATE, rate.reason(), retry_ms=wait_ms), {"Retry-After": str(-(-wait_ms // 1000))})
         return rate
 
+    @property
+    def _remembers(self) -> bool:
+        """False in a tier without a queue: there is nothing to remember keys in."""
+        info = self._deliver.queue_info()
+        return info is not None and info.level != "none"
+
     # --- the body ----------------------------------------------------------------------------------------------------
 
     async def _read(self, request: web.Request, gzip: bool, rate: Rate | None) -> bytes:
@@ -200,6 +206,9 @@ class Posting:
             raise Refused(503, Refusal(BUSY, problem), reason="post_wait") from None
         post.when_done(lambda: self._sessions.leave(name, post))
         try:
+            if found == UNKNOWN and self._remembers:
+                problem = "another worker cannot be asked just now whether it has this key"
+                raise Refused(503, Refusal(BUSY, problem), reason="session")
             if found is None or found == UNKNOWN:
                 last, held = 0, None
             else:
