@@ -35,7 +35,7 @@ bench: .venv/.set-up-dev
 	@$(BIN)/python benchmarks/bench_site.py
 
 torture: .venv/.set-up-dev
-	@HEADRACE_FULL=1 $(BIN)/python -m pytest -q -x tests/crash plugins/queue_pmem/tests plugins/sink_lake/tests
+	@HEADRACE_FULL=1 $(BIN)/python -m pytest -q -x tests/crash plugins/queue_pmem/tests plugins/sink_lake/tests plugins/transport_zmq/tests
 
 soak: .venv/.set-up-dev
 	@HEADRACE_FULL=1 $(BIN)/python -m pytest -q -x tests/soak

@@ -155,6 +155,10 @@ class _Reader:
             self._problem(f"{entry.path}.use", expected, f"{use}, which has no many_workers = True", hint)
 
     def _check_unqueued(self, tier: Tier, path: str) -> None:
+        for entry in tier.sources.values():
+            if "transport_serve" in implemented(entry.plugin) and "ingest_serve" not in implemented(entry.plugin):
+                hint = f"add a [{path}.queue]: without one nothing tells after a crash what has arrived"
+                self._problem(entry.path, "a source that needs no queue", repr(entry.use), hint)
         holding = [entry for entry in tier.outputs.values() if entry.holds]
         if len(holding) > 1:
             ids = ", ".join(entry.id for entry in holding)

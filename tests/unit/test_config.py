@@ -63,6 +63,10 @@ class Resuming(Forgetful):
 class Live(Sink):
     holds = False
 
+class Links(Component):
+    @hookimpl
+    async def transport_serve(self, deliver): ...
+
 class Publisher(Component):
     @hookimpl
     async def transport_publish(self, batch, topic): ...
@@ -463,6 +467,13 @@ def test_tier_without_queue_has_one_holding_output(write):
     assert "expected at most one holding output in a tier without a queue, got lake, more" in str(problems[0])
     _, problems = examine(write(text), [f"{LAKE}.hold=window", f"{LAKE}.hold_window_s=9"], {})
     assert "in a tier without a queue, got 'window'" in str(problems[0])
+
+
+def test_a_link_ends_in_a_tier_with_a_queue(write):
+    links = ["tiers.site.sources.links.use=./p.py:Links"]
+    assert load(write(SITE), links, {})
+    _, problems = examine(write(SITE.replace('[tiers.site.queue]\nuse = "./p.py:Queue"\n', "")), links, {})
+    assert "tiers.site.sources.links: expected a source that needs no queue" in str(problems[0])
 
 
 def test_reserved_names_are_those_of_the_host():

@@ -48,13 +48,14 @@ class Oracle:
     event; should a device not hear of its refusal, it counts as acked and then as lost.
     """
 
-    def __init__(self, devices: int = 10, pad_bytes: int = 40, sessions: bool = False, bad_every: int = 0) -> None:
+    def __init__(self, devices: int = 10, pad_bytes: int = 40, sessions: bool = False, bad_every: int = 0, pause_s: float = 0.0) -> None:
+        """pause_s: between two answers, for tests that need traffic and no load."""
         self.sent: Counter[str] = Counter()
         self.acked: set[str] = set()
         self.rejected: set[str] = set()
         self.resumed = 0
         self._pad = "x" * pad_bytes
-        self._sessions, self._bad_every = sessions, bad_every
+        self._sessions, self._bad_every, self._pause_s = sessions, bad_every, pause_s
         self._devices = [_Device(f"oracle-{number}") for number in range(devices)]
 
     async def run(self, url: Callable[[], str | None], until: asyncio.Event) -> None:
@@ -109,6 +110,8 @@ class Oracle:
                         issued = device.issue()
                         await self._send(socket, issued)
                     self._take(device, json.loads(await socket.receive_str()))
+                    if self._pause_s:
+                        await asyncio.sleep(self._pause_s)
         except (aiohttp.ClientError, ConnectionError, TypeError, TimeoutError):
             await asyncio.sleep(RECONNECT_S)
 

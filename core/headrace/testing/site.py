@@ -32,8 +32,11 @@ class SiteProcess:
     `admin`), read from the log. The process can be started again after `kill` or `stop`, on the same data.
     """
 
-    def __init__(self, file: Path, folder: Path, overrides: Sequence[str] = (), environ: Mapping[str, str] | None = None) -> None:
-        self.file, self.folder, self.overrides = file, folder, list(overrides)
+    def __init__(
+        self, file: Path, folder: Path, overrides: Sequence[str] = (), environ: Mapping[str, str] | None = None, tiers: Sequence[str] = ()
+    ) -> None:
+        """tiers: those that this process runs (none: all of the file)."""
+        self.file, self.folder, self.overrides, self.tiers = file, folder, list(overrides), list(tiers)
         self.environ = {**os.environ, "HEADRACE_DATA": str(folder / "data"), **(environ or {})}
         self.urls: dict[str, str] = {}
         self.process: subprocess.Popen[bytes] | None = None
@@ -48,7 +51,8 @@ class SiteProcess:
         self.urls.clear()
         self._log_from = self.log.stat().st_size
         overrides = [word for override in self.overrides for word in ("--set", override)]
-        command = [sys.executable, "-m", "headrace", "run", str(self.file), *overrides]
+        tiers = [word for tier in self.tiers for word in ("--tier", tier)]
+        command = [sys.executable, "-m", "headrace", "run", str(self.file), *tiers, *overrides]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, env={**self.environ, FAULTS_VARIABLE: faults}, stdout=log, stderr=log)
         if ready:

@@ -1,0 +1,91 @@
+"""The component: a source where links arrive, or an output where one begins."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import pyarrow as pa
+
+from headrace import Component, ConfigError, Deliver, QueueInfo, RangeKey, hookimpl
+from headrace_transport_zmq import receiving, sending
+from headrace_transport_zmq.config import TransportConfig, problem
+from headrace_transport_zmq.receiving import Receiving
+from headrace_transport_zmq.sending import Sending
+
+
+class TransportZmq(Component):
+    """A durable link between two tiers: nothing is released before the far tier has it durably. See PROTOCOL.md."""
+
+    Config = TransportConfig
+    takes: ClassVar[Literal["events", "raw"]] = "raw"
+    fault_points: ClassVar[tuple[str, ...]] = (*sending.FAULT_POINTS, *receiving.FAULT_POINTS)
+    config: TransportConfig
+
+    _sending: Sending | None = None
+    _receiving: Receiving | None = None
+
+    def check(self) -> list[str]:
+        found = problem(self.config)
+        return [found] if found else []
+
+    async def open(self) -> None:
+        """Take the port, or make ready to connect. ConfigError; TransientError while the port is taken."""
+        if found := problem(self.config):
+            raise ConfigError("config", f"tiers.{self.context.tier}.<sources or outputs>.{self.context.id}", "a link", found)
+        if self.config.listen is not None and self._receiving is None:
+            self._receiving = Receiving(self.config, self.context)
+        if self.config.connect is not None and self._sending is None:
+            self._sending = Sending(self.config, self.context)
+
+    async def run(self) -> None:
+        """Keep the connection."""
+        if self._sending is not None:
+            await self._sending.run()
+
+    async def drain(self, deadline_s: float) -> None:
+        if self._receiving is not None:
+            await self._receiving.drain(deadline_s)
+
+    async def close(self) -> None:
+        if self._sending is not None:
+            self._sending.close()
+        if self._receiving is not None:
+            self._receiving.close()
+        self._sending = self._receiving = None
+
+    # --- as a source -------------------------------------------------------------------------------------------------
+
+    @hookimpl
+    async def transport_serve(self, deliver: Deliver) -> None:
+        """Take what links bring, acknowledge after `deliver` returned."""
+        if self._receiving is None:
+            raise self._misplaced("listen")
+        await self._receiving.serve(deliver)
+
+    # --- as an output ------------------------------------------------------------------------------------------------
+
+    @hookimpl
+    async def transport_queue(self, queue: QueueInfo, secret: bytes) -> None:
+        """The queue that this link speaks for."""
+        self._link().queue(queue, secret)
+
+    @hookimpl
+    async def transport_resume(self, queue_id: str) -> int | None:
+        """What the far tier holds of the queue id."""
+        return await self._link().resume(queue_id)
+
+    @hookimpl
+    async def transport_send(self, batch: pa.RecordBatch, origins: pa.RecordBatch, key: RangeKey) -> None:
+        """Send one batch; return when the far tier has it durable."""
+        await self._link().send(batch, origins, key)
+
+    def _link(self) -> Sending:
+        if self._sending is None:
+            raise self._misplaced("connect")
+        return self._sending
+
+    def _misplaced(self, needed: str) -> ConfigError:
+        return ConfigError(
+            "config", f"tiers.{self.context.tier}.<sources or outputs>.{self.context.id}.{needed}", "an address here", "none",
+            "a source has `listen`, an output has `connect`",
+        )  # fmt: skip

@@ -1,0 +1,37 @@
+"""What operators see of a link."""
+
+from __future__ import annotations
+
+from headrace.metrics import Metrics
+
+
+class SendingCounters:
+    """An output's."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self.batches = metrics.counter("link_sent_batches_total", "Batches put on the wire, again ones included.")
+        self.bytes = metrics.counter("link_sent_bytes_total", "Bytes of these batches.")
+        self.sessions = metrics.counter("link_sessions_total", "Sessions begun: hellos that the far side answered.")
+        self.rewinds = metrics.counter("link_rewinds_total", "Sessions that ended because something was lost on the way.")
+        self.connected = metrics.gauge("link_connected", "1 while the far side answers.")
+        self.in_flight = metrics.gauge("link_in_flight_events", "Events on their way, without an answer yet.")
+        self.bound = metrics.counter("link_bound_resent_total", "Changes of peer after which what the old one may hold was sent again.")
+
+
+class ReceivingCounters:
+    """A source's."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self.events = metrics.counter("link_received_events_total", "Events received and durable here, duplicates included.")
+        self.commits = metrics.counter("link_commits_total", "Appends, each of what came meanwhile from all links.")
+        self.peers = metrics.gauge("link_peers", "Links whose hello was accepted.")
+        self.missing = metrics.counter("link_missing_events_total", "Positions that senders declared missing.")
+
+    def discarded(self, reason: str) -> None:
+        """A frame was not taken; its sender still has it."""
+        self._metrics.counter("link_discarded_frames_total", "Frames not taken; their senders still have them.", reason=reason).inc()
+
+    def refused(self, code: str) -> None:
+        """A hello was refused."""
+        self._metrics.counter("link_refused_hellos_total", "Hellos that were refused.", code=code).inc()

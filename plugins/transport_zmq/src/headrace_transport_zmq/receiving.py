@@ -1,0 +1,270 @@
+"""The receiving end: one ROUTER socket, around the logic of `receiver`. Lives on the loop that acknowledges devices.
+
+The socket is always read, whatever the queue does, so that links know that we live. What came meanwhile from all links goes
+into the queue as one append, and is acknowledged when that returns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Sequence
+from typing import Final
+
+import pyarrow as pa
+import zmq
+import zmq.asyncio
+
+from headrace import Context, Deliver, Origin, PermanentError, QueueFull, TransientError, origin_batch
+from headrace.log import describe
+from headrace.position import ORIGIN_MISSING
+from headrace_transport_zmq import wire
+from headrace_transport_zmq.config import TransportConfig
+from headrace_transport_zmq.counters import ReceivingCounters
+from headrace_transport_zmq.identities import Identities
+from headrace_transport_zmq.receiver import Answer, Options, Receiver, Staged, Taken
+from headrace_transport_zmq.sending import next_message
+from headrace_transport_zmq.wire import Frame
+
+AFTER_WELCOME: Final = "transport_zmq.after_welcome"
+BEFORE_COMMIT: Final = "transport_zmq.before_commit"
+AFTER_COMMIT: Final = "transport_zmq.after_commit"
+AFTER_ACK: Final = "transport_zmq.after_ack"
+FAULT_POINTS: Final = (AFTER_WELCOME, BEFORE_COMMIT, AFTER_COMMIT, AFTER_ACK)
+
+#: Messages read before the loop's other tasks get their turn.
+DRAIN_MAX: Final = 256
+TICK_S: Final = 1.0
+#: After a failed append, before the next is tried.
+RETRY_S: Final = 0.5
+
+
+class Receiving:
+    """One source's end of all links to it."""
+
+    def __init__(self, config: TransportConfig, context: Context) -> None:
+        self._config, self._context = config, context
+        self._count = ReceivingCounters(context.metrics)
+        self._identities = self._open_identities()
+        self._receiver = Receiver(Options(config.staged_bytes_max, config.peers_max, config.dead_after_s), take, self._count.discarded)
+        self._staged = asyncio.Event()
+        self._quiet = asyncio.Event()
+        self._quiet.set()
+        self._draining = False
+        self._troubled = False
+        self._zmq = zmq.asyncio.Context()
+        self._socket = self._zmq.socket(zmq.ROUTER)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, config.frame_bytes_max)
+        assert config.listen is not None
+        try:
+            self._socket.bind(config.listen)
+        except zmq.ZMQError as error:
+            self.close()
+            raise TransientError(f"cannot listen on {config.listen}: {error.strerror}; choose another port or end what uses it") from error
+        context.log.info("listening", url=self._socket.getsockopt_string(zmq.LAST_ENDPOINT))
+
+    def _open_identities(self) -> Identities:
+        file = self._context.data_dir / "identities.db"
+        try:
+            return Identities(file)
+        except sqlite3.DatabaseError as error:
+            aside = file.replace(file.with_suffix(".corrupt"))
+            self._context.log.error(
+                "identities of links are unreadable: set aside, they are learned anew", path=str(aside), error=str(error)
+            )
+            return Identities(file)
+
+    async def serve(self, deliver: Deliver) -> None:
+        """Until cancelled, or an append failed for good."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._commit(deliver))
+            tasks.create_task(self._tick())
+            await self._read(deliver)
+
+    async def drain(self, deadline_s: float) -> None:
+        """Take nothing more; what was taken is committed and acknowledged."""
+        self._draining = True
+        try:
+            async with asyncio.timeout(deadline_s):
+                await self._quiet.wait()
+        except TimeoutError:
+            self._context.log.warning("not everything that links sent was committed before the drain's deadline", deadline_s=deadline_s)
+
+    def close(self) -> None:
+        """Safe twice."""
+        self._socket.close(linger=0)
+        self._zmq.destroy(linger=0)
+        self._identities.close()
+
+    # --- reading -----------------------------------------------------------------------------------------------------
+
+    async def _read(self, deliver: Deliver) -> None:
+        while True:
+            message: list[zmq.Frame] = await self._socket.recv_multipart(copy=False)
+            self._receiver.drained()
+            for _ in range(DRAIN_MAX):
+                await self._handle(message, deliver)
+                following = next_message(self._socket, copy=False)
+                if following is None:
+                    break
+                message = following
+            if self._receiver.waiting:
+                self._quiet.clear()
+                self._staged.set()
+
+    async def _handle(self, message: Sequence[zmq.Frame], deliver: Deliver) -> None:
+        routing = message[0].bytes
+        try:
+            frame = wire.decode([part.buffer for part in message[1:]])
+            if frame.type == wire.HELLO:
+                await self._greet(routing, frame, wire.unpack_text(frame, wire.Hello), deliver)
+            elif self._draining and frame.type == wire.DATA:
+                self._count.discarded("draining")
+            else:
+                self._tell(self._receiver.received(routing, frame, self._now()))
+        except wire.VersionError as error:
+            self._refuse(routing, Frame(wire.HELLO, error.session), "version", str(error))
+        except wire.MalformedError as error:
+            self._count.discarded("malformed")
+            self._context.log.warning("link sent a frame that is none", error=str(error))
+
+    async def _greet(self, routing: bytes, frame: Frame, hello: wire.Hello, deliver: Deliver) -> None:
+        info = deliver.queue_info()
+        text = wire.Welcome(
+            level=info.level if info else "none",
+            window_bytes=self._config.window_bytes,
+            window_events=self._config.window_events,
+            frame_bytes=self._config.frame_bytes_max,
+            host=self._context.tier,
+        )
+        if (again := self._receiver.again(routing, frame, text)) is not None:
+            self._tell([again])
+            return
+        if self._draining or (self._receiver.full() and routing not in self._receiver.peers):
+            self._refuse(routing, frame, "busy", "draining" if self._draining else f"{self._config.peers_max} links are here already")
+            return
+        if not await self._context.call_blocking(self._identities.proves, hello.queue_id, hello.proof):
+            self._refuse(routing, frame, "not_authorized", f"another one spoke for queue {hello.queue_id} before, with another secret")
+            return
+        origin = f"{hello.queue_id}/{hello.output}.{frame.lane}"
+        self._receiver.supersede(origin)
+        mark = await deliver.position(origin)
+        self._tell([self._receiver.welcome(routing, frame, origin, mark, text, self._now())])
+        self._count.peers.set(len(self._receiver.peers))
+        self._context.fault(AFTER_WELCOME)
+        self._context.log.info("link welcome", queue_id=hello.queue_id, output=hello.output, mark=mark, far_side=hello.host)
+
+    def _refuse(self, routing: bytes, frame: Frame, code: str, reason: str) -> None:
+        self._count.refused(code)
+        self._context.log.warning("link refused", code=code, reason=reason)
+        self._tell([self._receiver.refuse(routing, frame, code, reason)])
+
+    def _tell(self, answers: Sequence[Answer]) -> None:
+        for routing, message in answers:
+            # a ROUTER drops what it cannot deliver; heartbeats say it again
+            self._socket.send_multipart([routing, *message], flags=zmq.NOBLOCK)
+
+    async def _tick(self) -> None:
+        while True:
+            await self._context.clock.sleep(TICK_S)
+            self._receiver.tick(self._now())
+            self._count.peers.set(len(self._receiver.peers))
+
+    # --- into the queue ----------------------------------------------------------------------------------------------
+
+    async def _commit(self, deliver: Deliver) -> None:
+        while True:
+            await self._staged.wait()
+            self._staged.clear()
+            while group := self._receiver.next(self._config.commit_bytes_max):
+                await self._store(group, deliver)
+            self._quiet.set()
+
+    async def _store(self, group: Sequence[Staged], deliver: Deliver) -> bool:
+        """Append a group and answer its peers; False when it was not taken."""
+        self._context.fault(BEFORE_COMMIT)
+        try:
+            await self._append(group, deliver)
+        except (PermanentError, TransientError) as error:
+            if len(group) > 1:
+                await self._store_singly(group, deliver)
+            else:
+                await self._not_taken(group[0], error)
+            return False
+        # durable from here on
+        self._context.fault(AFTER_COMMIT)
+        self._tell(self._receiver.committed(group))
+        self._context.fault(AFTER_ACK)
+        self._count.commits.inc()
+        self._count.events.inc(sum(staged.taken.batch.num_rows for staged in group))
+        self._count.missing.inc(sum(hole.size for staged in group for hole in staged.taken.missing))
+        return True
+
+    async def _not_taken(self, staged: Staged, error: PermanentError | TransientError) -> None:
+        """The queue did not take a batch: its sender has to know, and begins anew."""
+        peer, answers = staged.peer, self._receiver.failed([staged])
+        if isinstance(error, PermanentError):
+            self._context.log.error("link sent a batch that the queue does not take", error=describe(error))
+            frame = Frame(wire.DATA, peer.session, first=staged.first, last=staged.last)
+            self._tell([self._receiver.refuse(peer.routing, frame, "batch", str(error)), *answers])
+            return
+        self._context.log.warning("link's batch was not stored; it is sent again", error=describe(error))
+        self._troubled = True
+        self._context.status("degraded", describe(error))
+        self._tell(answers)
+        await self._context.clock.sleep(RETRY_S)
+
+    async def _store_singly(self, group: Sequence[Staged], deliver: Deliver) -> None:
+        """Some of them are not taken: one link's trouble is not the others'. But nothing that follows such a one on its lane
+        may be taken, it would leave a hole."""
+        lost: set[str] = set()
+        for staged in group:
+            if staged.peer.origin not in lost and not await self._store([staged], deliver):
+                lost.add(staged.peer.origin)
+
+    async def _append(self, group: Sequence[Staged], deliver: Deliver) -> None:
+        batch, origins = joined(group)
+        waited = False
+        while True:
+            try:
+                await deliver(batch, origins)
+                break
+            except QueueFull as full:
+                if not waited:
+                    self._context.status("degraded", str(full))
+                waited = True
+                await deliver.room()
+        if waited or self._troubled:
+            self._troubled = False
+            self._context.status("ok", "")
+
+    def _now(self) -> float:
+        return self._context.clock.monotonic()
+
+
+def take(frame: Frame) -> Taken:
+    """What is in a DATA frame; MalformedError when it is not what a queue takes."""
+    missing = wire.unpack_missing(frame)
+    return Taken(wire.unpack_batch(frame), missing, wire.unpack_origins(frame))
+
+
+def joined(group: Sequence[Staged]) -> tuple[pa.RecordBatch, pa.RecordBatch]:
+    """One batch of all, and the origins that name each row's lane and position, with the gaps that were declared."""
+    origins: list[Origin] = []
+    row = 0
+    for staged in group:
+        position = staged.first
+        for hole in staged.taken.missing:
+            row += _rows(origins, staged.peer.origin, position, hole.first - 1, row)
+            origins.append(Origin(staged.peer.origin, hole.first, hole.last, row, ORIGIN_MISSING, hole.reason.encode()))
+            position = hole.last + 1
+        row += _rows(origins, staged.peer.origin, position, staged.last, row)
+    batches = [staged.taken.batch for staged in group]
+    return batches[0] if len(batches) == 1 else pa.concat_batches(batches), origin_batch(origins)
+
+
+def _rows(origins: list[Origin], name: str, first: int, last: int, row: int) -> int:
+    if last >= first:
+        origins.append(Origin(name, first, last, row))
+    return last - first + 1

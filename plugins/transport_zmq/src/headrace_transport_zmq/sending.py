@@ -1,0 +1,306 @@
+"""The sending end: one DEALER socket, around the logic of `sender`. Lives on the loop of the tier's outputs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Any, Final, cast
+
+import pyarrow as pa
+import zmq
+import zmq.asyncio
+
+from headrace import ORIGIN_SCHEMA, Context, Missing, PermanentError, QueueInfo, RangeKey, TransientError
+from headrace.position import ORIGIN_QUEUE
+from headrace.retry import Backoff
+from headrace_transport_zmq import identities, lanes, wire
+from headrace_transport_zmq.config import TransportConfig
+from headrace_transport_zmq.counters import SendingCounters
+from headrace_transport_zmq.sender import Broken, Dead, Done, Effect, Emit, Flight, Options, Refused, Rewound, Sender, Unwelcome, Welcomed
+
+BEFORE_HELLO: Final = "transport_zmq.before_hello"
+BEFORE_SEND: Final = "transport_zmq.before_send"
+AFTER_SEND: Final = "transport_zmq.after_send"
+ACKNOWLEDGED: Final = "transport_zmq.acknowledged"
+FAULT_POINTS: Final = (BEFORE_HELLO, BEFORE_SEND, AFTER_SEND, ACKNOWLEDGED)
+
+RECONNECT_BASE_MS: Final = 50
+#: What a closing link may take to say goodbye.
+LINGER_MS: Final = 50
+
+
+class Sending:
+    """One output's link: `resume` and `send` wait for answers, `run` keeps the connection."""
+
+    def __init__(self, config: TransportConfig, context: Context) -> None:
+        self._config, self._context = config, context
+        self._count = SendingCounters(context.metrics)
+        self._backoff = Backoff(RECONNECT_BASE_MS, config.reconnect_ms_max, context.random)
+        self._zmq = zmq.asyncio.Context()
+        self._socket: zmq.asyncio.Socket | None = None
+        self._outbox: deque[list[wire.Buffer]] = deque()
+        #: set when there is something to wait for that `run` does not know of
+        self._wake = asyncio.Event()
+        self._ended = ""
+        self._asked: dict[str, asyncio.Future[int | None]] = {}
+        self._sent: dict[Flight, asyncio.Future[None]] = {}
+        self._queue: QueueInfo | None = None
+        self._proof = ""
+        self._bound = ""
+        lane = self._lane()
+        options = Options(config.window_events, config.window_bytes, config.heartbeat_s, config.dead_after_s, config.allow_lower_level)
+        self._sender = Sender(options, self._hello, lane.number, lambda: context.random.randbytes(16))
+
+    def _lane(self) -> lanes.Lane:
+        """The lane of this life. A changed peer is another far tier: it may not take what the old one may hold (DELIVERY 13)."""
+        folder, peer = self._context.data_dir, self._config.peer or self._config.connect or ""
+        lane = lanes.load(folder)
+        if lane is not None and lane.peer == peer:
+            return lane
+        if lane is not None and not self._config.resend_bound:
+            self._bound = (
+                f"what is under way is bound to peer {lane.peer!r}; set peer = {lane.peer!r} when it is the same tier at another "
+                "address, or resend_bound = true to send it to the new one, at the risk of doubles"
+            )
+            return lane
+        if lane is not None:
+            self._count.bound.inc()
+            self._context.log.warning("link goes to another peer", peer=peer, before=lane.peer)
+        lane = lanes.Lane(lane.number + 1 if lane else 1, peer)
+        lanes.keep(folder, lane)
+        return lane
+
+    # --- the host's side ---------------------------------------------------------------------------------------------
+
+    def queue(self, queue: QueueInfo, secret: bytes) -> None:
+        """The batches come from this queue."""
+        self._queue = queue
+        self._proof = identities.proof(secret or lanes.own_secret(self._context.data_dir))
+
+    async def resume(self, queue_id: str) -> int | None:
+        """What the far side holds of the queue id; waits until it can be asked."""
+        if self._bound:
+            raise TransientError(self._bound, 10.0)
+        future: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
+        self._fail(TransientError("the far side is asked anew"))
+        self._asked[queue_id] = future
+        self._sender.ask(queue_id, self._now())
+        self._act()
+        self._wake.set()
+        try:
+            return await future
+        finally:
+            self._asked.pop(queue_id, None)
+
+    async def send(self, batch: pa.RecordBatch, origins: pa.RecordBatch, key: RangeKey) -> None:
+        """Returns when the far side has it durable."""
+        if self._bound:
+            raise TransientError(self._bound, 10.0)
+        flight = flight_of(batch, origins, key)
+        self._context.fault(BEFORE_SEND)
+        future = self._sent[flight] = asyncio.get_running_loop().create_future()
+        self._sender.send(flight, self._now())
+        self._act()
+        self._wake.set()
+        self._context.fault(AFTER_SEND)
+        try:
+            await future
+        except asyncio.CancelledError:
+            # the host gives up all calls together, and goes on with `resume`
+            self._sender.abandon()
+            raise
+        finally:
+            self._sent.pop(flight, None)
+
+    def close(self) -> None:
+        """End what is under way, say goodbye. Safe twice."""
+        self._fail(TransientError("the link is closed"))
+        if self._socket is not None and not self._outbox:
+            self._sender.goodbye()
+            self._act()
+        self._close_socket(LINGER_MS)
+        self._zmq.destroy(linger=LINGER_MS)
+
+    def _fail(self, error: Exception) -> None:
+        futures: list[asyncio.Future[Any]] = [*self._asked.values(), *self._sent.values()]
+        for future in futures:
+            if not future.done():
+                future.set_exception(error)
+
+    def _hello(self, queue_id: str) -> wire.Hello:
+        self._context.fault(BEFORE_HELLO)
+        level = self._queue.level if self._queue else "none"
+        name = self._queue.name if self._queue else ""
+        return wire.Hello(queue_id=queue_id, output=self._context.id, level=level, proof=self._proof or identities.proof(b""), host=name)
+
+    # --- the connection ----------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Connect, talk, and again when the far side is dead or does not want us; until cancelled."""
+        while True:
+            self._open_socket()
+            self._sender.connected(self._now())
+            self._act()
+            try:
+                await self._converse()
+            finally:
+                self._count.connected.set(0)
+                self._close_socket(0)
+            await self._context.clock.sleep(self._backoff.next_s())
+
+    async def _converse(self) -> None:
+        reading: asyncio.Future[list[bytes]] | None = None
+        writing: asyncio.Future[None] | None = None
+        waking: asyncio.Future[object] | None = None
+        socket = self._socket
+        assert socket is not None
+        try:
+            while not self._ended:
+                reading = reading or asyncio.ensure_future(socket.recv_multipart())
+                waking = waking or asyncio.ensure_future(self._wake.wait())
+                if writing is None and self._outbox:
+                    writing = asyncio.ensure_future(_writable(socket))
+                at = self._sender.next_at()
+                timeout = None if at is None else max(0.0, at - self._now())
+                waiting = {future for future in (reading, waking, writing) if future is not None}
+                done, _ = await asyncio.wait(waiting, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+                if reading in done:
+                    self._received(reading.result())
+                    reading = None
+                    while not self._ended and (message := next_message(socket)) is not None:
+                        self._received(message)
+                if waking in done:
+                    self._wake.clear()
+                    waking = None
+                if writing in done:
+                    writing = None
+                    self._flush()
+                self._sender.tick(self._now())
+                self._act()
+        finally:
+            for future in (reading, waking, writing):
+                if future is not None:
+                    future.cancel()
+
+    def _open_socket(self) -> None:
+        self._outbox.clear()
+        self._wake.clear()
+        self._ended = ""
+        socket = self._zmq.socket(zmq.DEALER)
+        socket.setsockopt(zmq.LINGER, 0)
+        # nothing waits in a pipe for a connection that is not there: after a reconnect it would only be skipped or refused
+        socket.setsockopt(zmq.IMMEDIATE, 1)
+        socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_BASE_MS)
+        socket.setsockopt(zmq.RECONNECT_IVL_MAX, self._config.reconnect_ms_max)
+        assert self._config.connect is not None
+        socket.connect(self._config.connect)
+        self._socket = socket
+
+    def _close_socket(self, linger_ms: int) -> None:
+        if self._socket is not None:
+            self._socket.close(linger=linger_ms)
+            self._socket = None
+
+    def _received(self, message: list[bytes]) -> None:
+        try:
+            self._sender.received(wire.decode(message), self._now())
+        except wire.MalformedError as error:
+            self._context.log.warning("link got a frame that is none", error=str(error))
+        self._act()
+
+    def _flush(self) -> None:
+        """Put on the wire what there is room for."""
+        while self._outbox and self._socket is not None:
+            try:
+                # with NOBLOCK the future is done at once
+                cast("asyncio.Future[Any]", self._socket.send_multipart(self._outbox[0], flags=zmq.NOBLOCK)).result()
+            except zmq.Again:
+                return
+            self._outbox.popleft()
+
+    # --- what the logic wants ----------------------------------------------------------------------------------------
+
+    def _act(self) -> None:
+        """Do what the logic asks for."""
+        for effect in self._sender.effects():
+            self._do(effect)
+        self._flush()
+        self._count.in_flight.set(self._sender.flying_events)
+
+    def _do(self, effect: Effect) -> None:
+        match effect:
+            case Emit(message):
+                self._outbox.append(message)
+                if len(message) == 1 + wire.PARTS[wire.DATA]:
+                    self._count.batches.inc()
+                    self._count.bytes.inc(sum(len(part) for part in message))
+            case Done(flight):
+                self._context.fault(ACKNOWLEDGED)
+                self._settle(flight, None)
+            case Welcomed(queue_id, mark, host):
+                self._count.sessions.inc()
+                self._count.connected.set(1)
+                self._backoff.reset()
+                self._context.status("ok", "")
+                self._context.log.info("link begins a session", queue_id=queue_id, mark=mark, far_side=host)
+                if (asked := self._asked.get(queue_id)) is not None and not asked.done():
+                    asked.set_result(mark)
+            case Rewound(reason):
+                self._count.rewinds.inc()
+                self._context.log.info("link goes back", reason=reason)
+            case Broken(reason):
+                self._context.log.error("link: the far side went back in time", reason=reason)
+                self._fail(TransientError(reason))
+            case Refused(flight, reason):
+                self._settle(flight, PermanentError(f"the far side refused it: {reason}"))
+            case Unwelcome(code, reason):
+                self._end(f"the far side refuses this link ({code}): {reason}")
+            case Dead(reason):
+                self._end(f"no far side at {self._config.connect}: {reason}")
+
+    def _settle(self, flight: Flight, error: Exception | None) -> None:
+        future = self._sent.get(flight)
+        if future is None or future.done():
+            return
+        if error is None:
+            future.set_result(None)
+        else:
+            future.set_exception(error)
+
+    def _end(self, reason: str) -> None:
+        self._ended = reason
+        self._context.log.warning("link ends its connection", reason=reason)
+        self._context.status("degraded", reason)
+
+    def _now(self) -> float:
+        return self._context.clock.monotonic()
+
+
+async def _writable(socket: Any) -> None:
+    await socket.poll(None, zmq.POLLOUT)
+
+
+def next_message(socket: zmq.asyncio.Socket, copy: bool = True) -> list[Any] | None:
+    """What has arrived already, or None."""
+    try:
+        return cast("asyncio.Future[list[Any]]", socket.recv_multipart(flags=zmq.NOBLOCK, copy=copy)).result()
+    except zmq.Again:
+        return None
+
+
+def flight_of(batch: pa.RecordBatch, origins: pa.RecordBatch, key: RangeKey) -> Flight:
+    """A batch as it goes over the wire: what is dead here is missing over there."""
+    holes = [*key.missing, *(Missing(position, position, "dead_letter") for position in key.dead)]
+    payload, flags = wire.pack_batch(batch)
+    return Flight(
+        key.queue_id, key.first, key.last, batch.num_rows, tuple(sorted(holes)), wire.pack_origins(queue_origins(origins)), payload, flags
+    )
+
+
+def queue_origins(origins: pa.RecordBatch) -> pa.RecordBatch:
+    """Only what names the rows: device sessions belong to the queue that took them."""
+    if not origins.num_rows:
+        return origins
+    kinds = origins.column("kind").to_pylist()
+    rows = [index for index, kind in enumerate(kinds) if kind == ORIGIN_QUEUE]
+    return origins if len(rows) == len(kinds) else origins.take(pa.array(rows, pa.int64())).cast(ORIGIN_SCHEMA)

@@ -1,0 +1,254 @@
+"""The frames of a link, byte by byte: PROTOCOL.md explains them. No I/O.
+
+A frame is one ZeroMQ message of several parts: a header of 64 bytes, then what its type brings. Two CRC32C cover all of it.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import Annotated, Any, Final, NamedTuple, TypeVar
+
+import msgspec
+import pyarrow as pa
+from crc32c import crc32c
+from msgspec import Meta
+
+from headrace import NO_ORIGINS, ORIGIN_SCHEMA, RAW_SCHEMA, Missing
+from headrace.schema import check_batch
+
+VERSION: Final = 1
+MAGIC: Final = b"HRLK"
+#: magic, version, type, flags, crc of the header (this field as zero), crc of the other parts, session, prev, first, last,
+#: rows, lane.
+HEADER: Final = struct.Struct("<4sBBHII16sQQQII")
+CRC_AT: Final = 8
+assert HEADER.size == 64
+
+HELLO: Final = 1
+WELCOME: Final = 2
+DATA: Final = 3
+ACK: Final = 4
+RESUME: Final = 5
+HEARTBEAT: Final = 6
+REFUSE: Final = 7
+BYE: Final = 8
+
+#: DATA: nothing of this queue id goes before it on this lane. Taken where nothing is held; else as any other frame.
+START: Final = 1
+#: `last` holds a position. Without it: nothing is held (from a receiver), or nothing was sent (from a sender).
+MARKED: Final = 2
+#: DATA: the payload is an Arrow IPC stream of an event batch, not a bare message of RAW_SCHEMA.
+EVENTS: Final = 4
+
+#: The parts behind the header, by type.
+PARTS: Final = {HELLO: 1, WELCOME: 1, DATA: 3, ACK: 0, RESUME: 0, HEARTBEAT: 0, REFUSE: 1, BYE: 0}
+NO_SESSION: Final = bytes(16)
+#: A hello or an answer to it is no larger than this.
+TEXT_BYTES_MAX: Final = 64 << 10
+
+_COUNT: Final = struct.Struct("<I")
+_HOLE: Final = struct.Struct("<QQB")
+
+Buffer = Any  # bytes, memoryview or pa.Buffer
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+class MalformedError(Exception):
+    """Not a frame, or one that was damaged on its way."""
+
+
+class VersionError(MalformedError):
+    """A frame of a version that this program does not speak."""
+
+    def __init__(self, version: int, session: bytes) -> None:
+        self.version, self.session = version, session
+        super().__init__(f"version {version}, expected {VERSION}")
+
+
+class Frame(NamedTuple):
+    """A frame that is intact: its CRCs fit. `parts` are those behind the header; what is in them is not looked at yet."""
+
+    type: int
+    session: bytes = NO_SESSION
+    flags: int = 0
+    prev: int = 0
+    first: int = 0
+    last: int = 0
+    rows: int = 0
+    lane: int = 0
+    parts: tuple[Buffer, ...] = ()
+
+    @property
+    def mark(self) -> int | None:
+        """`last`, where the flags say that it counts."""
+        return self.last if self.flags & MARKED else None
+
+    @property
+    def size(self) -> int:
+        """Bytes of all parts."""
+        return HEADER.size + sum(len(part) for part in self.parts)
+
+
+_Id = Annotated[str, Meta(pattern="^[0-9a-f-]{36}$")]
+_Name = Annotated[str, Meta(max_length=200)]
+
+
+class Hello(msgspec.Struct, frozen=True, kw_only=True):
+    """What a sender says first: for which queue and lane it speaks, and how it proves that."""
+
+    queue_id: _Id
+    output: Annotated[str, Meta(pattern="^[a-z0-9_-]{1,100}$")]
+    level: Annotated[str, Meta(pattern="^(none|process|power)$")]
+    proof: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+    host: _Name = ""
+
+
+class Welcome(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to a hello. The mark stands in the header."""
+
+    level: Annotated[str, Meta(pattern="^(none|process|power)$")]
+    window_bytes: Annotated[int, Meta(ge=1)]
+    window_events: Annotated[int, Meta(ge=1)]
+    frame_bytes: Annotated[int, Meta(ge=1)]
+    host: _Name = ""
+
+
+class Refusal(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a hello or one batch is not taken. Codes are in PROTOCOL.md."""
+
+    code: _Name
+    reason: Annotated[str, Meta(max_length=2000)] = ""
+
+
+def encode(frame: Frame, body_crc: int | None = None) -> list[Buffer]:
+    """The parts of the message; `body_crc` spares the sum over parts that were sent before."""
+    if body_crc is None:
+        body_crc = body_sum(frame.parts)
+    fields = (frame.session, frame.prev, frame.first, frame.last, frame.rows, frame.lane)
+    header = bytearray(HEADER.pack(MAGIC, VERSION, frame.type, frame.flags, 0, body_crc, *fields))
+    struct.pack_into("<I", header, CRC_AT, crc32c(bytes(header)))
+    return [bytes(header), *frame.parts]
+
+
+def decode(message: Sequence[Buffer]) -> Frame:
+    """The frame in a message. MalformedError when it is damaged, VersionError when it is of another version."""
+    if not message or len(message[0]) < 6 or bytes(message[0][:4]) != MAGIC:
+        raise MalformedError("no header")
+    header = bytearray(message[0])
+    if header[4] != VERSION:
+        raise VersionError(header[4], bytes(header[16:32]).ljust(16, b"\0"))
+    if len(header) != HEADER.size:
+        raise MalformedError(f"a header of {len(header)} bytes")
+    _, _, kind, flags, crc, body_crc, session, prev, first, last, rows, lane = HEADER.unpack(header)
+    struct.pack_into("<I", header, CRC_AT, 0)
+    if crc32c(bytes(header)) != crc:
+        raise MalformedError("the header's checksum does not fit")
+    parts = tuple(message[1:])
+    if PARTS.get(kind) != len(parts):
+        raise MalformedError(f"type {kind} with {len(parts)} parts")
+    if body_sum(parts) != body_crc:
+        raise MalformedError("the checksum does not fit")
+    return Frame(kind, session, flags, prev, first, last, rows, lane, parts)
+
+
+def body_sum(parts: Sequence[Buffer]) -> int:
+    """CRC32C over the parts behind the header, one after the other."""
+    value = 0
+    for part in parts:
+        value = crc32c(part, value)
+    return value
+
+
+# --- what is in the parts --------------------------------------------------------------------------------------------
+
+
+def pack_text(content: msgspec.Struct) -> bytes:
+    """The one part of HELLO, WELCOME and REFUSE."""
+    return msgspec.json.encode(content)
+
+
+def unpack_text(frame: Frame, kind: type[T]) -> T:
+    """What a sender or receiver said. MalformedError when it is not that."""
+    if len(frame.parts[0]) > TEXT_BYTES_MAX:
+        raise MalformedError(f"a text of {len(frame.parts[0])} bytes")
+    try:
+        return msgspec.json.decode(bytes(frame.parts[0]), type=kind)
+    except msgspec.DecodeError as error:
+        raise MalformedError(str(error)) from error
+
+
+def pack_missing(missing: Sequence[Missing]) -> bytes:
+    """The ranges without rows, with their reasons."""
+    packed = [_COUNT.pack(len(missing))]
+    for hole in missing:
+        reason = hole.reason.encode()[:255]
+        packed.append(_HOLE.pack(hole.first, hole.last, len(reason)) + reason)
+    return b"".join(packed)
+
+
+def unpack_missing(frame: Frame) -> tuple[Missing, ...]:
+    """The declared gaps of a DATA frame: ascending, within its range, and together with its rows the whole of it."""
+    part = bytes(frame.parts[0])
+    holes: list[Missing] = []
+    try:
+        (count,), at = _COUNT.unpack_from(part), _COUNT.size
+        for _ in range(count):
+            first, last, length = _HOLE.unpack_from(part, at)
+            at += _HOLE.size + length
+            holes.append(Missing(first, last, part[at - length : at].decode()))
+    except (struct.error, UnicodeDecodeError) as error:
+        raise MalformedError(f"missing ranges: {error}") from error
+    behind = frame.first
+    for hole in holes:
+        if not behind <= hole.first <= hole.last <= frame.last:
+            raise MalformedError(f"missing {hole.first}-{hole.last} does not fit {frame.first}-{frame.last}")
+        behind = hole.last + 1
+    if at != len(part) or frame.last - frame.first + 1 != frame.rows + sum(hole.size for hole in holes):
+        raise MalformedError(f"{frame.first}-{frame.last} is not {frame.rows} rows and what is missing")
+    return tuple(holes)
+
+
+def pack_origins(origins: pa.RecordBatch) -> Buffer:
+    """Where the rows came from before; empty when nowhere."""
+    return origins.serialize() if origins.num_rows else b""
+
+
+def unpack_origins(frame: Frame) -> pa.RecordBatch:
+    """Where the rows came from before this queue (ORIGIN_SCHEMA)."""
+    if not len(frame.parts[1]):
+        return NO_ORIGINS
+    try:
+        origins = pa.ipc.read_record_batch(pa.ipc.read_message(pa.py_buffer(frame.parts[1])), ORIGIN_SCHEMA)
+        origins.validate(full=True)
+    except (pa.ArrowException, OSError, EOFError) as error:
+        raise MalformedError(f"origins: {error}") from error
+    return origins
+
+
+def pack_batch(batch: pa.RecordBatch) -> tuple[Buffer, int]:
+    """A batch as the last part of a DATA frame, and its flag."""
+    if batch.schema.equals(RAW_SCHEMA):
+        return batch.serialize(), 0
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return sink.getvalue(), EVENTS
+
+
+def unpack_batch(frame: Frame) -> pa.RecordBatch:
+    """The batch of a DATA frame, checked to be one that a queue takes. A view into the message where that can be."""
+    try:
+        payload = pa.py_buffer(frame.parts[2])
+        if frame.flags & EVENTS:
+            with pa.ipc.open_stream(payload) as reader:
+                batch = reader.read_next_batch()
+        else:
+            batch = pa.ipc.read_record_batch(pa.ipc.read_message(payload), RAW_SCHEMA)
+        batch.validate(full=True)
+        check_batch(batch)
+    except (pa.ArrowException, OSError, EOFError, StopIteration, ValueError) as error:
+        raise MalformedError(f"batch: {error}") from error
+    if batch.num_rows != frame.rows:
+        raise MalformedError(f"{batch.num_rows} rows, the header says {frame.rows}")
+    return batch
