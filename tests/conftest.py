@@ -47,6 +47,12 @@ def lake(tmp_path: Path) -> Lake:
 
 
 @pytest.fixture
+def lake_of() -> Callable[[SiteProcess], Lake]:
+    """The lake of a site that another fixture made."""
+    return lambda site: Lake(site.folder / "data")
+
+
+@pytest.fixture
 def site(tmp_path: Path) -> Iterator[SiteProcess]:
     """The example site, not started yet."""
     with SiteProcess(ROOT / "examples" / "single.toml", tmp_path, FREE_PORTS) as process:

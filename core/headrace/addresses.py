@@ -49,4 +49,5 @@ def hold(host: str, port: int) -> socket.socket:
 
 
 def _found(host: str, port: int) -> Iterable[Any]:
+    host = "127.0.0.1" if host == "localhost" else host  # as sources take it
     return socket.getaddrinfo(host if host != "*" else None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
-from headrace.hookspecs import HOOKS_API, Status
+from headrace.hookspecs import HOOKS_API, Role, Status
 from headrace.log import Log
 from headrace.metrics import Metrics
 
@@ -121,9 +121,9 @@ class Component:
     same event, by origin and position) twice without doubling it, `holds` whether it can promise safety at all (False for
     live feeds, which then need `hold = "none"`), `takes` whether it gets event batches or what the queue holds, undecoded
     ("raw": for links, archives and other stores of payloads; RAW_SCHEMA, or event batches where a source delivered those).
-    `many_workers` says that several processes may each have an instance of it, on the same options: a source then shares its
-    address with the others (SO_REUSEPORT where `context.workers` is more than 1), an output its store. (Of a queue the host
-    gives each worker another `path`.)
+    `many_workers` says (or names the roles in which) several processes may each have an instance of it, on the same options: a
+    source then shares its address with the others (SO_REUSEPORT where `context.workers` is more than 1), an output its store.
+    (Of a queue the host gives each worker another `path`.)
     """
 
     Config: ClassVar[type[_Config]] = _Config
@@ -132,7 +132,7 @@ class Component:
     idempotence: ClassVar[Literal["none", "key", "event"]] = "none"
     holds: ClassVar[bool] = True
     takes: ClassVar[Literal["events", "raw"]] = "events"
-    many_workers: ClassVar[bool] = False
+    many_workers: ClassVar[bool | tuple[Role, ...]] = False
 
     def __init__(self, config: Any, context: Context) -> None:
         self.config = config

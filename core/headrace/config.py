@@ -152,7 +152,7 @@ class _Reader:
     def _check_many(self, entry: Entry, tier: Tier, hint: str) -> None:
         expected = f"a plugin of which every worker can have one (tiers.{tier.name}.workers = {tier.workers})"
         for use in single(entry):
-            self._problem(f"{entry.path}.use", expected, f"{use}, which has no many_workers = True", hint)
+            self._problem(f"{entry.path}.use", expected, f"{use}, which does not say so (many_workers)", hint)
 
     def _check_unqueued(self, tier: Tier, path: str) -> None:
         for entry in tier.sources.values():
@@ -307,7 +307,10 @@ class _Reader:
 
 def single(entry: Entry) -> list[str]:
     """The plugins of an entry, itself and its wrappers, that only one process of a site may have."""
-    return [plugin.__name__ for plugin in (entry.plugin, *entry.wrappers) if not plugin.many_workers]
+    plugins = (entry.plugin, *entry.wrappers)
+    return [
+        one.__name__ for one in plugins if not (entry.role in one.many_workers if isinstance(one.many_workers, tuple) else one.many_workers)
+    ]
 
 
 def _kind(value: object) -> str:

@@ -121,6 +121,20 @@ def test_what_can_be_there_only_once_is_refused_beside_workers(write: Write) -> 
         load(write(LINKED + '[listeners.l]\nuse = "./l.py:Wrap"\n'))
 
 
+def test_a_plugin_may_be_there_several_times_in_one_role_only(write: Write) -> None:
+    both = (
+        "from headrace import Component, hookimpl\nclass Both(Component):\n    many_workers = ('output',)\n    idempotence = 'event'\n"
+        "    @hookimpl\n    async def ingest_serve(self, deliver): ...\n"
+    )
+    for hook in ("sink_write(self, batch, key)", "sink_flush(self, key)", "sink_reset(self)"):
+        both += f"    @hookimpl\n    async def {hook}: ...\n"
+    file = write(LINKED + '[tiers.edge.outputs.both]\nuse = "./both.py:Both"\n')
+    (file.parent / "both.py").write_text(both)
+    load(file)
+    with pytest.raises(ConfigError, match=r"tiers\.edge\.sources\.both\.use: .*got Both"):
+        load(write(LINKED + '[tiers.edge.sources.both]\nuse = "./both.py:Both"\n'))
+
+
 @pytest.mark.parametrize("workers", ["0", "65", '"two"', "1.5"])
 def test_numbers_of_workers_have_bounds(write: Write, workers: str) -> None:
     with pytest.raises(ConfigError, match=r"tiers\.edge\.workers"):

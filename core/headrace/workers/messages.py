@@ -168,9 +168,10 @@ class Channel:
             line = await self._reader.readline()
         except (ConnectionError, ValueError):
             return None
-        if not line.endswith(b"\n"):
+        try:
+            message: Message = _decoder.decode(line)
+        except msgspec.MsgspecError:  # cut off by its end, or nothing of ours
             return None
-        message: Message = _decoder.decode(line)
         return message
 
     async def close(self) -> None:

@@ -11,8 +11,9 @@ from aiohttp import web
 from prometheus_client import generate_latest
 
 from headrace.metrics import Metrics
+from headrace.workers.asking import Answer
 from headrace.workers.merging import MergedMetrics
-from headrace.workers.process import Answer, WorkerProcess
+from headrace.workers.process import WorkerProcess
 
 
 class Pages:
@@ -24,8 +25,8 @@ class Pages:
 
     async def metrics(self) -> bytes:
         """The workers' metrics and the supervisor's own, merged."""
-        lives = {worker.name: worker.life for worker in self._workers}
-        for worker, answer in await self._asked("/metrics"):
+        lives: dict[str, int] = {}
+        for worker, answer in await self._asked("/metrics", lives):
             if answer is not None and answer[0] == 200:
                 self._merged.take(worker.name, lives[worker.name], answer[1].decode())
             else:
@@ -78,8 +79,13 @@ class Pages:
         status, body, kind = answer
         return web.Response(status=status, body=body, headers={"Content-Type": kind})
 
-    async def _asked(self, path: str) -> list[tuple[WorkerProcess, Answer]]:
-        return list(zip(self._workers, await asyncio.gather(*(worker.ask(path) for worker in self._workers)), strict=True))
+    async def _asked(self, path: str, lives: dict[str, int] | None = None) -> list[tuple[WorkerProcess, Answer]]:
+        async def ask(worker: WorkerProcess) -> Answer:
+            if lives is not None:
+                lives[worker.name] = worker.life  # an answer is always of the life in which it was asked for
+            return await worker.ask(path)
+
+        return list(zip(self._workers, await asyncio.gather(*map(ask, self._workers)), strict=True))
 
 
 def _reasons(worker: WorkerProcess, answer: Answer) -> list[str]:

@@ -13,13 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Literal
 
-import aiohttp
-
 from headrace.component import Clock
 from headrace.faults import VARIABLE as FAULTS_VARIABLE
 from headrace.log import Log
 from headrace.metrics import Metrics
 from headrace.retry import Backoff
+from headrace.workers.asking import AdminClient, Answer
 from headrace.workers.messages import (
     Channel,
     Ended,
@@ -41,8 +40,6 @@ from headrace.workers.takeovers import Takeovers
 
 #: A worker that lived for so long was well: the next restart comes soon again.
 WELL_AFTER_S: Final = 30.0
-#: Longest wait for an answer of a worker's admin server.
-ASK_S: Final = 5.0
 #: Longest wait until a worker has taken a reload: its components may have to be drained.
 RELOAD_S: Final = 60.0
 #: A worker gets so much longer than the drain's deadline before it is killed, which is harmless.
@@ -50,8 +47,6 @@ KILL_AFTER_S: Final = 12.0
 #: Codes with which a start is over for good: nothing will change by itself.
 HOPELESS: Final = (2, 78)
 
-#: Status, body and content type of a page, or None.
-Answer = tuple[int, bytes, str] | None
 State = Literal["waiting", "starting", "running", "ended"]
 
 
@@ -59,7 +54,7 @@ class WorkerProcess:
     """Keeps one process of the plan running until `stop`, or until a former worker has emptied its queue."""
 
     def __init__(self, process: Process, sockets: int, clock: Clock, backoff: Backoff, metrics: Metrics, log: Log) -> None:
-        """`sockets` is the descriptor of the folder for the socket of its admin server."""
+        """`sockets` is the descriptor of the folder for the workers' sockets."""
         self.process, self.name = process, process.name
         self._clock, self._backoff = clock, backoff
         self._log = log.bind(worker=process.name)
@@ -77,17 +72,11 @@ class WorkerProcess:
         self._running: Running | None = None
         self._life: asyncio.Future[int] | None = None
         self._reloaded: asyncio.Queue[Reloaded] = asyncio.Queue(1)
+        self._missed: Reload | None = None
         self._given_up: Questions[GivenUp] = Questions()
         self._taking: dict[int, asyncio.Event] = {}
         self._takeovers: Takeovers | None = None
-        # by way of the descriptor, a path of any length fits into an address
-        path = f"/proc/self/fd/{sockets}/{process.name}"
-        self._admin = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._admin.bind(path)
-        self._admin.listen()
-        self._session = aiohttp.ClientSession(
-            "http://worker", connector=aiohttp.UnixConnector(path), timeout=aiohttp.ClientTimeout(ASK_S), auto_decompress=False
-        )
+        self._admin = AdminClient(sockets, process.name)
 
     @property
     def runs(self) -> bool:
@@ -130,11 +119,11 @@ class WorkerProcess:
     async def _live(self, start: Start) -> int:
         """One life; its exit code, negative for a signal."""
         self.life += 1
-        self.state, self.reason, self.ended = "starting", "starting", None
+        self.state, self.reason, self.ended, self._missed = "starting", "starting", None, None
         ours, theirs = socket.socketpair()
         try:
             command = [sys.executable, "-P", "-m", "headrace.workers", start.file, self.name]
-            descriptors = theirs.fileno(), self._admin.fileno()
+            descriptors = theirs.fileno(), self._admin.socket.fileno()
             # a session of its own: a Ctrl-C in the terminal is for the supervisor, which then says what to do
             self._running = running = await asyncio.create_subprocess_exec(
                 *command, *map(str, descriptors), pass_fds=descriptors, start_new_session=True, env=self._environ()
@@ -180,17 +169,19 @@ class WorkerProcess:
                     takes.add(task)
                     task.add_done_callback(takes.discard)
                 else:
-                    self._told(message, file)
+                    self._told(message, channel, file)
         finally:
             for task in takes:
                 task.cancel()
             await asyncio.gather(*takes, return_exceptions=True)
             self._taking.clear()
 
-    def _told(self, message: Message, file: Path) -> None:
+    def _told(self, message: Message, channel: Channel, file: Path) -> None:
         if isinstance(message, Started):
             self.state, self.reason, self._ever_ran = "running", "", True
             self._up.set(1)
+            if self._missed is not None:  # it came while this one was starting with the text before
+                channel.send(self._missed)
             self._log.info("worker runs", pid=self.pid, life=self.life, file=str(file))
         elif isinstance(message, Reloaded):
             with contextlib.suppress(asyncio.QueueFull):
@@ -217,15 +208,20 @@ class WorkerProcess:
 
     async def reload(self, text: str, overrides: tuple[str, ...]) -> str:
         """Let it take this text; what went wrong, or nothing. One that does not run now starts with it."""
-        if self.state != "running" or self._channel is None:
+        message = Reload(text, overrides)
+        if self.state != "running" or self._channel is None or self._life is None:
+            self._missed = message if self.state == "starting" else None
             return ""
         while not self._reloaded.empty():
             self._reloaded.get_nowait()
-        self._channel.send(Reload(text, overrides))
-        try:
-            return (await asyncio.wait_for(self._reloaded.get(), RELOAD_S)).problem
-        except TimeoutError:
-            return "" if self.state != "running" else f"no answer within {RELOAD_S:.0f} s"
+        self._channel.send(message)
+        answer = asyncio.ensure_future(self._reloaded.get())
+        both: list[asyncio.Future[Any]] = [answer, self._life]
+        done, _ = await asyncio.wait(both, timeout=RELOAD_S, return_when=asyncio.FIRST_COMPLETED)
+        if answer in done:
+            return answer.result().problem
+        answer.cancel()
+        return "" if done else f"no answer within {RELOAD_S:.0f} s"
 
     def takes_over_by(self, takeovers: Takeovers) -> None:
         self._takeovers = takeovers
@@ -267,25 +263,10 @@ class WorkerProcess:
         """Status, body and content type of a page of its admin server; None while it does not answer."""
         if self.state != "running" or self._life is None:
             return None
-        asking = asyncio.ensure_future(self._asked(path))
-        # its socket is ours as well and outlives it: without it nobody would ever answer
-        both: list[asyncio.Future[Any]] = [asking, self._life]
-        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-        if not asking.done():
-            asking.cancel()
-            return None
-        return asking.result()
-
-    async def _asked(self, path: str) -> Answer:
-        try:
-            async with self._session.get(path) as answer:
-                return answer.status, await answer.read(), answer.headers.get("Content-Type", "text/plain")
-        except (aiohttp.ClientError, OSError, TimeoutError):
-            return None
+        return await self._admin.ask(path, self._life)
 
     async def close(self) -> None:
-        await self._session.close()
-        self._admin.close()
+        await self._admin.close()
 
 
 def _shown(code: int) -> str:

@@ -14,7 +14,7 @@ import random
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,6 +25,7 @@ from headrace.component import SystemClock
 from headrace.config import Site, changed
 from headrace.errors import ConfigError, HeadraceError, PluginError
 from headrace.host import Totals, refuse_untakeable
+from headrace.locked import locked
 from headrace.log import Log, describe, set_up
 from headrace.metrics import Metrics
 from headrace.register import QueueRegister, Registered
@@ -40,7 +41,7 @@ from headrace.workers.takeovers import Takeovers
 RESTART_BASE_MS: Final = 100
 #: An event that kills its process is found by restarts (DELIVERY, execution): they must not become rare.
 RESTART_MS_MAX: Final = 5_000
-SOCKETS: Final = "workers-"
+SOCKETS: Final = "workers"
 
 
 def run(site: Site, reload: Callable[[], Site]) -> int:
@@ -170,8 +171,13 @@ class Supervisor:
 
     async def _one_reload(self) -> None:
         async with self._reloading:
-            if not self._stopping.asked.is_set():
+            if self._stopping.asked.is_set():
+                return
+            try:
                 await self._reload()
+            except Exception as error:  # whatever it is: the workers run on
+                self._reload_success.set(0)
+                self._log.exception("reload went wrong", error)
 
     async def _reload(self) -> None:
         """SIGHUP: a file that could not be taken is seen by no worker."""
@@ -213,21 +219,22 @@ class Supervisor:
 
 
 @contextlib.contextmanager
-def sockets_folder(data_dir: Path) -> Any:
+def sockets_folder(data_dir: Path) -> Iterator[int]:
     """The descriptor of a new private folder for the workers' sockets; folders that a killed supervisor left are removed."""
-    for left in data_dir.glob(f"{SOCKETS}*"):
-        with contextlib.suppress(OSError), _locked(left):
-            shutil.rmtree(left, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=SOCKETS, dir=data_dir))
-    try:
-        with _locked(folder) as descriptor:
-            yield descriptor
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.ExitStack() as stack:
+        with locked(data_dir / SOCKETS):  # a new folder is not taken for one that was left
+            for left in data_dir.glob(f"{SOCKETS}-*"):
+                with contextlib.suppress(OSError), _held(left):
+                    shutil.rmtree(left, ignore_errors=True)
+            folder = Path(tempfile.mkdtemp(prefix=f"{SOCKETS}-", dir=data_dir))
+            stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            descriptor = stack.enter_context(_held(folder))
+        yield descriptor
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Any:
+def _held(folder: Path) -> Iterator[int]:
+    """OSError when another process holds it."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
