@@ -124,7 +124,7 @@ class QueueInfo(NamedTuple):
     queue_id is None before the first append of this open. head is the last committed position (0: none yet), tail the
     oldest position still held. Sizes in bytes, oldest_event_s as a Unix time (None when empty). spans lists every queue id
     that still has positions here, oldest first. level is `"process"` or `"power"`, or `"none"` in a tier without a queue.
-    medium and method say what is really done, for example `ext4` and `msync`.
+    medium and method say what is really done, for example `ext4` and `fdatasync`.
     """
 
     name: str

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import queue
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from headrace_queue_pmem.bell import LoopBell, ThreadBell
 from headrace_queue_pmem.frame import Entry
 from headrace_queue_pmem.ring import Ring
 from headrace_queue_pmem.unseen import Unseen
@@ -32,16 +32,17 @@ class Committer:
         bytes_max: int,
         committed: Callable[[Sequence[Entry], float], None],
         failed: Callable[[Exception, int], None],
+        bell: LoopBell,
     ) -> None:
-        self._ring, self._wait_s, self._bytes_max = ring, wait_s, bytes_max
+        self._ring, self._wait_s, self._bytes_max, self._bell = ring, wait_s, bytes_max, bell
         self._committed, self._failed = committed, failed
         self.lock = threading.Lock()
         self.unseen = Unseen(self.lock)
-        # A counting signal: a C-level queue wakes the thread in half the time that a Condition takes.
-        self._work: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._work = ThreadBell()
         self._pending: deque[tuple[Entry | None, Waiter]] = deque()
         self._under_way = False
         self._stopping = False
+        ring.on_durable = bell.ring
         self._thread = threading.Thread(target=self._run, name=f"queue-commit-{ring.name}", daemon=True)
 
     def start(self) -> None:
@@ -51,9 +52,10 @@ class Committer:
         """Commit what is pending, then end the thread."""
         with self.lock:
             self._stopping = True
-            self._work.put(None)
+            self._work.ring()
         if self._thread.ident is not None:
             self._thread.join()
+        self._work.close()
 
     @property
     def idle(self) -> bool:
@@ -61,12 +63,15 @@ class Committer:
         return not self._pending and not self._under_way
 
     def submit(self, entry: Entry | None, loop: asyncio.AbstractEventLoop) -> Waiter:
-        """Have a reserved entry committed (None: only wait for all before it). Under the lock."""
+        """Have a reserved entry committed (None: only wait for all before it). Under the lock; `wake` comes behind it."""
         waiter: Waiter = loop.create_future()
         self._pending.append((entry, waiter))
-        if not self._under_way:
-            self._work.put(None)
         return waiter
+
+    def wake(self) -> None:
+        """Have the thread look for work. Not under the lock: it would wake up only to wait for that."""
+        if not self._under_way:
+            self._work.ring()
 
     def _run(self) -> None:
         while (group := self._next_group()) is not None:
@@ -85,29 +90,36 @@ class Committer:
                     self._ring.give_up(lost)
                     self.unseen.add(caught, {waiter.get_loop() for _, waiter in group})
                 self._failed(caught, len(lost))
-            else:
-                if entries:
-                    self._committed(entries, time.perf_counter() - started)
+            ended = time.perf_counter()
             with self.lock:
                 self._under_way = False
-            settle([waiter for _, waiter in group], error, self.unseen.told if error else None)
+            settle([waiter for _, waiter in group], error, self.unseen.told if error else None, self._bell)
+            if entries and error is None:
+                self._committed(entries, ended - started)  # behind the callers, who need not wait for it
 
     def _next_group(self) -> list[tuple[Entry | None, Waiter]] | None:
-        while not self._pending:
-            if self._stopping:
-                return None
-            self._work.get()
-        if self._wait_s and not self._stopping:
-            self._collect()
-        with self.lock:
-            group: list[tuple[Entry | None, Waiter]] = []
-            size = 0
-            while self._pending and (not group or size < self._bytes_max):
-                group.append(self._pending.popleft())
-                entry = group[-1][0]
-                size += entry.size if entry else 0
-            self._under_way = True
-            return group
+        while True:
+            with self.lock:
+                if self._pending:
+                    if not self._wait_s or self._stopping:
+                        return self._take()
+                elif self._stopping:
+                    return None
+            if self._pending:
+                self._collect()
+                with self.lock:
+                    return self._take()
+            self._work.wait()
+
+    def _take(self) -> list[tuple[Entry | None, Waiter]]:
+        group: list[tuple[Entry | None, Waiter]] = []
+        size = 0
+        while self._pending and (not group or size < self._bytes_max):
+            group.append(self._pending.popleft())
+            entry = group[-1][0]
+            size += entry.size if entry else 0
+        self._under_way = True
+        return group
 
     def _collect(self) -> None:
         """Wait for company, within both bounds."""
@@ -117,16 +129,23 @@ class Committer:
                 size = sum(entry.size for entry, _ in self._pending if entry)
             if size >= self._bytes_max:
                 return
-            with contextlib.suppress(queue.Empty):
-                self._work.get(timeout=left)
+            self._work.wait_for(left)
 
 
-def settle(waiters: Sequence[Waiter], error: Exception | None, told: Callable[[asyncio.AbstractEventLoop], None] | None = None) -> None:
-    """Tell the loops of these waiters: one call per loop. `told` is called on each of them, behind its waiters."""
+def settle(
+    waiters: Sequence[Waiter],
+    error: Exception | None,
+    told: Callable[[asyncio.AbstractEventLoop], None] | None = None,
+    bell: LoopBell | None = None,
+) -> None:
+    """Tell the loops of these waiters: one call per loop, by `bell` for its own. `told` is called on each, behind its waiters."""
     by_loop: dict[asyncio.AbstractEventLoop, list[Waiter]] = {}
     for waiter in waiters:
         by_loop.setdefault(waiter.get_loop(), []).append(waiter)
     for loop, theirs in by_loop.items():
+        if bell is not None and loop is bell.loop:
+            bell.call(_resolve, theirs, error, told)
+            continue
         # RuntimeError: that loop is closed, nobody waits there any more
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(_resolve, theirs, error, told)

@@ -33,8 +33,8 @@ from headrace import (
     hookimpl,
 )
 from headrace.metrics import COUNT_BUCKETS, OverWorkers
-from headrace.schema import kind_of
 from headrace_queue_pmem import reading
+from headrace_queue_pmem.bell import LoopBell
 from headrace_queue_pmem.committer import Committer, settle
 from headrace_queue_pmem.config import QueueConfig
 from headrace_queue_pmem.frame import Entry, encode
@@ -77,6 +77,7 @@ class QueuePmem(Component):
         self._ring: Ring | None = None
         self._lock: Lock | None = None
         self._committer: Committer | None = None
+        self._bell: LoopBell | None = None
         self._upkeep: UpkeepThread | None = None
         self._inline = False
         self._degraded = False
@@ -101,8 +102,14 @@ class QueuePmem(Component):
         except BaseException:
             self._let_go()
             raise
+        self._bell = LoopBell(self._loop)
         self._committer = Committer(
-            self._opened, self.config.commit_wait_us_max / 1e6, self.config.commit_bytes_max, self._committed, self._commit_failed
+            self._opened,
+            self.config.commit_wait_us_max / 1e6,
+            self.config.commit_bytes_max,
+            self._committed,
+            self._commit_failed,
+            self._bell,
         )
         self._committer.start()
         self._inline = self.config.level == "process"
@@ -116,6 +123,7 @@ class QueuePmem(Component):
             return
         with committer.lock:
             waiter = committer.submit(None, asyncio.get_running_loop())
+        committer.wake()
         await asyncio.wait([waiter], timeout=deadline_s)
 
     async def close(self) -> None:
@@ -124,6 +132,9 @@ class QueuePmem(Component):
         if ring is None:
             return
         await self.context.call_blocking(self._close, ring)
+        if self._bell is not None:
+            self._bell.close()
+            self._bell = None
         with self._waiters_lock:
             waiters, self._waiters = self._waiters, []
         settle(waiters, QueueError(f"queue {self.context.tier!r} is closed"))
@@ -196,6 +207,7 @@ class QueuePmem(Component):
                 first, last = entry.first, entry.last
         # Durable first: the source acknowledges its sender when this returns.
         if waiter is not None:
+            committer.wake()
             await waiter
         return first, last
 
@@ -216,6 +228,7 @@ class QueuePmem(Component):
                     mark = ring.marks.mark(origin)
                     return OriginMark(mark.last, mark.note) if mark else None
                 waiter = committer.submit(None, asyncio.get_running_loop())
+            committer.wake()
             await asyncio.wait([waiter])
             if not waiter.cancelled():
                 waiter.exception()  # a failed commit takes its marks back: look again
@@ -286,7 +299,6 @@ class QueuePmem(Component):
     # --- appending ---------------------------------------------------------------------------------------------------
 
     def _entry(self, batch: pa.RecordBatch, origins: pa.RecordBatch) -> Entry:
-        kind_of(batch.schema)
         entry = encode(batch, origins, int(self.context.clock.wall() * 1e6))
         entry.marks = marks_of(origins)
         return entry

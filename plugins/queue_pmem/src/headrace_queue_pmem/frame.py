@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from headrace import NO_ORIGINS, ORIGIN_SCHEMA, RAW_SCHEMA
 from headrace.position import ORIGIN_QUEUE
+from headrace.schema import kind_of
 from headrace_queue_pmem.layout import (
     FRAME_MAGIC,
     FRAME_PREFIX,
@@ -94,9 +95,11 @@ class Entry:
 
 def encode(batch: pa.RecordBatch, origins: pa.RecordBatch, time_us: int) -> Entry:
     """A batch as an entry: a raw batch as a bare IPC message (its schema is fixed), an event batch as a whole IPC stream."""
-    if batch.schema.equals(RAW_SCHEMA):
+    schema = batch.schema
+    if schema.equals(RAW_SCHEMA, check_metadata=True):
         kind, payload = KIND_RAW, batch.serialize()
     else:
+        kind_of(schema)  # a ValueError here costs one caller, and not every reader
         kind, payload = KIND_EVENT, _stream(batch)
     return Entry(kind, batch.num_rows, origins.serialize() if origins.num_rows else b"", payload, time_us)
 

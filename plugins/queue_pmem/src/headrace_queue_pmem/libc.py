@@ -55,7 +55,7 @@ def view(address: int, length: int) -> memoryview:
 def sync(address: int, length: int) -> None:
     """Write a range of a mapping to its device and wait: one device flush. OSError when the device refused.
 
-    We call msync ourselves because libpmemobj's own msync aborts the process on EIO and ENOSPC.
+    msync is called by us because libpmemobj's own msync aborts the process on EIO and ENOSPC.
     """
     start = address & ~(PAGE - 1)
     if libc.msync(ffi.cast("void *", start), address + length - start, MS_SYNC):

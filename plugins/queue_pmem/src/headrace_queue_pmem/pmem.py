@@ -14,7 +14,7 @@ from typing import Any, Final
 from headrace_queue_pmem import libc
 from headrace_queue_pmem.layout import POOL, POOL_AT, POOL_MAGIC, checksum
 from headrace_queue_pmem.libc import ffi
-from headrace_queue_pmem.medium import Area, FileMedium, Level
+from headrace_queue_pmem.medium import Area, FileMedium, Level, WrittenArea
 
 ffi.cdef(
     """
@@ -40,7 +40,7 @@ POOL_OVERHEAD_BYTES: Final = 4608 << 10
 def load() -> Any:
     """libpmemobj, or OSError where it is not installed."""
     # Read once at first use: without it libpmemobj would msync on ordinary files by itself, and abort where that fails.
-    # Level `power` on files is then our own msync.
+    # Level `power` on files is then our own fdatasync.
     os.environ["PMEM_IS_PMEM_FORCE"] = "1"
     library: Any = ffi.dlopen("libpmemobj.so.1")
     # libpmemobj 2 refuses to create a pool where no unsafe-shutdown counter exists, unless told so.
@@ -63,7 +63,7 @@ class PmemMedium(FileMedium):
     def __init__(self, directory: Path, level: Level, filesystem: str = "file", dax: bool = False) -> None:
         super().__init__(directory, level, filesystem, dax)
         self._library = load()
-        self.method = "msync" if level == "power" and not dax else "pmemobj_persist"
+        self.method = "fdatasync" if level == "power" and not dax else "pmemobj_persist"
 
     def create(self, name: str, size: int) -> Area:
         path = self.directory / name
@@ -76,7 +76,7 @@ class PmemMedium(FileMedium):
             self._library.pmemobj_close(pool)
             path.unlink()
             raise error
-        area = self._pool_area(pool, root)
+        area = self._pool_area(name, pool, root)
         self._note_metadata(pool, area, size)
         if self.level == "power" and not self.dax:
             area.sync(0, area.size)
@@ -95,7 +95,7 @@ class PmemMedium(FileMedium):
         if size == 0:
             self._library.pmemobj_close(pool)
             raise OSError(errno.EINVAL, f"{path} is a pool without a root object")
-        area = self._pool_area(pool, self._library.pmemobj_root(pool, size))
+        area = self._pool_area(name, pool, self._library.pmemobj_root(pool, size))
         if area.address - int(ffi.cast("uintptr_t", pool)) != place or area.size > plain.size:
             area.close()
             raise OSError(errno.EINVAL, f"{path} has its root object elsewhere than its content")
@@ -104,7 +104,7 @@ class PmemMedium(FileMedium):
     def usable(self, size: int) -> int:
         return (size - POOL_OVERHEAD_BYTES) // libc.PAGE * libc.PAGE - libc.PAGE
 
-    def _pool_area(self, pool: Any, root: Any) -> Area:
+    def _pool_area(self, name: str, pool: Any, root: Any) -> Area:
         library = self._library
         base = int(ffi.cast("uintptr_t", pool))
         # A root object is 16-byte aligned; ours begins at the next page of the file, so that cache lines and msync ranges line up.
@@ -114,8 +114,16 @@ class PmemMedium(FileMedium):
         def persist(address: int, length: int) -> None:
             library.pmemobj_persist(pool, ffi.cast("void *", address), length)
 
-        durable = persist if self.level == "process" or self.dax else libc.sync
-        return Area(base + start, size, durable, persist if self.dax else libc.sync, lambda: library.pmemobj_close(pool))
+        def release() -> None:
+            library.pmemobj_close(pool)
+
+        if self.level == "process" or self.dax:
+            return Area(base + start, size, persist, persist if self.dax else libc.sync, release)
+        descriptor = os.open(self.directory / name, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            return WrittenArea(base + start, size, descriptor, start, release)
+        finally:
+            os.close(descriptor)
 
     def _note_metadata(self, pool: Any, area: Area, size: int) -> None:
         base = int(ffi.cast("uintptr_t", pool))

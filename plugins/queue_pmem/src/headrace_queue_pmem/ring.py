@@ -16,7 +16,7 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from headrace import PermanentError, Plan, QueueError, QueueFull, QueueSpan, ReaderInfo, TransientError
 from headrace_queue_pmem.frame import Entry, read_header
@@ -71,11 +71,12 @@ class Place:
 
 @dataclass(eq=False)
 class _Touched:
-    """The part of a segment that a commit wrote and has to make durable."""
+    """The part of a segment that a commit writes (`parts`: offset and bytes) and has to make durable."""
 
     segment: Segment
     start: int
     end: int
+    parts: list[tuple[int, Any]] = field(default_factory=list)
 
 
 @dataclass(eq=False)
@@ -109,6 +110,7 @@ class Ring:
         self.checkpoint_upto = 0  # the durable marks speak for frames up to here
         self.damages: list[Damage] = []
         self.on_damage: Callable[[Damage], None] = lambda _damage: None
+        self.on_durable: Callable[[], None] = lambda: None  # called between a commit's sync and its being seen by anybody
         self._write_at = SEGMENT_DATA_AT  # where the next frame of the active segment goes
         self._planned_segments = 0
         self._planned_room = 0
@@ -158,7 +160,8 @@ class Ring:
                     self._refused = True
                     raise self._full("")
             self._refused = False
-            self.marks.stage(entry.marks)
+            if entry.marks:
+                self.marks.stage(entry.marks)
             self._planned_room, self._planned_segments = room, segments
             entry.first = self.next
             self.next += entry.count
@@ -228,8 +231,11 @@ class Ring:
             placed.append(self._place(span_entry(self.span, entries[0].first), touched))
         for entry in entries:
             placed.append(self._place(entry, touched))
+        for part in touched:
+            self._writer(part.segment).gather(part.parts)
         self.fault("queue_pmem.after_write")
         self._make_durable(touched)
+        self.on_durable()
         # Durable from here on: only now may readers, marks and acknowledgements speak of it.
         self.fault("queue_pmem.after_persist")
         with self.lock:
@@ -249,27 +255,27 @@ class Ring:
             segment.note(entry.first, offset, entry.last, offset + entry.size, entry.time_us)
             if entry.kind != KIND_SPAN:
                 self.upto = entry.last
-                self.marks.settle(entry.marks, durable=True)
+                if entry.marks:
+                    self.marks.settle(entry.marks, durable=True)
 
     def _place(self, entry: Entry, touched: list[_Touched]) -> tuple[Entry, Segment, int]:
         segment = self.segments[-1] if self.segments else None
         start = self._write_at
         if segment is None or not segment.writable or self._write_at + entry.size > segment.header.data_end:
             segment, start = self._advance(entry.first), 0
-        area = self._writer(segment)
         offset = self._write_at
         assert self.span is not None
-        area.write(offset, entry.header(segment.header.nonce, self.span.generation, self.upto, 0 if touched else BEGINS_COMMIT), LINE)
+        header = entry.header(segment.header.nonce, self.span.generation, self.upto, 0 if touched else BEGINS_COMMIT)
+        if not touched or touched[-1].segment is not segment:
+            touched.append(_Touched(segment, start, offset))
+        part = touched[-1]
+        part.parts.append((offset, header))
         body = offset + LINE
         if len(entry.origins):
-            area.write(body, entry.origins, len(entry.origins))
+            part.parts.append((body, entry.origins))
             body += align(len(entry.origins))
-        area.write(body, entry.payload, len(entry.payload))
-        self._write_at = offset + entry.size
-        if touched and touched[-1].segment is segment:
-            touched[-1].end = self._write_at
-        else:
-            touched.append(_Touched(segment, start, self._write_at))
+        part.parts.append((body, entry.payload))
+        part.end = self._write_at = offset + entry.size
         return entry, segment, offset
 
     def _advance(self, base: int) -> Segment:
