@@ -248,6 +248,41 @@ def test_declared_gap_of_an_origin_moves_its_mark_without_rows(make, flavour):
     run(body())
 
 
+def test_a_read_gives_a_position_however_many_frames_without_rows_come_first(make, flavour):
+    async def body():
+        queue = make(**flavour)
+        await queue.open()
+        for last in (3, 6):
+            await queue.queue_append(rows(1, 0), origin_batch([Origin("a/0", last - 2, last, 0, ORIGIN_MISSING, b"released")]))
+        await queue.queue_append(rows(1, 2), NO_ORIGINS)
+        part = await queue.queue_read("lake", 0, 1, 1)
+        assert (part.first, part.last, numbers(part.batch)) == (1, 2, [1, 2])
+        assert [origin.last for origin in origins_of(part.origins)] == [3, 6]
+        await queue.close()
+
+    run(body())
+
+
+def test_raw_frames_never_join_events_whatever_lies_between(make):
+    async def body():
+        queue = make()
+        await queue.open()
+        schema = event_schema(pa.struct([("t", pa.float64())]), pa.struct([("site", pa.string())]))
+        fields = {"device": "d", "time": 1, "received": 2, "readings": {"t": 1.5}, "context": {"site": "x"}, "origin": "q", "position": 7}
+        event = pa.RecordBatch.from_pylist([fields], schema=schema)
+        for batch in (event, event, rows(1, 0)):
+            await queue.queue_append(batch, origin_batch([Origin("a/0", 1, 1, 0, ORIGIN_SESSION)]) if not batch.num_rows else NO_ORIGINS)
+        for number in range(40):
+            await queue.queue_append(rows(number, 1), NO_ORIGINS)
+        part = await queue.queue_read("lake", 0, 1000, 1 << 20)
+        assert (part.last, part.batch.num_rows) == (2, 2)
+        part = await queue.queue_read("lake", 2, 1000, 1 << 20)
+        assert numbers(part.batch) == list(range(40))
+        await queue.close()
+
+    run(body())
+
+
 def test_sessions_are_remembered_and_the_oldest_idle_is_evicted(make):
     async def body():
         queue = make(sessions_max=2)

@@ -68,8 +68,9 @@ class LoopBell:
         self._call_all()
 
     def _answer(self) -> None:
-        self._rung = False
         os.eventfd_read(self._descriptor)
+        # Between the read and the look at the calls: who finds `_rung` set has its call seen, who does not rings again.
+        self._rung = False
         self._call_all()
 
     def _call_all(self) -> None:

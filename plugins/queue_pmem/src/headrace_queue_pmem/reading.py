@@ -6,58 +6,24 @@ Every frame is checked at every read (2.6 us for 60 KiB), so damage that comes l
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
-import pyarrow as pa
-
-from headrace import NO_ORIGINS, ORIGIN_SCHEMA, Missing, QueueRead
-from headrace_queue_pmem.frame import (
-    FrameHeader,
-    body_intact,
-    decode_batch,
-    decode_origins,
-    find_header,
-    read_header,
-    shift_origins,
-)
-from headrace_queue_pmem.layout import KIND_RAW, KIND_SPAN, LINE, SEGMENT_DATA_AT, align
+from headrace import NO_ORIGINS, Missing, QueueRead
+from headrace_queue_pmem.frame import FrameHeader, body_intact, find_header, read_header
+from headrace_queue_pmem.joining import Part, join, join_origins
+from headrace_queue_pmem.layout import KIND_RAW, KIND_SPAN, LINE, SEGMENT_DATA_AT
 from headrace_queue_pmem.medium import Area
 from headrace_queue_pmem.ring import Damage, Place, Ring, damage_of
+from headrace_queue_pmem.runs import Run, find_run
 from headrace_queue_pmem.segment import Segment
-from headrace_queue_pmem.trim import only_sessions
 
 #: A read ends after so many holes, so that a badly damaged queue is walked in bounded steps.
 HOLES_MAX = 64
+#: Looking in vain for a run costs as much as so many frames.
+PATIENCE: Final = 16
 
 
 _AGAIN: Final = QueueRead("", 0, 0, None, NO_ORIGINS, ())
-
-
-class Pin:
-    """What a zero-copy buffer refers to: keeps the segment mapped, and counts the bytes until the last view is gone."""
-
-    __slots__ = ("_area", "_freed", "_size")
-
-    def __init__(self, area: Area, size: int, ring: Ring) -> None:
-        self._area, self._size, self._freed = area, size, ring.views_freed
-
-    def __del__(self) -> None:
-        # Any thread may drop the last view, even one that holds the ring's lock: a deque takes no lock.
-        self._freed.append(self._size)
-
-
-@dataclass(slots=True)
-class _Part:
-    """A frame of a read: its rows from `skip` on."""
-
-    area: Area
-    offset: int
-    header: FrameHeader
-    skip: int
-
-    @property
-    def rows(self) -> int:
-        return self.header.rows - self.skip
 
 
 @dataclass(slots=True)
@@ -66,12 +32,14 @@ class _Walk:
 
     position: int  # the next one that is wanted
     limit: int  # the last one that may be read
-    parts: list[_Part] = field(default_factory=list)
+    parts: list[Part | Run] = field(default_factory=list)
     missing: list[Missing] = field(default_factory=list)
     rows: int = 0
+    kind: int = KIND_SPAN  # of the parts that have rows: raw or event
     bytes: int = 0
     damages: list[tuple[Segment, Damage]] = field(default_factory=list)
     cut: bool = False  # whether parts were left out after the walk
+    patience: int = 0  # so many frames are looked at one by one before a run is looked for again
 
     def miss(self, last: int, reason: str) -> None:
         if last < self.position:
@@ -109,7 +77,9 @@ def _try(ring: Ring, reader: str, after: int, rows_max: int, bytes_max: int) -> 
         walk.miss(min(tail - 1, limit), "released")
         return QueueRead(queue_id, wanted, walk.position - 1, None, NO_ORIGINS, tuple(walk.missing))
     stand = _walk(ring, walk, segments, ends, place, rows_max, bytes_max)
-    batch = _join(ring, walk)
+    batch, other = join(ring, walk.parts)
+    if other is not None:
+        _cut(walk, other)
     if walk.missing or walk.damages:
         with ring.lock:
             if segments[0] not in ring.segments:
@@ -118,7 +88,7 @@ def _try(ring: Ring, reader: str, after: int, rows_max: int, bytes_max: int) -> 
     if stand is not None and not walk.cut:
         stand.last = walk.position - 1
         ring.remember(reader, stand)
-    return QueueRead(queue_id, wanted, walk.position - 1, batch, _origins(walk), tuple(walk.missing))
+    return QueueRead(queue_id, wanted, walk.position - 1, batch, join_origins(walk.parts), tuple(walk.missing))
 
 
 def _report(ring: Ring, walk: _Walk) -> None:
@@ -147,9 +117,15 @@ def _walk(
         offset = (place.offset if place else segment.seek(walk.position)) if index == 0 else SEGMENT_DATA_AT
         reason = "lost"
         while offset < end and walk.position <= walk.limit:
-            if len(walk.missing) > HOLES_MAX or walk.rows >= rows_max or walk.bytes >= bytes_max:
+            # Frames without rows fill no bound: a read gives at least one position.
+            if len(walk.missing) > HOLES_MAX or (walk.rows and (walk.rows >= rows_max or walk.bytes >= bytes_max)):
                 return stand
             segment.warm_up(area, offset)
+            run = _run(walk, segment, area, offset, end, rows_max, bytes_max)
+            if run is not None:
+                offset = run.end
+                stand = Place(0, segment, offset)
+                continue
             header = read_header(area.view, offset, segment.header.nonce)
             size = header.size if header else 0
             if header is None or offset + size > end:
@@ -169,14 +145,16 @@ def _walk(
                 walk.miss(header.first - 1, reason)
                 reason = "lost"
             if header.kind != KIND_SPAN:
-                if walk.parts and not _fits(walk, header, size, rows_max, bytes_max):
+                if walk.rows and not _fits(walk, header, size, rows_max, bytes_max):
                     return stand
                 if not body_intact(area.view, offset, header):
                     walk.damages.append((segment, damage_of(segment, area, offset, size, header.first, header.last, "body")))
                     walk.miss(header.last, "corrupt")
                 elif header.last >= walk.position or header.rows == 0:
-                    part = _Part(area, offset, header, max(walk.position - header.first, 0) if header.rows else 0)
+                    part = Part(area, offset, header, max(walk.position - header.first, 0) if header.rows else 0)
                     walk.parts.append(part)
+                    if part.rows:
+                        walk.kind = header.kind
                     walk.rows += part.rows
                     walk.bytes += size
                     walk.position = header.last + 1
@@ -196,78 +174,34 @@ def _finish(walk: _Walk, segment: Segment, offset: int, stand: Place | None) -> 
 
 def _fits(walk: _Walk, header: FrameHeader, size: int, rows_max: int, bytes_max: int) -> bool:
     """Whether a further frame may join: within the bounds and of one kind (event batches are compared by schema later)."""
-    return walk.parts[-1].header.kind == header.kind and walk.rows + header.rows <= rows_max and walk.bytes + size <= bytes_max
+    return (walk.kind == header.kind or not header.rows) and walk.rows + header.rows <= rows_max and walk.bytes + size <= bytes_max
 
 
-def _join(ring: Ring, walk: _Walk) -> pa.RecordBatch | None:
-    """One batch of all parts; parts whose schema differs from the first one's are left for the next read."""
-    parts = [part for part in walk.parts if part.header.rows]
-    if not parts:
+def _run(walk: _Walk, segment: Segment, area: Area, offset: int, end: int, rows_max: int, bytes_max: int) -> Run | None:
+    """A run of frames that go on where the walk stands, taken together; never the first frame of a read."""
+    if walk.patience or walk.kind != KIND_RAW:
+        walk.patience = max(walk.patience - 1, 0)
         return None
-    if len(parts) == 1:
-        return _rows(parts[0], _single(ring, parts[0]))
-    batches: list[pa.RecordBatch] = []
-    for number, part in enumerate(parts):
-        batch = _rows(part, decode_batch(part.header.kind, _payload(part, part.area)))
-        if batches and part.header.kind != KIND_RAW and not batch.schema.equals(batches[0].schema):
-            _cut(walk, parts[number])
-            if number == 1:
-                return _rows(parts[0], _single(ring, parts[0]))
-            break
-        batches.append(batch)
-    return pa.concat_batches(batches)
+    if segment.writer is None:
+        end = min(end, segment.warm[1])  # a page fault in there would hold the GIL
+    run = find_run(area, offset, end, segment.header.nonce, walk.position, walk.limit, rows_max - walk.rows, bytes_max - walk.bytes)
+    if run is None:
+        walk.patience = PATIENCE
+        return None
+    walk.parts.append(run)
+    walk.rows += run.rows
+    walk.bytes += run.bytes
+    walk.position += run.rows
+    return run
 
 
-def _cut(walk: _Walk, part: _Part) -> None:
+def _cut(walk: _Walk, part: Part) -> None:
     """Leave `part` and what follows it out of a read."""
     first = part.header.first + part.skip
     walk.parts = walk.parts[: walk.parts.index(part)]
     # Holes before the part stay in the read; those behind go with it.
     walk.missing = [hole for hole in walk.missing if hole.last < first]
     walk.position, walk.cut = first, True
-
-
-def _single(ring: Ring, part: _Part) -> pa.RecordBatch:
-    """One frame's batch: a view into the segment while the budget lasts, a copy beyond it."""
-    size = part.header.payload_bytes
-    with ring.lock:
-        while ring.views_freed:
-            ring.view_bytes -= ring.views_freed.popleft()
-        as_view = ring.view_bytes + size <= ring.options.view_bytes_max
-        if as_view:
-            ring.view_bytes += size
-    if as_view:
-        return decode_batch(part.header.kind, _payload(part, Pin(part.area, size, ring)))
-    payload = _payload(part, part.area)
-    return decode_batch(part.header.kind, pa.py_buffer(payload.to_pybytes()))
-
-
-def _payload(part: _Part, base: Any) -> pa.Buffer:
-    start = part.offset + LINE + align(part.header.origins_bytes)
-    return pa.foreign_buffer(part.area.address + start, part.header.payload_bytes, base)
-
-
-def _rows(part: _Part, batch: pa.RecordBatch) -> pa.RecordBatch:
-    return batch.slice(part.skip) if part.skip else batch
-
-
-def _origins(walk: _Walk) -> pa.RecordBatch:
-    """The origins of all parts, with offsets into the joined batch.
-
-    Frames of device sessions alone are passed over: a reader has no use for message numbers, and there are thousands.
-    """
-    if not any(part.header.origins_bytes for part in walk.parts):
-        return NO_ORIGINS
-    rows: list[dict[str, Any]] = []
-    offset = 0
-    for part in walk.parts:
-        if part.header.origins_bytes:
-            start = part.offset + LINE
-            origins = decode_origins(bytes(part.area.view[start : start + part.header.origins_bytes]))
-            if not only_sessions(origins):
-                rows += shift_origins(origins, part.skip, part.rows, offset)
-        offset += part.rows
-    return pa.RecordBatch.from_pylist(rows, schema=ORIGIN_SCHEMA) if rows else NO_ORIGINS
 
 
 def area_for_reading(ring: Ring, segment: Segment) -> Area:
