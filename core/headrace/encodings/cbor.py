@@ -14,7 +14,17 @@ from typing import Any, Final
 
 import cbor2
 
-from headrace.encodings.message import DEPTH_MAX, SMALL_BYTES, Readings, Sent, Unreadable, plain_readings, require_count
+from headrace.encodings.message import (
+    DEPTH_MAX,
+    OTHER_VALUES_MAX,
+    SMALL_BYTES,
+    Budget,
+    Readings,
+    Sent,
+    Unreadable,
+    plain_readings,
+    require_count,
+)
 
 #: An integer of so many bytes has 4,300 digits, what Python writes without being told to try harder.
 BIGNUM_BYTES_MAX: Final = 1785
@@ -47,7 +57,7 @@ def events(message: bytes, sent: Sent) -> list[bytes]:
     for index in reader.elements(sent):
         start = reader.at
         try:
-            _readings(reader.item())
+            _readings(reader.item(), reader.budget)
         except Unreadable as error:
             raise Unreadable(f"event {index} of the array: {error}", index, reader.count or index + 1) from None
         found.append(message[start : reader.at])
@@ -60,7 +70,8 @@ def decode(payloads: Iterable[bytes]) -> tuple[list[Readings], list[int]]:
     bad: list[int] = []
     for index, payload in enumerate(payloads):
         try:
-            rows.append(_readings(_guarded(cbor2.loads, payload, **_OPTIONS)))
+            budget = Budget()
+            rows.append(_readings(_guarded(cbor2.loads, payload, **_options(payload, budget)), budget))
         except Unreadable:
             rows.append({})
             bad.append(index)
@@ -73,8 +84,9 @@ class Reader:
     def __init__(self, message: bytes) -> None:
         self._message = message
         self._file = io.BytesIO(message)
+        self.budget = Budget()
         # read_size: what it reads ahead is read again for the next item
-        self._decoder = cbor2.CBORDecoder(self._file, read_size=256, **_OPTIONS)
+        self._decoder = cbor2.CBORDecoder(self._file, read_size=256, **_options(message, self.budget))
         if message.startswith(_SELF_DESCRIBED):
             self._file.seek(len(_SELF_DESCRIBED))
         #: elements of the outermost array; 0 as long as nobody knows
@@ -159,13 +171,16 @@ class Reader:
 
 def whole(payload: bytes) -> Readings:
     """The map that is the whole payload."""
-    return _readings(item_of(payload))
+    budget = Budget()
+    return _readings(item_of(payload, budget), budget)
 
 
-def item_of(payload: bytes, any_key: bool = False) -> Any:
+def item_of(payload: bytes, budget: Budget, any_key: bool = False) -> Any:
     """The item that is the whole payload. any_key: a small one may have keys of any type."""
     file = io.BytesIO(payload)
-    options = _OPTIONS | {"strict_hashable_types": False} if any_key and len(payload) <= SMALL_BYTES else _OPTIONS
+    options = _options(payload, budget)
+    if any_key and len(payload) <= SMALL_BYTES:
+        options = options | {"strict_hashable_types": False}
     item = _guarded(cbor2.load, file, **options)
     if file.tell() != len(payload):
         raise Unreadable(f"invalid CBOR: bytes behind the end at byte {file.tell()}")
@@ -189,10 +204,10 @@ def _guarded(read: Callable[..., Any], *source: Any, **options: Any) -> Any:
 # --- from its types to ours ------------------------------------------------------------------------------------------
 
 
-def _readings(value: Any) -> Readings:
+def _readings(value: Any, budget: Budget) -> Readings:
     if type(value) is not dict:
         raise Unreadable(f"expected a map, got {_kind_of(value)}")
-    return plain_readings(value, _other)
+    return plain_readings(value, _other, budget)
 
 
 def _other(value: Any) -> Any:
@@ -215,17 +230,25 @@ class _Tags(Mapping[int, Callable[[Any, bool], Any]]):
     """What becomes of each tag there is. Without an answer for every one, the library would make its own of some: cyclic
     objects, compiled patterns, parsed mails."""
 
-    def __init__(self, read: Mapping[int, Callable[[Any, bool], Any]]) -> None:
-        self._read = read
-
     def __getitem__(self, tag: int) -> Callable[[Any, bool], Any]:
-        return self._read.get(tag, _content)
+        return _READ.get(tag, _content)
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self._read)
+        return iter(_READ)
 
     def __len__(self) -> int:
-        return len(self._read)
+        return len(_READ)
+
+
+class _CountedTags(_Tags):
+    """Each costs two calls of Python."""
+
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+
+    def __getitem__(self, tag: int) -> Callable[[Any, bool], Any]:
+        self._budget.spend(1)
+        return super().__getitem__(tag)
 
 
 def _content(value: Any, _: bool) -> Any:
@@ -265,11 +288,21 @@ def _reference(value: Any, _: bool) -> Any:
     raise ValueError("references to other parts of the message are not read")
 
 
-_OPTIONS: Final[dict[str, Any]] = {
-    "semantic_decoders": _Tags(
-        {2: _bignum, 3: _negative_bignum, 4: _decimal_fraction, 5: _bigfloat, 25: _reference, 29: _reference},
-    ),
-    # a tag counts as a level; and a map of integers of one hash would take minutes
-    "max_depth": 2 * DEPTH_MAX,
-    "strict_hashable_types": True,
+_READ: Final[Mapping[int, Callable[[Any, bool], Any]]] = {
+    2: _bignum,
+    3: _negative_bignum,
+    4: _decimal_fraction,
+    5: _bigfloat,
+    25: _reference,
+    29: _reference,
 }
+
+# max_depth: a tag counts as a level. strict_hashable_types: a map of integers of one hash would take minutes.
+_OPTIONS: Final[dict[str, Any]] = {"semantic_decoders": _Tags(), "max_depth": 2 * DEPTH_MAX, "strict_hashable_types": True}
+
+
+def _options(payload: bytes, budget: Budget) -> dict[str, Any]:
+    """For the library. What cannot hold too many tags, of two bytes at least, is read without counting them."""
+    if len(payload) <= 2 * OTHER_VALUES_MAX:
+        return _OPTIONS
+    return _OPTIONS | {"semantic_decoders": _CountedTags(budget)}

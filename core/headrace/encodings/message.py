@@ -9,8 +9,12 @@ from typing import Any, Final, NamedTuple
 #: Deeper nesting is refused before the ack: every level is a dot in a column's name.
 DEPTH_MAX: Final = 16
 
-#: In a message of this size even keys of one hash cost less than a millisecond.
+#: In a message of this size even keys of one hash cost no more than a millisecond or two.
 SMALL_BYTES: Final = 4096
+
+#: So many values in one message that are looked at one by one, because JSON has no type for them or their neighbours: each of
+#: them costs half a microsecond or more, before the ack. What JSON could hold is not counted.
+OTHER_VALUES_MAX: Final = 8192
 
 #: One event as a decoder gives it: JSON's types (numbers may be NaN or infinite), by name.
 Readings = dict[str, Any]
@@ -48,7 +52,22 @@ PLAIN_TYPES: Final = frozenset((float, int, bool, str, type(None)))
 _TEXT: Final = frozenset((str,))
 
 
-def plain_readings(value: dict[Any, Any], other: Callable[[Any], Any], depth: int = 1) -> Readings:
+class Budget:
+    """How many values of a message may still be looked at one by one."""
+
+    __slots__ = ("_left",)
+
+    def __init__(self) -> None:
+        self._left = OTHER_VALUES_MAX
+
+    def spend(self, count: int) -> None:
+        """So many are looked at; Unreadable when that is too much."""
+        self._left -= count
+        if self._left < 0:
+            raise Unreadable(f"expected at most {OTHER_VALUES_MAX} values beside those of types that JSON does not have")
+
+
+def plain_readings(value: dict[Any, Any], other: Callable[[Any], Any], budget: Budget, depth: int = 1) -> Readings:
     """A map as a library has read it, with JSON's types alone; Unreadable when that cannot be.
 
     other: what becomes of a value of any other type than these and binary data.
@@ -57,10 +76,11 @@ def plain_readings(value: dict[Any, Any], other: Callable[[Any], Any], depth: in
         raise Unreadable("expected text as keys")
     if PLAIN_TYPES.issuperset(map(type, value.values())):
         return value
-    return {name: _plain(member, other, depth) for name, member in value.items()}
+    budget.spend(len(value))
+    return {name: _plain(member, other, budget, depth) for name, member in value.items()}
 
 
-def _plain(value: Any, other: Callable[[Any], Any], depth: int) -> Any:
+def _plain(value: Any, other: Callable[[Any], Any], budget: Budget, depth: int) -> Any:
     kind = type(value)
     if kind in PLAIN_TYPES:
         return value
@@ -71,8 +91,11 @@ def _plain(value: Any, other: Callable[[Any], Any], depth: int) -> Any:
     if depth >= DEPTH_MAX:
         raise too_deep()
     if kind is dict:
-        return plain_readings(value, other, depth + 1)
-    return [_plain(element, other, depth + 1) for element in value]
+        return plain_readings(value, other, budget, depth + 1)
+    if PLAIN_TYPES.issuperset(map(type, value)):
+        return value
+    budget.spend(len(value))
+    return [_plain(element, other, budget, depth + 1) for element in value]
 
 
 def too_deep() -> Unreadable:

@@ -16,6 +16,7 @@ from headrace.encodings.message import (
     DEPTH_MAX,
     PLAIN_TYPES,
     SMALL_BYTES,
+    Budget,
     Readings,
     Sent,
     Unreadable,
@@ -39,6 +40,7 @@ def _nested(levels: int) -> Any:
 
 _plain = msgspec.msgpack.Decoder(dict[str, _nested(DEPTH_MAX - 1)])  # type: ignore[misc]
 _members = msgspec.msgpack.Decoder(dict[str, msgspec.Raw])
+_scalars = msgspec.msgpack.Decoder(list[_Scalar])
 _elements = msgspec.msgpack.Decoder(list[msgspec.Raw])
 _anything = msgspec.msgpack.Decoder(Any)
 
@@ -48,7 +50,7 @@ _REFUSED: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 def check(payload: bytes) -> str | None:
     """Why this payload cannot be taken as one event, or None when it decodes."""
     try:
-        _readings(payload)
+        _readings(payload, Budget())
     except Unreadable as error:
         return error.reason
     return None
@@ -56,14 +58,15 @@ def check(payload: bytes) -> str | None:
 
 def events(message: bytes, sent: Sent) -> list[bytes]:
     """The payload of each event of a message, or Unreadable."""
+    budget = Budget()
     if not _is_array(message):
-        _readings(message)
+        _readings(message, budget)
         return [message]
     elements = _raw_elements(message)
     require_count(len(elements), sent)
     for index, element in enumerate(elements):
         try:
-            _readings(element)
+            _readings(element, budget)
         except Unreadable as error:
             raise Unreadable(f"event {index} of the array: {error}", index, len(elements)) from None
     return elements
@@ -75,27 +78,28 @@ def decode(payloads: Iterable[bytes]) -> tuple[list[Readings], list[int]]:
     bad: list[int] = []
     for index, payload in enumerate(payloads):
         try:
-            rows.append(_readings(payload))
+            rows.append(_readings(payload, None))
         except Unreadable:
             rows.append({})
             bad.append(index)
     return rows, bad
 
 
-def _readings(payload: bytes) -> Readings:
+def _readings(payload: bytes, budget: Budget | None) -> Readings:
+    """budget: of the message that it is part of; None for one of its own."""
     try:
         plain: Readings = _plain.decode(payload)
     except msgspec.ValidationError:
-        return _with_other_types(payload)
+        return _with_other_types(payload, budget or Budget())
     except _REFUSED as error:
         raise _unreadable(error) from None
     return plain
 
 
-def _with_other_types(payload: bytes) -> Readings:
+def _with_other_types(payload: bytes, budget: Budget) -> Readings:
     if not _is_map(payload):
         raise Unreadable(f"expected a map, got {_kind_of(payload)}")
-    return plain_readings(_decoded(payload), _other) if len(payload) <= SMALL_BYTES else _map(payload, 1)
+    return plain_readings(_decoded(payload), _other, budget) if len(payload) <= SMALL_BYTES else _map(payload, budget, 1)
 
 
 def _other(value: Any) -> Any:
@@ -116,7 +120,7 @@ def _decoded(payload: bytes) -> Any:
 # A large payload is taken apart map by map: no dict is filled before its keys are known to be text.
 
 
-def _map(payload: bytes, depth: int) -> Readings:
+def _map(payload: bytes, budget: Budget, depth: int) -> Readings:
     if depth > DEPTH_MAX:
         raise too_deep()
     try:
@@ -125,27 +129,35 @@ def _map(payload: bytes, depth: int) -> Readings:
         raise Unreadable("expected text as keys") from None
     except _REFUSED as error:
         raise _unreadable(error) from None
-    return {name: _value(bytes(member), depth) for name, member in members.items()}
+    budget.spend(len(members))
+    return {name: _value(bytes(member), budget, depth) for name, member in members.items()}
 
 
-def _value(payload: bytes, depth: int) -> Any:
+def _value(payload: bytes, budget: Budget, depth: int) -> Any:
     if _is_map(payload):
-        return _map(payload, depth + 1)
+        return _map(payload, budget, depth + 1)
     if _is_array(payload):
         if depth >= DEPTH_MAX:
             raise too_deep()
-        return [_value(element, depth + 1) for element in _raw_elements(payload)]
+        try:
+            return _scalars.decode(payload)
+        except _REFUSED:  # something else is in it, or it is broken: one by one
+            elements = _raw_elements(payload, budget)
+        return [_value(element, budget, depth + 1) for element in elements]
     value = _decoded(payload)
     if type(value) in PLAIN_TYPES:
         return value
     return binary_text(value) if type(value) is bytes else _other(value)
 
 
-def _raw_elements(payload: bytes) -> list[bytes]:
+def _raw_elements(payload: bytes, budget: Budget | None = None) -> list[bytes]:
     try:
-        return [bytes(element) for element in _elements.decode(payload)]
+        elements = _elements.decode(payload)
     except _REFUSED as error:
         raise _unreadable(error) from None
+    if budget is not None:
+        budget.spend(len(elements))
+    return [bytes(element) for element in elements]
 
 
 def _unreadable(error: Exception) -> Unreadable:

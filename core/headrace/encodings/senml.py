@@ -21,7 +21,7 @@ import msgspec
 
 from headrace.encodings.cbor import Reader, item_of
 from headrace.encodings.json_text import problem
-from headrace.encodings.message import SMALL_BYTES, Readings, Sent, Unreadable, binary_text, require_count
+from headrace.encodings.message import SMALL_BYTES, Budget, Readings, Sent, Unreadable, binary_text, require_count
 
 VERSION: Final = 10
 
@@ -78,7 +78,7 @@ def events_cbor(message: bytes, sent: Sent) -> list[bytes]:
 
 
 def _small(message: bytes, sent: Sent) -> list[Record]:
-    records = item_of(message, any_key=True)
+    records = item_of(message, Budget(), any_key=True)
     if not isinstance(records, list):
         raise Unreadable("expected a SenML pack, an array of records")
     require_count(len(records), sent)
