@@ -65,7 +65,10 @@ def check(site: SiteProcess, oracle: Oracle, lake: Any, capsys: Any, what: str) 
 def test_a_kill_at_a_fault_point_loses_and_doubles_nothing(site: SiteProcess, lake: Any, capsys: Any, point: str) -> None:
     site.overrides += SMALL
     give_context(site, 8)
-    oracle = Oracle(devices=8, sessions=POINTS.index(point) % 2 == 0)  # which allow no message twice
+    # Devices that resume sessions allow no message twice, and must hear of every refusal. They are there where a message becomes
+    # durable and is acked; elsewhere every other time.
+    sessions = point.startswith(("ingest_ws.", "queue_pmem.")) or POINTS.index(point) % 2 == 0
+    oracle = Oracle(devices=8, sessions=sessions, bad_every=7 if sessions else 0)
 
     async def scenario() -> None:
         if point == "engine.after_plan":  # a range is planned when events wait at the start
@@ -98,21 +101,6 @@ def wait_until_killed(site: SiteProcess) -> int:
         return site.wait_until_dead(timeout_s=30)
     except subprocess.TimeoutExpired:
         raise AssertionError(f"the point was not passed\n{site.log_end()}") from None
-
-
-@pytest.mark.parametrize("point", [*IngestWs.fault_points, "queue_pmem.after_write", "queue_pmem.after_persist"])
-def test_a_kill_around_the_ack_never_makes_a_session_send_twice(site: SiteProcess, lake: Any, capsys: Any, point: str) -> None:
-    site.overrides += SMALL
-    oracle = Oracle(devices=8, sessions=True, bad_every=7)
-
-    async def scenario() -> None:
-        site.start(faults=f"{point}=kill@20", ready=False)
-        assert await asyncio.to_thread(wait_until_killed, site) == -9
-        await asyncio.to_thread(site.start)
-
-    asyncio.run(under_load(site, oracle, scenario))
-    check(site, oracle, lake, capsys, point)
-    assert oracle.rejected, "the load had no message that is refused"
 
 
 @pytest.mark.parametrize("chunk", range(CHUNKS))

@@ -16,7 +16,7 @@ import pytest
 from headrace.testing.site import SiteProcess
 
 WSLOAD = Path(__file__).parents[2] / "benchmarks" / "load" / "wsload.c"
-ROUNDS: Final = 3 if "HEADRACE_FULL" not in os.environ else 30
+ROUNDS: Final = 2 if "HEADRACE_FULL" not in os.environ else 30
 DEVICES, WINDOW = 64, 32
 #: Small segments and rolls, so that marks are noted, segments given back and files written in each round.
 SMALL = (
