@@ -193,6 +193,35 @@ def test_a_newer_connection_takes_over_and_the_older_is_closed_with_4409(kit: Si
     asyncio.run(scenario())
 
 
+def test_a_connection_that_is_taken_over_before_it_is_served_takes_no_message(kit: SimpleNamespace) -> None:
+    async def scenario() -> None:
+        async with kit.running() as site:
+            await kit.until(lambda: site.component._server)
+            sessions, gap = site.component._server.sessions, asyncio.Event()
+            take = sessions.take
+
+            async def with_a_gap(session: str, holder: Any) -> Any:
+                found = await take(session, holder)
+                await gap.wait()
+                return found
+
+            sessions.take = with_a_gap
+            older = asyncio.ensure_future(site.connect(session="s").__aenter__())
+            await kit.until(lambda: site.component._server._taking == 1)
+            sessions.take = take
+            newer = await site.connect(session="s").__aenter__()
+            assert await resumed(newer) == (0, [])
+            gap.set()
+            texts, code = await rest(await older)
+            assert (len(texts), code) == (1, 4409), "its hello, which is out of date, and at once its end"
+            await newer.send('{"n":2}')
+            await kit.receive_until_ack(newer, 1)
+            assert site.deliver.payloads == [b'{"n":2}']
+            await newer.close()
+
+    asyncio.run(scenario())
+
+
 def test_an_older_connection_that_reads_nothing_holds_nobody_up(kit: SimpleNamespace) -> None:
     async def scenario() -> None:
         async with kit.running(window_messages=1000) as site:

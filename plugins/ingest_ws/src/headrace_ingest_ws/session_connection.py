@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from headrace_ingest_ws.connection import Connection
 from headrace_ingest_ws.directory import Standing
@@ -24,11 +24,14 @@ class SessionConnection(Connection):
 
     _session: DeviceSession
 
+    def __init__(self, *facts: Any) -> None:
+        super().__init__(*facts)
+        self._handed_over: asyncio.Future[None] | None = None
+
     def resume(self, session: str, at: Standing, leave: Callable[[], None]) -> None:
         """Go on with this session (`<device>/<session>`). `leave` is called when the connection and all it took are done with."""
         self._session = DeviceSession(self._config.window_messages, session, at.start, at.refused)
         self._leave = leave
-        self._handed_over: asyncio.Future[None] | None = None
 
     def start(self, transport: asyncio.Transport, greeting: bytes, already_read: bytes) -> None:
         super().start(transport, greeting, b"")
@@ -85,7 +88,7 @@ class SessionConnection(Connection):
 
     async def hand_over(self) -> None:
         """Give the session to a newer connection: take no more messages, return when all that was taken is settled."""
-        self._close_for(CLOSE_TAKEN_OVER, "a newer connection has taken over the session")
+        self.end(CLOSE_TAKEN_OVER, "a newer connection has taken over the session")  # before it is served, too
         if self._session.settled:
             return
         if self._handed_over is None:
