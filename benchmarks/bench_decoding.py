@@ -151,7 +151,7 @@ def main() -> None:
         f"{report(arguments.rounds, arguments.seconds)}\n\n"
         "*check* comes before the ack, in the source; *decode* and *to columns* (decode, times, typed columns) behind the queue. SenML is\n"
         "resolved before the ack, and costs what JSON costs from there on.\n\n"
-        f"{facts}\n- libraries too: cbor2 {machine._version('cbor2')}\n"
+        f"{facts}\n"
     )
     if arguments.out:
         arguments.out.write_text(text)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-LIBRARIES = ("aiohttp", "uvloop", "msgspec", "pyarrow", "cffi", "SQLAlchemy", "pluggy", "duckdb")
+LIBRARIES = ("aiohttp", "uvloop", "msgspec", "cbor2", "pyarrow", "cffi", "SQLAlchemy", "pluggy", "duckdb")
 
 
 def facts(folder: Path) -> dict[str, str]:
