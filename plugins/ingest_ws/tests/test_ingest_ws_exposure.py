@@ -152,6 +152,7 @@ for auth in sys.argv[2:]:
 
 
 @pytest.mark.usefixtures("each_loop")
+@pytest.mark.parametrize("each_loop", ["uvloop-c"], indirect=True)
 def test_other_credentials_are_taken_without_a_restart(kit: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     authority = pki.Authority(tmp_path)
     first, second = authority.server("first"), authority.server("second")

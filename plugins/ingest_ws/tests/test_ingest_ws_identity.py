@@ -18,7 +18,8 @@ from headrace_ingest_ws.auth.command import main as token_command
 from headrace_ingest_ws.auth.credential import BEARER_SUBPROTOCOL
 from headrace_ingest_ws.auth.token_file import TokenFile, replace_file
 
-pytestmark = pytest.mark.usefixtures("each_loop")
+#: On the host's loop alone: what is tested here does not depend on it.
+pytestmark = [pytest.mark.usefixtures("each_loop"), pytest.mark.parametrize("each_loop", ["uvloop-c"], indirect=True)]
 
 Add = Callable[..., str]
 
@@ -178,7 +179,7 @@ def test_a_gateway_writes_for_its_devices_and_for_no_other(kit: SimpleNamespace,
 
 
 def test_many_pipelined_messages_of_a_gateway_keep_their_devices(kit: SimpleNamespace, file: Path, add: Add) -> None:
-    token, count = add("gw", "--writes-for", "m-*"), 2000
+    token, count = add("gw", "--writes-for", "m-*"), 500
 
     async def scenario() -> None:
         async with kit.running(**tokens(file)) as site, site.connect("gw", **bearer(token)) as ws:

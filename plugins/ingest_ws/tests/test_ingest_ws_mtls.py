@@ -14,7 +14,8 @@ import pki
 import pytest
 import websockets
 
-pytestmark = pytest.mark.usefixtures("each_loop")
+#: On the host's loop alone: test_ingest_ws_tls.py has both.
+pytestmark = [pytest.mark.usefixtures("each_loop"), pytest.mark.parametrize("each_loop", ["uvloop-c"], indirect=True)]
 
 
 class Site:

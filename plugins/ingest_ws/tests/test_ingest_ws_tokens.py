@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace_ingest_ws.auth import tokens
@@ -104,6 +104,7 @@ names = st.text(st.characters(categories=["L", "N", "P", "S", "Zs"], exclude_cha
 )
 
 
+@settings(max_examples=30)
 @given(name=names, patterns=st.lists(names, max_size=3))
 def test_records_come_back_from_a_set(name: str, patterns: list[str]) -> None:
     record = new_token(name, "/".join(patterns))[1]
