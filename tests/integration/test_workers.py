@@ -8,6 +8,7 @@ import json
 import os
 import random
 import signal
+import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -52,6 +53,39 @@ auth = "none"
 [tiers.other.outputs.second]
 use = "sink_lake"
 path = "${HEADRACE_DATA}/second"
+flush_interval_s = 0.1
+"""
+LINKED = """
+[host]
+data_dir = "${HEADRACE_DATA}"
+[admin]
+listen = "127.0.0.1:0"
+[tiers.site]
+workers = 2
+[tiers.site.sources.devices]
+use = "ingest_ws"
+listen = "127.0.0.1:0"
+auth = "none"
+[tiers.site.queue]
+use = "queue_pmem"
+path = "${HEADRACE_DATA}/queue"
+segment_bytes = 8388608
+size_bytes_max = 33554432
+[tiers.site.outputs.uplink]
+use = "transport_zmq"
+connect = "tcp://127.0.0.1:${UPLINK}"
+[tiers.middle.sources.links]
+use = "transport_zmq"
+listen = "tcp://127.0.0.1:${UPLINK}"
+[tiers.middle.queue]
+use = "queue_pmem"
+path = "${HEADRACE_DATA}/middle"
+segment_bytes = 8388608
+size_bytes_max = 33554432
+[tiers.middle.outputs.lake]
+use = "sink_lake"
+path = "${HEADRACE_DATA}/lake"
+partition_by = ["class", "date"]
 flush_interval_s = 0.1
 """
 ONE = ("workers = 2", "workers = 1")
@@ -187,7 +221,7 @@ def test_hook_ingest_give_up(running: SiteProcess, lake_of: LakeOf) -> None:
 def test_killed_workers_are_started_again_and_nothing_is_lost_or_doubled(running: SiteProcess, lake_of: LakeOf, capsys: Any) -> None:
     seed = int(os.environ.get("HEADRACE_SEED", random.randrange(2**32)))
     rng = random.Random(seed)
-    oracle = Oracle(devices=4, sessions=True)  # which allow no second time, whichever worker they come to
+    oracle = Oracle(devices=8, sessions=True, pause_s=0.05)  # which allow no second time, whichever worker they come to
     seen: list[float] = []
     before = running.metric("worker_restarts_total")
 
@@ -211,7 +245,7 @@ def test_killed_workers_are_started_again_and_nothing_is_lost_or_doubled(running
 
 def test_a_killed_supervisor_leaves_workers_that_drain_and_make_way(site: SiteProcess, lake: Any, capsys: Any) -> None:
     site.start()
-    oracle = Oracle(devices=4, sessions=True)
+    oracle = Oracle(devices=8, sessions=True, pause_s=0.05)
     pids = [row["pid"] for row in site.workers().values()]
 
     def scenario() -> None:
@@ -238,6 +272,26 @@ def test_a_killed_supervisor_leaves_workers_that_drain_and_make_way(site: SitePr
     assert site.stop().startswith("received 1 events, acked 1, stored: lake ")
     compare(oracle, lake, capsys, "two kills of the supervisor")
     assert lake.ids()["last"] == 1
+
+
+# --- workers at the end of links ---
+
+
+def test_workers_of_an_edge_have_links_of_their_own_to_a_tier_that_drains_behind_them(site_of: Make, lake: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        site = site_of(LINKED.replace("${UPLINK}", str(free.getsockname()[1])))
+    site.start()
+    assert list(site.workers()) == ["site.0", "site.1", "middle"]
+    ids = [str(number) for number in range(48)]
+    post(site, *ids[:16])  # each comes to whichever worker
+    kill_worker(site, "middle")
+    post(site, *ids[16:32])
+    kill_worker(site, "site.1")
+    until(lambda: site.probe("/readyz")[0] == 200, "all are back")
+    post(site, *ids[32:])
+    site.stop()
+    assert QueueRegister(site.folder / "data").entries() == [], "what the edge sent while it drained, the middle took"
+    assert lake.ids() == dict.fromkeys(ids, 1)
 
 
 # --- more workers, fewer workers, none that can start ---

@@ -18,6 +18,8 @@ class TransportZmq(Component):
 
     Config = TransportConfig
     takes: ClassVar[Literal["events", "raw"]] = "raw"
+    #: each worker's link speaks for its own queue; the port of the receiving half is one
+    many_workers = ("output",)
     fault_points: ClassVar[tuple[str, ...]] = (*sending.FAULT_POINTS, *receiving.FAULT_POINTS)
     config: TransportConfig
 
