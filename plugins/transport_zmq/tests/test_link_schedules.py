@@ -224,6 +224,23 @@ def test_without_room_a_frame_comes_again_when_there_is_some() -> None:
     assert [(answer.type, answer.mark) for answer in middle.commits()] == [(wire.ACK, 1), (wire.RESUME, 1)]
 
 
+def test_who_waits_for_room_is_told_even_when_nothing_is_committed() -> None:
+    edge, other, middle = Edge(), Edge(), Middle(staged_bytes_max=150)
+    other.sender.ask(QUEUE, 0.0)
+    hello = next(frame for frame in other.sent() if frame.type == wire.HELLO)
+    middle.receiver.welcome(b"other", hello, "other/uplink.1", 0, welcome(), 0.0)
+    edge.sender.ask(QUEUE, 0.0)
+    middle.greet(edge, 0)
+    for peer, routing in ((other, b"other"), (edge, b"r")):
+        peer.hears(wire.WELCOME, 0, welcome())
+        peer.sender.send(flight(1, 1), 0.0)
+        middle.takes(peer.sent(), routing)
+    assert middle.discarded == ["room"]
+    middle.receiver.supersede("other/uplink.1")  # what took the room is dropped
+    heartbeat = Frame(wire.HEARTBEAT, edge.sender.session, wire.MARKED, last=1, lane=1)
+    assert [(answer.type, answer.mark) for answer in middle.takes([heartbeat])] == [(wire.RESUME, 0)]
+
+
 def test_a_failed_append_begins_the_session_anew() -> None:
     edge, middle = Edge(), Middle()
     edge.sender.ask(QUEUE, 0.0)

@@ -230,6 +230,12 @@ class Receiving:
             try:
                 await deliver(batch, origins)
                 break
+            except asyncio.CancelledError as error:
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                # not we were cancelled, the commit was: nobody knows what is durable of it, so nobody is told
+                raise TransientError("the commit was cancelled") from error
             except QueueFull as full:
                 if not waited:
                     self._context.status("degraded", str(full))
