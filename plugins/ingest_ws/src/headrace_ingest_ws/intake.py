@@ -18,6 +18,7 @@ from headrace import NO_ORIGINS, RAW_SCHEMA, Clock, Deliver, Origin, QueueFull, 
 from headrace.batching import RawBatchBuilder
 from headrace.log import Log
 from headrace_ingest_ws.counters import Counters
+from headrace_ingest_ws.lane import Lane, Waiter
 from headrace_ingest_ws.parser import Find, FrameBuffer
 
 if TYPE_CHECKING:  # not there without the C parser
@@ -53,13 +54,6 @@ class Member(Protocol):
 
     def origin(self) -> Origin | None:
         """What the batch that is handed over now holds of it; None for nothing."""
-
-
-class Waiter(Protocol):
-    """Who stopped reading because the intake is full."""
-
-    def go_on(self) -> None:
-        """There may be room again. Must not raise, and not add anything at once."""
 
 
 @dataclass(slots=True)
@@ -111,6 +105,7 @@ class Intake:
         self._commits: asyncio.Queue[Commit] = asyncio.Queue()  # as long as there are slots
         self._unsettled = 0
         self._work, self._room, self._quiet, self._stop = asyncio.Event(), asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self.lane = Lane(lambda call: asyncio.get_running_loop().call_soon(call))
         self._waiters: dict[Waiter, None] = {}  # in the order in which they stopped
         self._go = asyncio.Event()  # cleared while paused: no later batch may overtake one that the queue refused
         self._room.set()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from headrace_ingest_ws.parser import BINARY, CLOSE, ERROR, FULL, MORE, PING, READ_BYTES, TEXT, Found, FrameBuffer, Parser
+from headrace_ingest_ws.parser import BINARY, CLOSE, ERROR, FULL, MORE, PING, PONG, READ_BYTES, TEXT, Found, FrameBuffer, Parser
 from headrace_ingest_ws.protocol import CLOSE_LOST, CLOSE_NO_CODE, CLOSE_NOT_TEXT, CLOSE_PROTOCOL, close_frame, pong_frame
 
 #: A client that leaves so much unread gets no frames until it reads: acks are cumulative, so nothing piles up.
@@ -62,6 +62,9 @@ class WebSocket(asyncio.BufferedProtocol):
 
     def broke(self, code: int) -> None:
         """The client broke the protocol, or sent too much; the close with this code follows."""
+
+    def heard_control(self) -> None:
+        """A ping or a pong came."""
 
     @property
     def quiet(self) -> bool:
@@ -133,8 +136,10 @@ class WebSocket(asyncio.BufferedProtocol):
     def _take_event(self, event: int, data: bytes, code: int) -> None:
         if event <= TEXT + 1:
             self.took(data, event == TEXT)
-        elif event == PING:
-            self._write(pong_frame(data))
+        elif event in (PING, PONG):
+            self.heard_control()
+            if event == PING:
+                self._write(pong_frame(data))
         elif event == CLOSE:
             self._client_closes(data)
         elif event == ERROR:
