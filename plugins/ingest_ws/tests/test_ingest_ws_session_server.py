@@ -233,7 +233,7 @@ def test_an_older_connection_that_reads_nothing_holds_nobody_up(kit: SimpleNames
             old.send(b"".join(kit.frame(1, b"0") for _ in range(1000)))
             await kit.until(lambda: "d1/s" in site.deliver.marks and site.deliver.marks["d1/s"].last == 1000)
             (connection,) = site.component._server._connections
-            assert connection._unread
+            await kit.until(lambda: connection._unread)
             async with site.connect(session="s", acked=1000) as new:
                 assert await resumed(new) == (1000, [])
             old.writer.transport.abort()
