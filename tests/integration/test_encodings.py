@@ -84,3 +84,35 @@ def test_a_key_is_known_after_a_kill(site: SiteProcess, lake: Any) -> None:
     assert asyncio.run(post_once(site, 3)) is False
     site.stop()
     assert lake.query("select readings.n, count(*) from {lake} group by 1 order by 1") == [(1.0, 1), (2.0, 1), (3.0, 1)]
+
+
+WORKERS = """
+[host]
+data_dir = "${HEADRACE_DATA}/host"
+[admin]
+listen = "127.0.0.1:0"
+[tiers.edge]
+workers = 2
+[tiers.edge.sources.devices]
+use = "ingest_ws"
+listen = "127.0.0.1:0"
+auth = "none"
+[tiers.edge.queue]
+use = "queue_pmem"
+path = "${HEADRACE_DATA}/queue"
+[tiers.edge.outputs.discard]
+use = "sink_discard"
+"""
+
+
+def test_a_key_is_known_to_every_worker(site_of: Any) -> None:
+    site = site_of(WORKERS)
+    site.start()
+
+    async def repeat() -> list[bool]:
+        # each on a connection of its own, so that the kernel spreads them over the workers; some at a time
+        first = await asyncio.gather(*(post_once(site, 1) for _ in range(6)))
+        return [*first, *[await post_once(site, 1) for _ in range(6)]]
+
+    assert asyncio.run(repeat()).count(False) == 1
+    assert site.metric("ingest_acked_events_total", tier="edge", component="devices", plugin="ingest_ws") == 1
