@@ -12,7 +12,7 @@ SEPARATOR: Final = "/"
 PATTERNS_LENGTH_MAX: Final = 4096
 
 #: Why somebody was not let in; a label of `ingest_auth_failures_total`.
-Why = Literal["missing", "malformed", "unknown", "expired", "signature", "claims", "device", "not_ready"]
+Why = Literal["missing", "malformed", "unknown", "expired", "signature", "claims", "device"]
 
 
 class NotAuthorized(Exception):

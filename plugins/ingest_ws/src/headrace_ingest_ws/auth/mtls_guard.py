@@ -87,7 +87,7 @@ class MtlsGuard(Guard):
             names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         except x509.ExtensionNotFound:
             raise NotAuthorized("claims", "expected a client certificate with a subject alternative name") from None
-        except (ValueError, x509.DuplicateExtension):
+        except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType, x509.InvalidVersion):
             raise NotAuthorized("malformed", "expected a client certificate that can be read") from None
         devices = self._san.found(names)
         if not devices:
