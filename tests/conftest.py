@@ -47,9 +47,9 @@ def lake(tmp_path: Path) -> Lake:
 
 
 @pytest.fixture
-def lake_of() -> Callable[[SiteProcess], Lake]:
-    """The lake of a site that another fixture made."""
-    return lambda site: Lake(site.folder / "data")
+def lake_of() -> Callable[[Path], Lake]:
+    """The lake below a folder of a site that another fixture made."""
+    return Lake
 
 
 @pytest.fixture

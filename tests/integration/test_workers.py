@@ -45,32 +45,7 @@ path = "${HEADRACE_DATA}/lake"
 partition_by = ["class", "date"]
 flush_interval_s = 0.1
 """
-OTHER = """
-[tiers.other.sources.gateway]
-use = "ingest_ws"
-listen = "127.0.0.1:0"
-auth = "none"
-[tiers.other.outputs.second]
-use = "sink_lake"
-path = "${HEADRACE_DATA}/second"
-flush_interval_s = 0.1
-"""
-LINKED = """
-[host]
-data_dir = "${HEADRACE_DATA}"
-[admin]
-listen = "127.0.0.1:0"
-[tiers.site]
-workers = 2
-[tiers.site.sources.devices]
-use = "ingest_ws"
-listen = "127.0.0.1:0"
-auth = "none"
-[tiers.site.queue]
-use = "queue_pmem"
-path = "${HEADRACE_DATA}/queue"
-segment_bytes = 8388608
-size_bytes_max = 33554432
+MIDDLE = """
 [tiers.site.outputs.uplink]
 use = "transport_zmq"
 connect = "tcp://127.0.0.1:${UPLINK}"
@@ -79,12 +54,12 @@ use = "transport_zmq"
 listen = "tcp://127.0.0.1:${UPLINK}"
 [tiers.middle.queue]
 use = "queue_pmem"
-path = "${HEADRACE_DATA}/middle"
+path = "${HEADRACE_DATA}/middle-queue"
 segment_bytes = 8388608
 size_bytes_max = 33554432
-[tiers.middle.outputs.lake]
+[tiers.middle.outputs.second]
 use = "sink_lake"
-path = "${HEADRACE_DATA}/lake"
+path = "${HEADRACE_DATA}/second/lake"
 partition_by = ["class", "date"]
 flush_interval_s = 0.1
 """
@@ -92,7 +67,7 @@ ONE = ("workers = 2", "workers = 1")
 KILLS = 2 if "HEADRACE_FULL" not in os.environ else 60
 WORKERS = ("site.0", "site.1")
 Make = Callable[..., SiteProcess]
-LakeOf = Callable[[SiteProcess], Any]
+LakeOf = Callable[[Path], Any]
 
 # a process costs a second of CPU: one running site serves most tests of the module
 pytestmark = pytest.mark.xdist_group("workers")
@@ -100,14 +75,17 @@ pytestmark = pytest.mark.xdist_group("workers")
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SiteProcess]:
-    """Two workers of one tier, and a process for another. Tests leave it running, on its first file."""
+    """Two workers of one tier, each with a link to the other tier, which has a process of its own. Tests leave it running."""
     folder = tmp_path_factory.mktemp("workers")
-    (folder / "site.toml").write_text(SITE + OTHER)
-    with SiteProcess(folder / "site.toml", folder) as site:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    (folder / "site.toml").write_text(SITE + MIDDLE)
+    with SiteProcess(folder / "site.toml", folder, environ={"UPLINK": str(port)}) as site:
         site.start()
         yield site
+        post(site, "at the end")
         site.stop()
-        assert QueueRegister(folder / "data").entries() == []
+        assert QueueRegister(folder / "data").entries() == [], "tier after tier: what the first sent while it drained, the next one took"
         assert not list((folder / "data").glob("workers-*"))
 
 
@@ -121,12 +99,12 @@ def site(site_of: Make) -> SiteProcess:
 
 
 def test_workers_share_a_port_a_lake_and_one_admin_page(running: SiteProcess, lake_of: LakeOf) -> None:
-    assert list(running.workers()) == ["site.0", "site.1", "other"]
+    assert list(running.workers()) == ["site.0", "site.1", "middle"]
 
     async def main() -> None:
         async with on_every_worker(running) as (zero, one):
             await sent(zero, {"id": "a", "v": 1.5}, {"id": "b", "v": 2})
-            await asyncio.to_thread(running.wait_for_metric, "sink_written_events_total", 2)
+            await asyncio.to_thread(running.wait_for_metric, "sink_written_events_total", 2, component="lake")
             await sent(one, {"id": "c", "v": "text"})
 
     asyncio.run(main())
@@ -135,11 +113,11 @@ def test_workers_share_a_port_a_lake_and_one_admin_page(running: SiteProcess, la
     assert running.metric("build_info") == 1
     assert running.metric("component_up", component="lake") == 1
     rows = {(row["component"], row["worker"]) for row in json.loads(running.probe("/components")[1])["components"]}
-    assert {("lake", "site.0"), ("lake", "site.1"), ("second", "other")} <= rows
+    assert {("lake", "site.0"), ("lake", "site.1"), ("uplink", "site.1"), ("second", "middle")} <= rows
     assert running.probe("/readyz") == running.probe("/livez") == (200, "ok\n")
     assert running.probe("/workers/site.1/readyz") == (200, "ok\n")
     assert running.probe("/workers/nobody/readyz")[0] == 404
-    assert {path.name for path in (running.folder / "data").iterdir()} >= {"queue", "queue.1", "site", "site.1", "other"}
+    assert {path.name for path in (running.folder / "data").iterdir()} >= {"queue", "queue.1", "site", "site.1", "middle"}
     lake = at_rest(running, lake_of)
     assert {issued: lake.ids()[issued] for issued in "abc"} == {"a": 1, "b": 1, "c": 1}
     assert lake.query("select readings.v from {lake} where readings.id = 'c'") == [(None,)], "the first type holds for all workers"
@@ -147,22 +125,22 @@ def test_workers_share_a_port_a_lake_and_one_admin_page(running: SiteProcess, la
 
 def test_a_reload_reaches_every_worker_or_none(running: SiteProcess) -> None:
     assert running.process is not None
-    running.file.write_text(SITE.replace("flush_interval_s = 0.1", 'flush_interval_s = "soon"') + OTHER)
+    running.file.write_text(SITE.replace("flush_interval_s = 0.1", 'flush_interval_s = "soon"') + MIDDLE)
     running.process.send_signal(signal.SIGHUP)
     until(lambda: running.metric("config_reload_success") == 0, "the bad file is refused")
     kill_worker(running, "site.1")
     until(lambda: running.workers()["site.1"]["state"] == "running", "a worker starts with the old text, whatever stands in the file")
     assert not [line for line in running.lines() if line["message"] == "reloaded"]
 
-    running.file.write_text(SITE.replace(*ONE) + OTHER)
+    running.file.write_text(SITE.replace(*ONE) + MIDDLE)
     running.process.send_signal(signal.SIGHUP)
     until(lambda: any("tiers.site.workers" in line.get("error", "") for line in running.lines()), "another number of workers is refused")
 
-    running.file.write_text(SITE.replace("flush_interval_s = 0.1", "flush_interval_s = 0.05") + OTHER)
+    running.file.write_text(SITE.replace("flush_interval_s = 0.1", "flush_interval_s = 0.05") + MIDDLE)
     running.process.send_signal(signal.SIGHUP)
     until(lambda: running.metric("config_reload_success") == 1, "the good file is taken")
     took = [line.get("worker") for line in running.lines() if line["message"] == "reloaded"]
-    assert sorted(took, key=str) == [None, "other", "site.0", "site.1"]
+    assert sorted(took, key=str) == [None, "middle", "site.0", "site.1"]
 
 
 def test_hook_ingest_give_up(running: SiteProcess, lake_of: LakeOf) -> None:
@@ -229,7 +207,7 @@ def test_killed_workers_are_started_again_and_nothing_is_lost_or_doubled(running
         for _ in range(KILLS):
             until(lambda: running.metric("ingest_acked_events_total") > (seen[-1] if seen else 0) + 500, "there is traffic")
             seen.append(running.metric("ingest_acked_events_total"))
-            kill_worker(running, rng.choice(WORKERS))
+            kill_worker(running, rng.choice(("middle", *WORKERS)))
             seen.append(running.metric("ingest_acked_events_total"))
             until(lambda: running.probe("/readyz")[0] == 200, "it is back")
 
@@ -238,60 +216,34 @@ def test_killed_workers_are_started_again_and_nothing_is_lost_or_doubled(running
     assert running.metric("worker_restarts_total") - before == KILLS
     assert any(line["message"] == "worker ended and is started again" and line["ended_with"] == "SIGKILL" for line in running.lines())
     compare(oracle, at_rest(running, lake_of), capsys, f"{KILLS} kills of workers, seed {seed}")
+    compare(oracle, lake_of(running.folder / "data" / "second"), capsys, "behind the links")
 
 
 # --- the supervisor dies ---
 
 
-def test_a_killed_supervisor_leaves_workers_that_drain_and_make_way(site: SiteProcess, lake: Any, capsys: Any) -> None:
+def test_a_killed_supervisor_leaves_workers_that_drain_and_the_next_one_waits_for(site: SiteProcess, lake: Any, capsys: Any) -> None:
     site.start()
+    site.file.write_text(SITE.replace('"127.0.0.1:0"\nauth', f'"{(site.url("devices") or "").removeprefix("http://")}"\nauth'))
     oracle = Oracle(devices=8, sessions=True, pause_s=0.05)
-    pids = [row["pid"] for row in site.workers().values()]
+    drains, hangs = (site.workers()[name]["pid"] for name in WORKERS)
 
     def scenario() -> None:
         until(lambda: site.metric("ingest_acked_events_total") > 1000, "there is traffic")
+        os.kill(hangs, signal.SIGSTOP)  # it cannot notice
         site.kill()
-        until(lambda: not any(map(alive, pids)), "the workers have drained and ended")
-        site.start()
+        until(lambda: not alive(drains), "the other worker has drained and ended")
+        assert any(line["message"] == "the supervisor is gone: draining" and line["worker"] == "site.0" for line in site.lines())
+        site.start(ready=False)
+        until(lambda: any(line["message"] == "address cannot be had yet" for line in site.lines()), "the old worker's port is waited for")
+        assert "cannot be listened on" in site.probe("/readyz")[1]
+        assert site.probe("/livez")[0] == 200
+        os.kill(hangs, signal.SIGKILL)
+        until(site.is_ready, "the new workers are ready")
 
     asyncio.run(under_load(site, oracle, scenario))
-    lines = map(json.loads, (line for line in site.log.read_text().splitlines() if line.startswith("{")))
-    assert sorted(line["worker"] for line in lines if line["message"] == "the supervisor is gone: draining") == list(WORKERS)
-
-    # and once more with workers that do not notice: the next supervisor waits until they are gone
-    site.file.write_text(SITE.replace('"127.0.0.1:0"\nauth', f'"{(site.url("devices") or "").removeprefix("http://")}"\nauth'))
-    pids = leave_stopped_workers(site)
-    site.start(ready=False)
-    until(lambda: any(line["message"] == "address cannot be had yet" for line in site.lines()), "the old workers' port is waited for")
-    assert "cannot be listened on" in site.probe("/readyz")[1]
-    assert site.probe("/livez")[0] == 200
-    for pid in pids:
-        os.kill(pid, signal.SIGKILL)
-    until(site.is_ready, "the new workers are ready")
-    post(site, "last")
-    assert site.stop().startswith("received 1 events, acked 1, stored: lake ")
-    compare(oracle, lake, capsys, "two kills of the supervisor")
-    assert lake.ids()["last"] == 1
-
-
-# --- workers at the end of links ---
-
-
-def test_workers_of_an_edge_have_links_of_their_own_to_a_tier_that_drains_behind_them(site_of: Make, lake: Any) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        site = site_of(LINKED.replace("${UPLINK}", str(free.getsockname()[1])))
-    site.start()
-    assert list(site.workers()) == ["site.0", "site.1", "middle"]
-    ids = [str(number) for number in range(48)]
-    post(site, *ids[:16])  # each comes to whichever worker
-    kill_worker(site, "middle")
-    post(site, *ids[16:32])
-    kill_worker(site, "site.1")
-    until(lambda: site.probe("/readyz")[0] == 200, "all are back")
-    post(site, *ids[32:])
-    site.stop()
-    assert QueueRegister(site.folder / "data").entries() == [], "what the edge sent while it drained, the middle took"
-    assert lake.ids() == dict.fromkeys(ids, 1)
+    assert site.stop().startswith("received ")
+    compare(oracle, lake, capsys, "a kill of the supervisor")
 
 
 # --- more workers, fewer workers, none that can start ---
@@ -424,7 +376,7 @@ async def under_load(site: SiteProcess, oracle: Oracle, scenario: Callable[[], N
 def at_rest(site: SiteProcess, lake_of: LakeOf) -> Any:
     """The site's lake, once everything acked is in it."""
     until(lambda: site.metric("worker_up") == len(site.workers()) and site.metric("queue_size_events") == 0, "the queues are empty")
-    return lake_of(site)
+    return lake_of(site.folder / "data")
 
 
 def compare(oracle: Oracle, lake: Any, capsys: Any, what: str) -> None:
