@@ -3,15 +3,19 @@
 Every store takes the same Arrow payloads (one batch = one record). Levels: `power` means one device flush per append,
 `process` none. Read and release follow the append, in reads of 4,096 rows. Medians over the rounds; the order of the stores
 changes from round to round, so that a noisy neighbour hits all of them.
+
+What is promised as a ratio is measured with all of its sides open at once, in short turns in changing order: what the machine
+and its disk do meanwhile hits each side alike. LMDB and RocksDB take part where they are installed:
+`pip install lmdb rocksdict`; nothing else of headrace needs them.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import os
-import platform
 import random
 import resource
 import sqlite3
@@ -22,13 +26,15 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
+import machine
 import pyarrow as pa
 import uvloop
 
 from headrace import NO_ORIGINS, RAW_SCHEMA
 from headrace.component import Context, SystemClock
+from headrace.host import SWITCH_INTERVAL_S
 from headrace.log import Log
 from headrace.metrics import Metrics
 from headrace_queue_pmem import QueuePmem
@@ -91,12 +97,12 @@ class Queue:
 
         self.loop.run_until_complete(work(times) if self.in_flight == 1 else together())
 
-    def consume(self) -> int:
+    def consume(self, rows_max: int = sys.maxsize) -> int:
         async def work() -> int:
             info = self.queue.queue_info()
             after = info.readers[0].cursor
             start = after
-            while after < info.head:
+            while after < min(info.head, start + rows_max):
                 part = await self.queue.queue_read("bench", after, 4096, 4 * MIB)
                 after = part.last
                 await self.queue.queue_release("bench", after)
@@ -285,15 +291,50 @@ def compare(where: Path, rounds: int, sizes: list[int], scale: float) -> dict[st
     return medians  # type: ignore[return-value]
 
 
-def depth(where: Path, events: list[int], rounds: int = 3) -> dict[int, dict[str, float]]:
-    """Cost of append and of read with so many events queued before, the time to reopen after a kill, and the memory."""
-    found: dict[int, list[dict[str, float]]] = {count: [] for count in events}
-    for _ in range(rounds):
-        for count in events:
-            with tempfile.TemporaryDirectory(dir=where) as folder:
-                facts = in_process(lambda folder=Path(folder), count=count: fill(folder, count))
-                found[count].append(facts | in_process(lambda folder=Path(folder): reopen(folder)))
-    return {count: {key: statistics.median(facts[key] for facts in rows) for key in rows[0]} for count, rows in found.items()}
+#: What is compared in turns: name of the promise, the two stores, rows per append, the most that the ratio may be.
+POOL, FOUR, PLAIN, SQLITE = "queue_pmem power (pool)", "queue_pmem power, 4 in flight", "plain file, fdatasync", "SQLite WAL FULL"
+VERSUS: list[tuple[str, str, str, int, float]] = [
+    ("power, batch 64, 4 in flight, against a plain file with fdatasync", FOUR, PLAIN, 64, 1.3),
+    ("power, batch 64, 4 in flight, against SQLite FULL", FOUR, SQLITE, 64, 1 / 1.3),
+    ("power, batch 64, one at a time, against a plain file with fdatasync", POOL, PLAIN, 64, 1.3),
+    ("power, batch 64, one at a time, against SQLite FULL", POOL, SQLITE, 64, 1 / 1.3),
+    ("process, batch 512, against a plain file without sync", "queue_pmem process (pool)", "plain file, no sync", 512, 2.0),
+]
+
+
+def in_turns(where: Path, turns: int) -> dict[tuple[str, int], float]:
+    """Median ns per event of an append of all stores of VERSUS, taken in turns of 40 appends."""
+    medians: dict[tuple[str, int], float] = {}
+    chance = random.Random(1)
+    for rows in sorted({rows for _, _, _, rows, _ in VERSUS}):
+        names = sorted({name for _, one, other, size, _ in VERSUS if size == rows for name in (one, other)})
+        data = batch(rows)
+        samples: dict[str, list[float]] = {name: [] for name in names}
+        with tempfile.TemporaryDirectory(dir=where) as folder:
+            stores = {}
+            for number, name in enumerate(names):
+                (Path(folder) / str(number)).mkdir()
+                stores[name] = STORES[name][1](Path(folder) / str(number))
+                stores[name].append(data, 40)
+            for _ in range(turns):
+                chance.shuffle(names)
+                for name in names:
+                    started = time.perf_counter_ns()
+                    stores[name].append(data, 40)
+                    samples[name].append((time.perf_counter_ns() - started) / (40 * rows))
+            for store in stores.values():
+                store.close()
+        medians |= {(name, rows): statistics.median(found) for name, found in samples.items()}
+    return medians
+
+
+def depth(where: Path, low: int, high: int, turns: int = 60) -> dict[str, float]:
+    """What a deep queue costs: append and read beside a shallow one, in turns; the time to reopen after a kill; the memory."""
+    with tempfile.TemporaryDirectory(dir=where) as folder:
+        facts = in_process(lambda: deep_and_shallow(Path(folder), low, high, turns))
+        facts |= {f"deep_{key}": value for key, value in in_process(lambda: reopen(Path(folder) / "deep")).items()}
+        facts |= {f"shallow_{key}": value for key, value in in_process(lambda: reopen(Path(folder) / "shallow")).items()}
+    return facts
 
 
 def in_process(work: Callable[[], dict[str, float]]) -> dict[str, float]:
@@ -313,38 +354,43 @@ def in_process(work: Callable[[], dict[str, float]]) -> dict[str, float]:
     return facts
 
 
-def fill(folder: Path, count: int) -> dict[str, float]:
-    store = Queue(folder, "process", size_max=8192 * MIB)
+def deep_and_shallow(folder: Path, low: int, high: int, turns: int) -> dict[str, float]:
+    """Two queues, so many events in each; then in turns 8 appends of 512 events and a read and release of as many.
+
+    So both stay as deep as they are, and make, seal and give back segments at the same pace.
+    """
+    stores = {}
     data = batch(512)
-    store.append(data, count // 512)
+    for name, count in (("shallow", low), ("deep", high)):
+        (folder / name).mkdir()
+        stores[name] = Queue(folder / name, "process", size_max=8192 * MIB)
+        stores[name].append(data, count // 512)
     os.sync()  # what the kernel still has to write of the filling is not what an append costs
-    samples = []
-    for _ in range(40):
-        started = time.perf_counter_ns()
-        store.append(data, 25)
-        samples.append((time.perf_counter_ns() - started) / (25 * 512))
     time.sleep(1)  # the upkeep seals and lets go
-    return {"append_ns": statistics.median(samples), "gib": store.queue.queue_info().size_bytes / (1 << 30), "fill_rss_mib": rss_mib()}
+    facts = {"gib": stores["deep"].queue.queue_info().size_bytes / (1 << 30), "rss_mib": rss_mib()}
+    appends: dict[str, list[float]] = {name: [] for name in stores}
+    reads: dict[str, list[float]] = {name: [] for name in stores}
+    for turn in range(turns):
+        for name in ("shallow", "deep") if turn % 2 else ("deep", "shallow"):
+            started = time.perf_counter_ns()
+            stores[name].append(data, 8)
+            appends[name].append((time.perf_counter_ns() - started) / 4096)
+            started = time.perf_counter_ns()
+            stores[name].consume(4096)
+            reads[name].append((time.perf_counter_ns() - started) / 4096)
+    for name in stores:
+        facts |= {f"{name}_append_ns": statistics.median(appends[name]), f"{name}_read_ns": statistics.median(reads[name])}
+    return facts
 
 
 def reopen(folder: Path) -> dict[str, float]:
+    """Open a queue whose process was killed, and read a hundred thousand events of it."""
     os.sync()
     started = time.perf_counter_ns()
     store = Queue(folder, "process", size_max=8192 * MIB)
     reopen_s = (time.perf_counter_ns() - started) / 1e9
-
-    async def read() -> list[float]:
-        samples, after = [], 0
-        for _ in range(100):
-            started, before = time.perf_counter_ns(), after
-            part = await store.queue.queue_read("bench", after, 4096, 4 * MIB)
-            after = part.last
-            await store.queue.queue_release("bench", after)
-            samples.append((time.perf_counter_ns() - started) / (after - before))
-        return samples
-
-    read_ns = statistics.median(store.loop.run_until_complete(read()))
-    return {"read_ns": read_ns, "reopen_s": reopen_s, "reopen_rss_mib": rss_mib()}
+    store.consume(100_000)
+    return {"reopen_s": reopen_s, "reopen_rss_mib": rss_mib()}
 
 
 def rss_mib() -> float:
@@ -352,107 +398,136 @@ def rss_mib() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / MIB
 
 
-def stall(where: Path) -> float:
-    """The longest time, in ms, that the loop did not turn while appends at level `power` were under way (p99.9 of 5 s)."""
+class Stall:
+    """How long the loop did not turn: the longest time, and how often it was more than a millisecond, in some seconds."""
+
+    def __init__(self) -> None:
+        self.longest_ms, self.over_1_ms, self.p999_ms = 0.0, 0, 0.0
+
+    async def watch(self, seconds: float) -> None:
+        gaps: list[float] = []
+        last = time.perf_counter()
+        until = last + seconds
+        while last < until:
+            await asyncio.sleep(0)
+            now = time.perf_counter()
+            gaps.append(now - last)
+            last = now
+        gaps.sort()
+        self.longest_ms, self.p999_ms = gaps[-1] * 1e3, gaps[int(len(gaps) * 0.999)] * 1e3
+        self.over_1_ms = sum(gap > 0.001 for gap in gaps)
+
+
+def stall(where: Path, seconds: float = 10.0) -> tuple[Stall, Stall]:
+    """The loop with nothing to do, and the same loop with four appends at level `power` always in flight."""
     with tempfile.TemporaryDirectory(dir=where) as folder:
         store = Queue(Path(folder), "power")
-        gaps: list[float] = []
+        idle, busy = Stall(), Stall()
 
         async def work() -> None:
             data = batch(64)
-            until = time.perf_counter() + 5
+            await idle.watch(seconds)
+            ended = asyncio.Event()
 
             async def appends() -> None:
-                while time.perf_counter() < until:
+                while not ended.is_set():
                     await store.queue.queue_append(data, NO_ORIGINS)
 
             async def watch() -> None:
-                last = time.perf_counter()
-                while last < until:
-                    await asyncio.sleep(0)
-                    now = time.perf_counter()
-                    gaps.append(now - last)
-                    last = now
+                await busy.watch(seconds)
+                ended.set()
 
             await asyncio.gather(watch(), *(appends() for _ in range(4)))
 
+        gc.collect()
+        gc.freeze()
         store.loop.run_until_complete(work())
         store.close()
-    gaps.sort()
-    return gaps[int(len(gaps) * 0.999)] * 1e3
+    return idle, busy
 
 
-def bars(
-    found: dict[str, dict[int, tuple[float, float]]], deep: dict[int, dict[str, float]], stall_ms: float
-) -> list[tuple[str, float, float, bool]]:
-    """The promises of this benchmark: name, measured ratio, bound, kept."""
-    result = []
+class Bar(NamedTuple):
+    """A promise: what was measured, and what it may be at most."""
 
-    def bar(name: str, ratio: float, bound: float) -> None:
-        result.append((name, ratio, bound, ratio <= bound))
+    name: str
+    measured: float
+    bound: float
 
-    if 64 in next(iter(found.values())):
-        bar(
-            "power, batch 64: append against plain file with fdatasync",
-            found["queue_pmem power (pool)"][64][0] / found["plain file, fdatasync"][64][0],
-            1.3,
-        )
-        bar(
-            "power, batch 64, 4 in flight: append against plain file with fdatasync",
-            found["queue_pmem power, 4 in flight"][64][0] / found["plain file, fdatasync"][64][0],
-            1.3,
-        )
-        bar(
-            "power, batch 64: append against SQLite FULL",
-            found["queue_pmem power (pool)"][64][0] / found["SQLite WAL FULL"][64][0],
-            1 / 1.3,
-        )
-    if 512 in next(iter(found.values())):
-        bar(
-            "process, batch 512: append against plain file without sync",
-            found["queue_pmem process (pool)"][512][0] / found["plain file, no sync"][512][0],
-            2.0,
-        )
-    if len(deep) > 1:
-        low, middle, high = sorted(deep)
-        bar(f"append at {high:,} queued against {low:,}", deep[high]["append_ns"] / deep[low]["append_ns"], 1.2)
-        bar(f"read at {high:,} queued against {low:,}", deep[high]["read_ns"] / deep[low]["read_ns"], 1.2)
-        bar(f"memory at {high:,} queued against {middle:,}", deep[high]["reopen_rss_mib"] / deep[middle]["reopen_rss_mib"], 1.2)
-        bar("recovery, seconds per GiB", deep[high]["reopen_s"] / deep[high]["gib"], 1.0)
-    if stall_ms:
-        bar("loop stall at level power, p99.9 in ms", stall_ms, 1.0)
-    return result
+    @property
+    def kept(self) -> bool:
+        return self.measured <= self.bound
+
+
+def bars(turns: dict[tuple[str, int], float], deep: dict[str, float], low: int, high: int, idle: Stall, busy: Stall) -> list[Bar]:
+    """The promises of this benchmark."""
+    result = [Bar(name, turns[one, rows] / turns[other, rows], bound) for name, one, other, rows, bound in VERSUS]
+    if deep:
+        result += [
+            Bar(f"append at {high:,} queued against {low:,}", deep["deep_append_ns"] / deep["shallow_append_ns"], 1.2),
+            Bar(f"read and release at {high:,} queued against {low:,}", deep["deep_read_ns"] / deep["shallow_read_ns"], 1.2),
+            Bar(f"memory at {high:,} queued against {low:,}", deep["deep_reopen_rss_mib"] / deep["shallow_reopen_rss_mib"], 1.2),
+            Bar("recovery, seconds per GiB", deep["deep_reopen_s"] / deep["gib"], 1.0),
+        ]
+    return [*result, Bar(f"longest stall of the loop at level power, ms (idle: {idle.longest_ms:.2f})", busy.longest_ms, 1.0)]
+
+
+def report(found: dict[str, dict[int, tuple[float, float]]], turns: dict[tuple[str, int], float], deep: dict[str, float],
+           stalls: tuple[Stall, Stall], verdicts: list[Bar], options: argparse.Namespace, where: Path) -> str:  # fmt: skip
+    """The figures as a page."""
+    sizes = list(next(iter(found.values()))) if found else []
+    when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+    lines = [
+        "# The queue",
+        "",
+        f"`python benchmarks/bench_queue.py --rounds {options.rounds} --turns {options.turns}`, {when}.",
+        "",
+        "## Promises",
+        "",
+    ]
+    lines += ["| promise | measured | at most | |", "|---|---:|---:|---|"]
+    lines += [f"| {bar.name} | {bar.measured:.2f} | {bar.bound:.2f} | {'kept' if bar.kept else 'missed'} |" for bar in verdicts]
+    lines += ["", f"## In turns ({options.turns} of 40 appends each, median)", "", "| store | batch | append ns/event |", "|---|---:|---:|"]
+    lines += [
+        f"| {name} | {rows} | {value:,.0f} |" for (name, rows), value in sorted(turns.items(), key=lambda item: (item[0][1], item[1]))
+    ]
+    if found:
+        lines += ["", f"## Each by itself (ns/event, append / read and release, median of {options.rounds})", ""]
+        lines += ["| store | " + " | ".join(f"batch {rows}" for rows in sizes) + " |", "|---|" + "---:|" * len(sizes)]
+        lines += [
+            f"| {name} | " + " | ".join(f"{by_size[rows][0]:,.0f} / {by_size[rows][1]:,.0f}" for rows in sizes) + " |"
+            for name, by_size in found.items()
+        ]
+    if deep:
+        lines += ["", "## Depth", "", *(f"- {key}: {value:.3g}" for key, value in deep.items())]
+    lines += ["", "## The loop", ""]
+    for name, one in zip(("idle", "4 appends at level power in flight"), stalls, strict=True):
+        lines.append(f"- {name}: longest {one.longest_ms:.2f} ms, p99.9 {one.p999_ms:.3f} ms, {one.over_1_ms} times more than 1 ms")
+    lines += ["", "## Machine", "", *(f"- {key}: {value}" for key, value in machine.facts(where).items()), ""]
+    return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--directory", type=Path, default=None, help="where the stores lie (default: the temporary directory)")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="of the comparison with all stores; 0 leaves it out")
+    parser.add_argument("--turns", type=int, default=40, help="of the stores whose ratio is promised")
     parser.add_argument("--scale", type=float, default=1.0, help="factor on the number of appends")
     parser.add_argument("--batch", type=int, action="append", help="rows per append (default 1 8 64 512)")
     parser.add_argument("--depth", type=int, default=10_000_000, help="events of the deep queue; 0 leaves that part out")
-    parser.add_argument("--json", type=Path, help="write the figures there too")
+    parser.add_argument("--out", type=Path, help="write the figures there too")
     options = parser.parse_args()
+    sys.setswitchinterval(SWITCH_INTERVAL_S)  # as in the host
     where = options.directory or Path(tempfile.gettempdir())
     where.mkdir(parents=True, exist_ok=True)
-    print(f"{platform.platform()}, {os.cpu_count()} CPUs, Python {platform.python_version()}, pyarrow {pa.__version__}")
-    found = compare(where, options.rounds, options.batch or [1, 8, 64, 512], options.scale)
-    sizes = list(next(iter(found.values())))
-    print(
-        f"\nns per event, median of {options.rounds}: append / read and release\n{'':32}"
-        + "".join(f"{f'batch {rows}':>22}" for rows in sizes)
-    )
-    for name, by_size in found.items():
-        print(f"{name:32}" + "".join(f"{by_size[rows][0]:>11,.0f} /{by_size[rows][1]:>8,.0f} " for rows in sizes))
-    deep = depth(where, [10_000, options.depth // 10, options.depth]) if options.depth else {}
-    for count, facts in deep.items():
-        print(f"{count:>12,} queued: " + ", ".join(f"{key} {value:.3g}" for key, value in facts.items()))
-    verdicts = bars(found, deep, stall(where))
-    print()
-    for name, ratio, bound, kept in verdicts:
-        print(f"{'kept  ' if kept else 'MISSED'} {name}: {ratio:.2f} (at most {bound:.2f})")
-    if options.json:
-        options.json.write_text(json.dumps({"append_read_ns": found, "depth": deep, "bars": verdicts}, indent=1))
+    low, high = 10_000, options.depth
+    deep = depth(where, low, high) if high else {}
+    turns = in_turns(where, options.turns)
+    stalls = stall(where)
+    found = compare(where, options.rounds, options.batch or [1, 8, 64, 512], options.scale) if options.rounds else {}
+    text = report(found, turns, deep, stalls, bars(turns, deep, low, high, *stalls), options, where)
+    print(text)
+    if options.out:
+        options.out.write_text(text)
 
 
 if __name__ == "__main__":

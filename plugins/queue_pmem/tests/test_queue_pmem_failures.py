@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,18 +23,30 @@ sys.path.insert(0, str(Path(__file__).parent))
 from conftest import MIB, FailingDevice, failure_seen, numbers, rows, run
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real filesystem of 40 MiB."""
+@pytest.fixture(params=["tmpfs"])
+def small_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A real filesystem of 40 MiB: tmpfs, or ext4 in a file."""
     if os.geteuid() != 0:
         pytest.skip("only root can mount a small filesystem")
     place = tmp_path / "small"
     place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(place)], capture_output=True, text=True)
+    if request.param == "tmpfs":
+        command = ["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(place)]
+    else:
+        image = tmp_path / "image"
+        image.touch()
+        os.truncate(image, 40 * MIB)
+        if subprocess.run(["mkfs.ext4", "-q", str(image)], capture_output=True).returncode:
+            pytest.skip("no mkfs.ext4 here")
+        command = ["mount", "-o", "loop,errors=remount-ro", str(image), str(place)]
+    mounted = subprocess.run(command, capture_output=True, text=True)
     if mounted.returncode:
-        pytest.skip(f"cannot mount a tmpfs here: {mounted.stderr}")
+        pytest.skip(f"cannot mount {request.param} here: {mounted.stderr}")
     yield place
     subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+DISKS = pytest.mark.parametrize(("small_disk", "level"), [("tmpfs", "process"), ("ext4", "power")], indirect=["small_disk"])
 
 
 async def fill(queue: Any, start: int = 0) -> tuple[int, QueueFull]:
@@ -56,10 +70,11 @@ def fill_disk(place: Path) -> None:
         return
 
 
+@DISKS
 @pytest.mark.parametrize("medium", ["pmem", "file"])
-def test_full_disk_is_queue_full_and_ends_when_space_is_given_back(make, small_disk, medium):
+def test_full_disk_is_queue_full_and_ends_when_space_is_given_back(make, small_disk, medium, level):
     async def body() -> None:
-        queue = make(path=str(small_disk / "queue"), medium=medium, size_bytes_max=512 * MIB)
+        queue = make(path=str(small_disk / "queue"), medium=medium, level=level, size_bytes_max=512 * MIB)
         await queue.open()
         await queue.queue_reader_open("lake", "oldest")
         number, full = await fill(queue)
@@ -75,7 +90,7 @@ def test_full_disk_is_queue_full_and_ends_when_space_is_given_back(make, small_d
         part = await queue.queue_read("lake", number, 1000, 1 << 20)
         assert numbers(part.batch) == list(range(number, number + 100))
         await queue.close()
-        queue = make(path=str(small_disk / "queue"), medium=medium, size_bytes_max=512 * MIB)
+        queue = make(path=str(small_disk / "queue"), medium=medium, level=level, size_bytes_max=512 * MIB)
         await queue.open()
         assert queue.queue_info().head == number + 100
         await queue.close()
@@ -83,10 +98,11 @@ def test_full_disk_is_queue_full_and_ends_when_space_is_given_back(make, small_d
     run(body())
 
 
+@DISKS
 @pytest.mark.parametrize("medium", ["pmem", "file"])
-def test_disk_filled_by_others_costs_no_queued_event(make, small_disk, medium):
+def test_disk_filled_by_others_costs_no_queued_event(make, small_disk, medium, level):
     async def body() -> None:
-        queue = make(path=str(small_disk / "queue"), medium=medium, size_bytes_max=512 * MIB)
+        queue = make(path=str(small_disk / "queue"), medium=medium, level=level, size_bytes_max=512 * MIB)
         await queue.open()
         await queue.queue_reader_open("lake", "oldest")
         await queue.queue_append(rows(0, 100), NO_ORIGINS)
@@ -130,14 +146,109 @@ def test_path_that_cannot_be_used_is_transient_and_named(make, tmp_path):
     run(body())
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere; an unprivileged run shows this")
-def test_directory_without_rights_is_transient_and_named(make, tmp_path):
+@pytest.fixture
+def open_to_all() -> Iterator[Path]:
+    """A directory that every user may enter (pytest's own are its user's alone)."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+@pytest.fixture
+def unprivileged() -> Iterator[None]:
+    """As nobody, where the tests run as root: root may write everywhere."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.mark.parametrize("medium", ["pmem", "file"])
+def test_directory_without_rights_is_transient_and_named(make, open_to_all, unprivileged, medium):
     async def body() -> None:
-        (tmp_path / "closed").mkdir(mode=0o500)
-        with pytest.raises(TransientError, match="closed"):
-            await make(path=str(tmp_path / "closed" / "queue")).open()
+        if os.geteuid() == open_to_all.stat().st_uid:
+            open_to_all.chmod(0o500)
+        with pytest.raises(TransientError, match=r"queue.*Permission denied"):
+            await make(path=str(open_to_all / "queue"), medium=medium).open()
 
     run(body())
+
+
+@pytest.mark.parametrize("medium", ["pmem", "file"])
+def test_files_without_rights_are_transient_and_left_as_they_are(make, open_to_all, medium):
+    async def fill() -> None:
+        queue = make(path=str(open_to_all / "queue"), medium=medium)
+        await queue.open()
+        await queue.queue_append(rows(1, 3), NO_ORIGINS)
+        await queue.close()
+
+    async def refused() -> None:
+        with pytest.raises(TransientError, match="Permission denied"):
+            await make(path=str(open_to_all / "queue"), medium=medium).open()
+
+    async def still_there() -> None:
+        queue = make(path=str(open_to_all / "queue"), medium=medium)
+        await queue.open()
+        assert queue.queue_info().head == 3
+        await queue.close()
+
+    if os.geteuid() != 0:
+        pytest.skip("needs two users")
+    run(fill())
+    (open_to_all / "queue").chmod(0o777)
+    (open_to_all / "queue" / "lock").chmod(0o666)
+    names = sorted(path.name for path in (open_to_all / "queue").iterdir())
+    os.seteuid(65534)
+    try:
+        run(refused())
+    finally:
+        os.seteuid(0)
+    assert sorted(path.name for path in (open_to_all / "queue").iterdir()) == names
+    run(still_there())
+
+
+@pytest.mark.parametrize("small_disk", ["ext4"], indirect=True)
+@pytest.mark.parametrize("medium", ["pmem", "file"])
+def test_a_filesystem_that_turned_read_only_fails_appends_and_loses_nothing(make, small_disk, medium):
+    def queue_there() -> Any:
+        return make(path=str(small_disk / "queue"), medium=medium, level="power", size_bytes_max=16 * MIB)
+
+    device = Path(subprocess.check_output(["findmnt", "-no", "SOURCE", str(small_disk)], text=True).strip()).name
+    trigger = Path("/sys/fs/ext4") / device / "trigger_fs_error"
+    if not trigger.exists():
+        pytest.skip("this kernel cannot be told to find an error")
+
+    async def body() -> None:
+        queue = queue_there()
+        await queue.open()
+        await queue.queue_reader_open("lake", "oldest")
+        for number in range(0, 50, 10):
+            await queue.queue_append(rows(number, 10), NO_ORIGINS)
+        trigger.write_text("found by a test")
+        with pytest.raises(TransientError, match="Read-only"):
+            await queue.queue_append(rows(50, 10), NO_ORIGINS)
+        assert numbers((await queue.queue_read("lake", 0, 100, MIB)).batch) == list(range(50))
+        await queue.queue_release("lake", 20)
+        await queue.close()
+        with pytest.raises(TransientError, match="Read-only"):
+            await queue_there().open()
+
+    async def mended() -> None:
+        queue = queue_there()
+        await queue.open()
+        assert numbers((await queue.queue_read("lake", 0, 100, MIB)).batch) == list(range(50))
+        assert await queue.queue_append(rows(50, 10), NO_ORIGINS) == (51, 60)
+        await queue.close()
+
+    run(body())
+    gc.collect()  # the errors' tracebacks hold batches, and these the files
+    subprocess.run(["umount", str(small_disk)], check=True)
+    subprocess.run(["mount", "-o", "loop", str(small_disk.parent / "image"), str(small_disk)], check=True)
+    run(mended())
 
 
 @pytest.mark.parametrize("version", [0, 2])

@@ -215,7 +215,7 @@ def test_queue_agrees_with_a_list_over_thousands_of_random_steps():
     number = int(os.environ.get("HEADRACE_SEED") or random.SystemRandom().randrange(1 << 30))
     print(f"HEADRACE_SEED={number}")
     config = settings(
-        max_examples=max(STEPS // STEPS_PER_RUN, 1),
+        max_examples=max(STEPS // STEPS_PER_RUN // 4, 1),
         stateful_step_count=STEPS_PER_RUN,
         deadline=None,
         database=None,
@@ -223,6 +223,8 @@ def test_queue_agrees_with_a_list_over_thousands_of_random_steps():
         phases=tuple(Phase) if "HEADRACE_FULL" in os.environ else (Phase.generate,),
         suppress_health_check=list(HealthCheck),
     )
-    run_state_machine_as_test(seed(number)(QueueModel), settings=config)
-    print(f"{steps} steps")
-    assert steps >= STEPS // 2
+    parts = 0
+    while steps < STEPS:  # many a history is shorter than it may be
+        run_state_machine_as_test(seed(number + parts)(QueueModel), settings=config)
+        parts += 1
+    print(f"{steps} steps in {parts} parts")

@@ -79,7 +79,7 @@ def _info(options: argparse.Namespace) -> int:
         print(json.dumps(facts))
         return 0
     for key in ("path", "medium", "held_by", "events", "first", "last", "frames", "bytes", "segments", "spare_segments"):
-        print(f"{key:16}{facts[key]}")
+        print(f"{key:16}{'nobody' if key == 'held_by' and facts[key] is None else facts[key]}")
     print("queue ids")
     for span in facts["queue_ids"]:
         print(f"  {span['id']}  {span['first']}-{span['last'] if span['last'] is not None else ''}")

@@ -36,6 +36,8 @@ from headrace_queue_pmem.segment import Segment, read_seal, read_segment_header
 MARKS: Final = ("marks-a", "marks-b")
 SET_ASIDE_PREFIX: Final = "damaged-"
 SET_ASIDE_MAX: Final = 8
+#: A file that cannot be opened because of these may be as sound as ever: the open fails, and is tried again.
+NOT_DAMAGE: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR})
 
 
 @dataclass(slots=True)
@@ -122,7 +124,7 @@ def _head(path: str, medium: Medium, names: list[str], options: Options, report:
     try:
         area = medium.open(HEAD)
     except OSError as error:
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN):
+        if error.errno in NOT_DAMAGE:
             raise
         report.repairs.append(f"the head file cannot be opened as a {medium.name} area ({error}): it is made again from its content")
         try:
@@ -181,6 +183,8 @@ def _segments(path: str, medium: Medium, names: list[str], report: Report) -> tu
         try:
             area = medium.read(name)
         except OSError as error:
+            if error.errno in NOT_DAMAGE:
+                raise
             _set_aside(medium, name, f"cannot be mapped: {error}", report)
             continue
         header, damaged = read_segment_header(area)
