@@ -16,7 +16,7 @@ from headrace.component import SystemClock
 from headrace.log import Log
 from headrace.metrics import Metrics
 from headrace_queue_pmem import QueuePmem
-from headrace_queue_pmem.medium import Area
+from headrace_queue_pmem.medium import Area, WrittenArea
 from headrace_queue_pmem.unseen import TURNS
 
 MIB = 1 << 20
@@ -57,20 +57,37 @@ def numbers(batch: pa.RecordBatch | None) -> list[int]:
     return [] if batch is None else [int(value) for value in batch["payload"].to_pylist()]
 
 
+def failing_syncs(patch: pytest.MonkeyPatch, fails: Callable[[], bool]) -> None:
+    """Make every sync of an area ask `fails` whether it is to fail, as a disk that says EIO; what was written is in the cache."""
+    persist, gather_durably = Area.persist, WrittenArea.gather_durably
+
+    def failing_persist(area: Area, offset: int, length: int) -> None:
+        if fails():
+            raise OSError(5, "Input/output error")
+        persist(area, offset, length)
+
+    def failing_gather(area: WrittenArea, parts: Any) -> None:
+        if fails():
+            area.gather(parts)
+            raise OSError(5, "Input/output error")
+        gather_durably(area, parts)
+
+    patch.setattr(Area, "persist", failing_persist)
+    patch.setattr(WrittenArea, "gather_durably", failing_gather)
+
+
 class FailingDevice:
-    """Makes the next syncs of every area fail, as a disk that says EIO."""
+    """Makes the next `failures` syncs fail."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.failures = 0
-        real = Area.persist
+        failing_syncs(patch, self._fails)
 
-        def persist(area: Area, offset: int, length: int) -> None:
-            if self.failures:
-                self.failures -= 1
-                raise OSError(5, "Input/output error")
-            real(area, offset, length)
-
-        patch.setattr(Area, "persist", persist)
+    def _fails(self) -> bool:
+        if not self.failures:
+            return False
+        self.failures -= 1
+        return True
 
 
 @pytest.fixture(params=["pmem-process", "pmem-power", "file-process", "file-power"])

@@ -21,7 +21,8 @@ from headrace_queue_pmem import reading, upkeep
 from headrace_queue_pmem.frame import encode
 from headrace_queue_pmem.marks import Marks, marks_of
 from headrace_queue_pmem.recovery import recover
-from headrace_queue_pmem.ring import Options, Ring
+from headrace_queue_pmem.ring import Ring
+from headrace_queue_pmem.state import Options
 
 SEGMENT = 32 << 10
 OPTIONS = Options(SEGMENT, 6 * SEGMENT)

@@ -23,7 +23,8 @@ from headrace_queue_pmem.marks import Marks
 from headrace_queue_pmem.medium import FileMedium, Medium
 from headrace_queue_pmem.pmem import PmemMedium
 from headrace_queue_pmem.recovery import recover
-from headrace_queue_pmem.ring import Options, Ring
+from headrace_queue_pmem.ring import Ring
+from headrace_queue_pmem.state import Options
 
 sys.path.insert(0, str(Path(__file__).parent))
 from conftest import MIB, rows

@@ -48,6 +48,10 @@ def test_what_is_made_durable_at_level_power_is_on_the_device(tmp_path, kind):
     area.gather([(40_960, b"a" * 64), (41_088, b"b" * 5000)])
     area.sync(40_960, 6000)
     assert dirty_pages(path) == 0
+    area.gather_durably([(81_920, b"c" * 64), (82_048, b"d" * 9000)])
+    assert dirty_pages(path) == 0
+    area.gather_durably([(122_880 + 64 * number, b"e" * 64) for number in range(1200)])
+    assert dirty_pages(path) == 0
     area.close()
 
 
@@ -89,10 +93,11 @@ def test_a_write_that_is_cut_short_goes_on(tmp_path, monkeypatch):
     area = FileMedium(tmp_path, "power").create("segment-00000001", 8 * MIB)
     real = os.pwritev
 
-    def short(fd: int, pieces: list[Any], offset: int) -> int:
-        return real(fd, [b"".join(pieces)[:100]], offset)
+    def short(fd: int, pieces: list[Any], offset: int, flags: int) -> int:
+        return real(fd, [b"".join(pieces)[:100]], offset, flags)
 
     monkeypatch.setattr(os, "pwritev", short)
-    area.gather([(8192, b"a" * 150), (8384, b"b" * 70)])
-    assert bytes(area.view[8192:8454]) == b"a" * 150 + bytes(42) + b"b" * 70
+    for at, gather in ((8192, area.gather), (16384, area.gather_durably)):
+        gather([(at, b"a" * 150), (at + 192, b"b" * 70)])
+        assert bytes(area.view[at : at + 262]) == b"a" * 150 + bytes(42) + b"b" * 70
     area.close()

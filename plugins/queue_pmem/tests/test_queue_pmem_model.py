@@ -18,7 +18,8 @@ from headrace_queue_pmem import reading, upkeep
 from headrace_queue_pmem.frame import encode
 from headrace_queue_pmem.marks import Marks, marks_of
 from headrace_queue_pmem.recovery import recover
-from headrace_queue_pmem.ring import Options, Ring
+from headrace_queue_pmem.ring import Ring
+from headrace_queue_pmem.state import Options
 from headrace_queue_pmem.trim import trim
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -17,11 +17,10 @@ import pytest
 
 from headrace import NO_ORIGINS, Origin, QueueError, TransientError, origin_batch
 from headrace.position import ORIGIN_SESSION
-from headrace_queue_pmem.medium import Area
 from headrace_queue_pmem.ring import Ring
 
 sys.path.insert(0, str(Path(__file__).parent))
-from conftest import MIB, FailingDevice, failure_seen, numbers, rows, run
+from conftest import MIB, FailingDevice, failing_syncs, failure_seen, numbers, rows, run
 
 SESSION = "device-1/session"
 #: A commit, and once more in a new segment: then the batch is given up.
@@ -147,19 +146,18 @@ def test_what_a_session_s_mark_says_is_held_whatever_the_device_does(make, flavo
     seed = int(os.environ.get("HEADRACE_SEED") or random.SystemRandom().randrange(1 << 30))
     print(f"HEADRACE_SEED={seed}")
     chance = random.Random(seed)
-    real = Area.persist
     failures = 0
 
-    def persist(area: Area, offset: int, length: int) -> None:
+    def fails() -> bool:
         nonlocal failures
-        if failures and chance.random() < 0.5:
-            failures -= 1
-            raise OSError(5, "Input/output error")
-        real(area, offset, length)
+        if not failures or chance.random() < 0.5:
+            return False
+        failures -= 1
+        return True
 
     async def body() -> None:
         nonlocal failures
-        monkeypatch.setattr(Area, "persist", persist)
+        failing_syncs(monkeypatch, fails)
         queue = make(**flavour, size_bytes_max=1 << 30)
         await queue.open()
         await queue.queue_reader_open("lake", "oldest")

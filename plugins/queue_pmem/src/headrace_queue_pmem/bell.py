@@ -49,16 +49,12 @@ class LoopBell:
         self._descriptor = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         loop.add_reader(self._descriptor, self._answer)
 
-    def ring(self) -> None:
-        """Wake the loop: a call is there, or follows at once (a sleeping core takes 20 us to come)."""
-        if not self._rung:
-            self._rung = True
-            os.eventfd_write(self._descriptor, 1)
-
     def call(self, function: Callable[..., None], *args: Any) -> None:
         """Have the loop call a function, behind those that it was asked for before."""
         self._calls.append((function, args))
-        self.ring()  # behind the append: whoever takes `_rung` back finds the call
+        if not self._rung:  # looked at behind the append: whoever takes it back finds the call
+            self._rung = True
+            os.eventfd_write(self._descriptor, 1)
 
     def close(self) -> None:
         """Call what is left, and let go."""

@@ -20,7 +20,8 @@ from headrace_queue_pmem.medium import FileMedium, Medium
 from headrace_queue_pmem.pmem import PmemMedium
 from headrace_queue_pmem.quarantine import Quarantine
 from headrace_queue_pmem.recovery import Report, recover
-from headrace_queue_pmem.ring import Options, Ring
+from headrace_queue_pmem.ring import Ring
+from headrace_queue_pmem.state import Options
 from headrace_queue_pmem.upkeep import close, store_cursors
 
 PROGRESS_EVENTS = 100_000

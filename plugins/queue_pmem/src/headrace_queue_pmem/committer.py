@@ -42,7 +42,6 @@ class Committer:
         self._pending: deque[tuple[Entry | None, Waiter]] = deque()
         self._under_way = False
         self._stopping = False
-        ring.on_durable = bell.ring
         self._thread = threading.Thread(target=self._run, name=f"queue-commit-{ring.name}", daemon=True)
 
     def start(self) -> None:

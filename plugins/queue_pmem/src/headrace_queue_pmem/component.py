@@ -8,31 +8,26 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import pyarrow as pa
-from prometheus_client import Counter, Gauge
 
 from headrace import (
     Component,
-    ConfigError,
     Context,
     OriginMark,
     Plan,
     QueueError,
-    QueueFull,
     QueueInfo,
     QueueRead,
     ReaderInfo,
     TransientError,
     hookimpl,
 )
-from headrace.metrics import COUNT_BUCKETS, OverWorkers
 from headrace_queue_pmem import reading
 from headrace_queue_pmem.bell import LoopBell
 from headrace_queue_pmem.committer import Committer, settle
@@ -40,19 +35,15 @@ from headrace_queue_pmem.config import QueueConfig
 from headrace_queue_pmem.frame import Entry, encode
 from headrace_queue_pmem.head import HEAD
 from headrace_queue_pmem.inspection import check, inspect
-from headrace_queue_pmem.lock import Lock, is_held
-from headrace_queue_pmem.marks import Marks, marks_of
-from headrace_queue_pmem.medium import FileMedium, Medium
-from headrace_queue_pmem.pmem import PmemMedium
-from headrace_queue_pmem.probe import VOLATILE, Probe, probe
-from headrace_queue_pmem.quarantine import Quarantine
-from headrace_queue_pmem.recovery import Report, recover
-from headrace_queue_pmem.ring import Damage, Options, Ring
+from headrace_queue_pmem.lock import is_held
+from headrace_queue_pmem.marks import marks_of
+from headrace_queue_pmem.opening import Opened, open_queue
+from headrace_queue_pmem.ring import Ring
+from headrace_queue_pmem.telling import Telling, medium_name
 from headrace_queue_pmem.trim import trim
 from headrace_queue_pmem.upkeep import close, upkeep
 from headrace_queue_pmem.upkeep_thread import UpkeepThread
 
-PROBE_SYNCS = 20
 T = TypeVar("T")
 
 
@@ -74,17 +65,15 @@ class QueuePmem(Component):
 
     def __init__(self, config: QueueConfig, context: Context) -> None:
         super().__init__(config, context)
-        self._ring: Ring | None = None
-        self._lock: Lock | None = None
+        self._ring: Ring | None = None  # while it may be used
+        self._opened: Opened | None = None  # until its files are let go of
+        self._telling: Telling | None = None
         self._committer: Committer | None = None
         self._bell: LoopBell | None = None
         self._upkeep: UpkeepThread | None = None
         self._inline = False
-        self._degraded = False
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._waiters: list[asyncio.Future[None]] = []
         self._waiters_lock = threading.Lock()
-        self._probe = Probe("unknown", False, 0, 0)
 
     # --- life --------------------------------------------------------------------------------------------------------
 
@@ -92,28 +81,23 @@ class QueuePmem(Component):
         """Take the lock, probe the medium, recover. QueueLocked, QueueFormatError, ConfigError; TransientError on I/O errors."""
         if self._ring is not None:
             return
-        self._make_metrics()
-        self._loop = asyncio.get_running_loop()
+        telling = self._telling = Telling(self.context, self.config)
         try:
-            await self.context.call_blocking(self._open)
+            await self.context.call_blocking(self._open, telling)
         except OSError as error:
-            self._let_go()
             raise TransientError(f"queue {self.context.tier!r} at {self.config.path} cannot be opened: {error}", 5.0) from error
-        except BaseException:
-            self._let_go()
-            raise
-        self._bell = LoopBell(self._loop)
+        self._bell = LoopBell(asyncio.get_running_loop())
         self._committer = Committer(
-            self._opened,
+            self._in_use,
             self.config.commit_wait_us_max / 1e6,
             self.config.commit_bytes_max,
             self._committed,
-            self._commit_failed,
+            telling.commit_failed,
             self._bell,
         )
         self._committer.start()
         self._inline = self.config.level == "process"
-        self._upkeep = UpkeepThread(self._opened, self.config.cursor_interval_ms / 1000, self._upkeep_failed)
+        self._upkeep = UpkeepThread(self._in_use, self.config.cursor_interval_ms / 1000, telling.upkeep_failed)
         self._upkeep.start()
 
     async def drain(self, deadline_s: float) -> None:
@@ -159,14 +143,14 @@ class QueuePmem(Component):
     @hookimpl
     def queue_info(self) -> QueueInfo:
         """The queue's facts; from any thread."""
-        ring = self._opened
+        ring = self._in_use
         with ring.lock:
             events, size_bytes, oldest_s = ring.sizes()
             return QueueInfo(
                 name=self.context.tier,
                 queue_id=str(ring.span.id) if ring.span else None,
                 level=self.config.level,
-                medium=self._medium_name(ring.medium),
+                medium=medium_name(ring.medium, self._opened.probe) if self._opened else "",
                 method=ring.medium.method,
                 head=ring.upto,
                 tail=ring.tail,
@@ -181,20 +165,21 @@ class QueuePmem(Component):
     @hookimpl
     def queue_secret(self) -> bytes:
         """The secret in the queue's head, made with the queue."""
-        return self._opened.head.secret
+        return self._in_use.head.secret
 
     @hookimpl
     async def queue_append(self, batch: pa.RecordBatch, origins: pa.RecordBatch) -> tuple[int, int]:
         """Store one batch with its origins; return (first, last) once it is durable."""
-        ring, committer = self._opened, self._committer
+        ring, committer = self._in_use, self._committer
         assert committer is not None
+        assert self._telling is not None
         with committer.lock:
             committer.unseen.check()
             if origins.num_rows:
                 with ring.lock:
                     batch, origins, dropped = trim(batch, origins, ring.marks.staged)
                 if dropped:
-                    self._duplicates.inc(dropped)
+                    self._telling.dropped(dropped)
             if batch.num_rows == 0 and origins.num_rows == 0:
                 waiter = None if committer.idle else committer.submit(None, asyncio.get_running_loop())
                 first, last = ring.next, ring.next - 1
@@ -220,7 +205,7 @@ class QueuePmem(Component):
     @hookimpl
     async def queue_origin_mark(self, origin: str) -> OriginMark | None:
         """The same with the note of its last row."""
-        ring, committer = self._opened, self._committer
+        ring, committer = self._in_use, self._committer
         assert committer is not None
         while True:
             with committer.lock, ring.lock:
@@ -236,14 +221,14 @@ class QueuePmem(Component):
     @hookimpl
     async def queue_origin_forget(self, origins: Sequence[str]) -> None:
         """Drop the marks of origins that are over; durable with the next note of the marks."""
-        ring = self._opened
+        ring = self._in_use
         with ring.lock:
             ring.marks.forget(origins)
 
     @hookimpl
     async def queue_reader_open(self, reader: str, start: str) -> ReaderInfo:
         """Open a reader, creating it where it is new."""
-        ring = self._opened
+        ring = self._in_use
         known = reader in ring.head.readers
         if not known and len(ring.head.readers) >= self.config.readers_max:
             raise QueueError(
@@ -255,13 +240,13 @@ class QueuePmem(Component):
     @hookimpl
     async def queue_reader_drop(self, reader: str) -> None:
         """Forget a reader; unknown names are fine."""
-        await self._blocking(self._opened.drop_reader, reader)
+        await self._blocking(self._in_use.drop_reader, reader)
         self._wake_upkeep()
 
     @hookimpl
     async def queue_read(self, reader: str, after: int, rows_max: int, bytes_max: int) -> QueueRead:
         """The next positions behind `after`; waits while there are none."""
-        ring = self._opened
+        ring = self._in_use
         while True:
             found = reading.read(ring, reader, after, rows_max, bytes_max)
             if found is not None:
@@ -284,7 +269,7 @@ class QueuePmem(Component):
     @hookimpl
     async def queue_plan(self, reader: str, plan: Plan | None) -> None:
         """Keep a reader's plan; durable on return."""
-        ring = self._opened
+        ring = self._in_use
         if self._inline:
             ring.plan(reader, plan)
         else:
@@ -293,7 +278,7 @@ class QueuePmem(Component):
     @hookimpl
     async def queue_release(self, reader: str, upto: int) -> None:
         """Move a reader's cursor; durable within cursor_interval_ms."""
-        if self._opened.release(reader, upto):
+        if self._in_use.release(reader, upto):
             self._wake_upkeep()
 
     # --- appending ---------------------------------------------------------------------------------------------------
@@ -313,134 +298,39 @@ class QueuePmem(Component):
             loop = asyncio.get_running_loop()
             committer.unseen.add(error, [loop])
             committer.unseen.told(loop)
-            self._commit_failed(error, 1)
+            assert self._telling is not None
+            self._telling.commit_failed(error, 1)
             raise
         self._committed([entry], time.perf_counter() - started)
         return entry.first, entry.last
 
     def _committed(self, entries: Sequence[Entry], seconds: float) -> None:
-        events = sum(entry.count for entry in entries)
-        self._commit_seconds.observe(seconds)
-        self._commit_events.observe(events)
-        self._received.inc(events)
-        if self._degraded:
-            self._tell_status("ok", "")
-        if evicted := self._marks.evicted - self._evicted_told:
-            self._evicted_told += evicted
-            self._evicted.inc(evicted)
+        assert self._telling is not None
+        assert self._opened is not None
+        self._telling.committed(entries, seconds, self._opened.ring.marks.evicted)
         if self._waiters:
             with self._waiters_lock:
                 waiters, self._waiters = self._waiters, []
             settle(waiters, None)
 
-    def _commit_failed(self, error: Exception, batches: int) -> None:
-        self._failures.inc(batches)
-        if not isinstance(error, QueueFull):
-            self._tell_status("degraded", f"commits fail: {error}")
-        self.context.log.error("queue commit failed", error=str(error), batches=batches)
-
-    def _tell_status(self, status: Literal["ok", "degraded"], reason: str) -> None:
-        """From whichever thread: the host's side of `status` belongs to the loop."""
-        self._degraded = status == "degraded"
-        if self._loop is not None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody asks any more
-                self._loop.call_soon_threadsafe(self.context.status, status, reason)
-
     # --- inside ------------------------------------------------------------------------------------------------------
 
     @property
-    def _opened(self) -> Ring:
+    def _in_use(self) -> Ring:
         if self._ring is None:
             raise QueueError(f"queue {self.context.tier!r} at {self.config.path} is not open")
         return self._ring
 
-    def _open(self) -> None:
-        directory = Path(self.config.path)
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._lock = Lock(directory)
-        self._probe = probe(directory, PROBE_SYNCS if self.config.level == "power" else 0)
-        if self.config.level == "power" and self._probe.filesystem in VOLATILE:
-            raise ConfigError(
-                "",
-                f"{self.context.tier}.queue.level",
-                f"a level that {self.config.path} can give",
-                f"power on {self._probe.filesystem}, which does not survive power loss",
-                'use level = "process", or a path on a disk',
-            )
-        medium = self._medium(directory)
-        self._quarantine = Quarantine(directory)
-        options = Options(self.config.segment_bytes, self.config.size_bytes_max, self.config.view_bytes_max)
-        self._marks = Marks(self.config.sessions_max, self.config.sessions_per_device_max, self.config.queue_origins_max)
-        self._evicted_told = 0
-        started = time.perf_counter()
-        ring, report = recover(self.context.tier, self.config.path, medium, options, self._marks, self.context.fault)
-        seconds = time.perf_counter() - started
-        ring.on_damage = self._damaged
-        upkeep(ring)
-        self._ring = ring
-        self._tell(ring, report, seconds)
-
-    def _medium(self, directory: Path) -> Medium:
-        level, filesystem, dax = self.config.level, self._probe.filesystem, self._probe.dax
-        if self.config.medium != "file":
-            try:
-                return PmemMedium(directory, level, filesystem, dax)
-            except OSError as error:
-                if self.config.medium == "pmem":
-                    raise ConfigError(
-                        "",
-                        f"{self.context.tier}.queue.medium",
-                        "libpmemobj for medium = pmem",
-                        str(error),
-                        "install libpmemobj1, or use auto",
-                    ) from error
-                self.context.log.warning("libpmemobj is missing: the queue uses preallocated files", path=str(directory), error=str(error))
-        return FileMedium(directory, level, filesystem, dax)
-
-    def _tell(self, ring: Ring, report: Report, seconds: float) -> None:
-        medium = self._medium_name(ring.medium)
-        self._metric_gauge(
-            "durability_info", "What the queue really does.", level=self.config.level, medium=medium, method=ring.medium.method
-        ).set(1)
-        self._metric_gauge("queue_recovered_events", "Events that the last open found in the queue.").set(report.events)
-        self._metric_gauge("queue_recovery_duration_seconds", "How long the last open took.", "max").set(seconds)
-        for damage in report.damage:
-            self._damaged(damage)
-        for name, reason in report.set_aside:
-            self.context.log.error("queue segment set aside", segment=name, reason=reason, path=self.config.path)
-            self._quarantined("segment").inc()
-        for repair in report.repairs:
-            self.context.log.warning("queue repaired", what=repair, path=self.config.path)
-        self.context.log.info(
-            "queue open",
-            path=self.config.path,
-            level=self.config.level,
-            medium=medium,
-            method=ring.medium.method,
-            sync_p50_us=self._probe.sync_p50_us,
-            sync_p99_us=self._probe.sync_p99_us,
-            events=report.events,
-            tail_frames_dropped=report.tail_dropped,
-            seconds=round(seconds, 3),
-        )
-
-    def _medium_name(self, medium: Medium) -> str:
-        return ("dax-" if self._probe.dax else "") + medium.filesystem + ("" if medium.name == "pmem" else "-file")
-
-    def _damaged(self, damage: Damage) -> None:
-        lost = max(damage.last - damage.first + 1, 0)
-        self._quarantined(damage.reason).inc(lost)
-        where = self._quarantine.keep(damage)
-        self.context.log.error(
-            "queue damage set aside",
-            segment=damage.segment,
-            offset=damage.offset,
-            bytes=damage.length,
-            first=damage.first,
-            last=damage.last,
-            reason=damage.reason,
-            kept=where,
-        )
+    def _open(self, telling: Telling) -> None:
+        opened = open_queue(self.config, self.context)
+        try:
+            opened.ring.on_damage = telling.damaged
+            upkeep(opened.ring)
+        except BaseException:
+            opened.lock.close()
+            raise
+        self._opened, self._ring = opened, opened.ring
+        telling.opened(opened.ring, opened.report, opened.probe, opened.seconds)
 
     def _close(self, ring: Ring) -> None:
         if self._committer is not None:
@@ -453,43 +343,14 @@ class QueuePmem(Component):
             self.context.log.error("queue close incomplete", error=str(error), path=self.config.path)
         ring.close()
         self._committer = self._upkeep = None
-        self._let_go()
-
-    def _let_go(self) -> None:
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        if self._opened is not None:
+            self._opened.lock.close()
+            self._opened = None
 
     def _wake_upkeep(self) -> None:
         if self._upkeep is not None:
             self._upkeep.wake()
 
-    def _upkeep_failed(self, error: Exception) -> None:
-        self.context.log.error("queue upkeep failed", error=str(error), path=self.config.path)
-
     async def _blocking(self, call: Callable[..., T], *args: Any) -> T:
         """Run a call that waits for the disk, from whichever loop."""
         return await asyncio.get_running_loop().run_in_executor(None, call, *args)
-
-    # --- metrics -----------------------------------------------------------------------------------------------------
-
-    def _make_metrics(self) -> None:
-        metrics, queue = self.context.metrics, self.context.tier
-        self._commit_seconds = metrics.histogram("queue_commit_duration_seconds", "Time of one commit, from write to durable.", queue=queue)
-        self._commit_events = metrics.histogram("queue_commit_events", "Events in one commit.", COUNT_BUCKETS, queue=queue)
-        self._received = metrics.counter("queue_received_events_total", "Events that became durable here.", queue=queue)
-        self._duplicates = metrics.counter("queue_duplicate_events_total", "Events that were held already and dropped.", queue=queue)
-        self._evicted = metrics.counter(
-            "queue_evicted_sessions_total", "Device sessions whose mark was given up for others: the oldest idle.", queue=queue
-        )
-        self._failures = metrics.counter(
-            "queue_commit_failures_total", "Batches whose commit failed; their sources were told.", queue=queue
-        )
-
-    def _metric_gauge(self, name: str, documentation: str, over_workers: OverWorkers | None = None, **labels: str) -> Gauge:
-        return self.context.metrics.gauge(name, documentation, over_workers, queue=self.context.tier, **labels)
-
-    def _quarantined(self, reason: str) -> Counter:
-        return self.context.metrics.counter(
-            "queue_quarantined_records_total", "Events that were lost to damage, by reason.", queue=self.context.tier, reason=reason
-        )

@@ -16,8 +16,9 @@ from headrace_queue_pmem.head import HEAD, Head, Span
 from headrace_queue_pmem.layout import HEAD_BYTES, KIND_SPAN, LINE, SEGMENT_DATA_AT, VERSION, align
 from headrace_queue_pmem.medium import Area, FileMedium
 from headrace_queue_pmem.recovery import Found, _learn_span, scan
-from headrace_queue_pmem.ring import NIL, SEGMENT_PREFIX
+from headrace_queue_pmem.ring import SEGMENT_PREFIX
 from headrace_queue_pmem.segment import Segment, read_seal, read_segment_header
+from headrace_queue_pmem.state import NIL
 
 
 @dataclass

@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from headrace_queue_pmem.ring import Damage
+from headrace_queue_pmem.state import Damage
 
 #: Side files are evidence, not data: they are bounded, and the report goes on when they are full.
 BYTES_MAX: Final = 64 << 20

@@ -13,9 +13,10 @@ from headrace_queue_pmem.frame import FrameHeader, body_intact, find_header, rea
 from headrace_queue_pmem.joining import Part, join, join_origins
 from headrace_queue_pmem.layout import KIND_RAW, KIND_SPAN, LINE, SEGMENT_DATA_AT
 from headrace_queue_pmem.medium import Area
-from headrace_queue_pmem.ring import Damage, Place, Ring, damage_of
+from headrace_queue_pmem.ring import Ring
 from headrace_queue_pmem.runs import Run, find_run
 from headrace_queue_pmem.segment import Segment
+from headrace_queue_pmem.state import Damage, Place, damage_of
 
 #: A read ends after so many holes, so that a badly damaged queue is walked in bounded steps.
 HOLES_MAX = 64

@@ -30,8 +30,9 @@ from headrace_queue_pmem.layout import (
 )
 from headrace_queue_pmem.marks import Marks, marks_of, unpack
 from headrace_queue_pmem.medium import Area, Medium
-from headrace_queue_pmem.ring import SEGMENT_PREFIX, Damage, Options, Ring, _no_fault, _now_us, damage_of
+from headrace_queue_pmem.ring import SEGMENT_PREFIX, Ring
 from headrace_queue_pmem.segment import Segment, read_seal, read_segment_header
+from headrace_queue_pmem.state import Damage, Options, damage_of, no_fault, now_us
 
 MARKS: Final = ("marks-a", "marks-b")
 SET_ASIDE_PREFIX: Final = "damaged-"
@@ -68,7 +69,7 @@ class Report:
 
 
 def recover(
-    name: str, path: str, medium: Medium, options: Options, marks: Marks, fault: Callable[[str], None] = _no_fault
+    name: str, path: str, medium: Medium, options: Options, marks: Marks, fault: Callable[[str], None] = no_fault
 ) -> tuple[Ring, Report]:
     """Open the queue in `medium`, creating it when there is none. OSError: the medium cannot be used at all."""
     report = Report()
@@ -161,7 +162,7 @@ def _new_head(medium: Medium, options: Options, old: Head | None) -> Head:
     temporary = HEAD + ".new"
     medium.remove(temporary)
     head = Head(medium.create(temporary, HEAD_FILE_BYTES))
-    head.format(options.segment_bytes, _now_us(), old.secret if old and old.secret else secrets.token_bytes(16))
+    head.format(options.segment_bytes, now_us(), old.secret if old and old.secret else secrets.token_bytes(16))
     if old:
         head.copy_from(list(old.readers.values()), old.spans)
         head.mirror()
