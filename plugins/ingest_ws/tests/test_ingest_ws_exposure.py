@@ -120,6 +120,17 @@ def test_check_says_what_is_wrong_and_no_secret(tmp_path: Path, auth: str, probl
     assert "hushhush" not in "\n".join(findings)
 
 
+def test_check_refuses_an_open_address_unless_the_config_says_so(tmp_path: Path) -> None:
+    file = tmp_path / "site.toml"
+    file.write_text(SITE.format(folder=tmp_path, auth='auth = "none"'))
+    everywhere = "tiers.site.sources.devices.listen=0.0.0.0:0"
+    (problem,) = [finding.text for finding in check(file, [everywhere]) if not finding.ok]
+    assert "could write as any device" in problem
+    assert "in the clear" in problem
+    assert "insecure = true" in problem
+    assert [finding for finding in check(file, [everywhere, "tiers.site.sources.devices.insecure=true"]) if not finding.ok] == []
+
+
 def test_without_its_libraries_only_what_needs_them_is_refused(tmp_path: Path) -> None:
     code = """
 import sys
