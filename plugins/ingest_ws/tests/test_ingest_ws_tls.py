@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import ssl
 from pathlib import Path
@@ -196,5 +197,61 @@ def test_a_key_with_a_password(kit: SimpleNamespace, authority: Any) -> None:
             async with kit.running(tls=tls_options(issued, key_password=Secret("wrong-hush"))):
                 pass
         assert "hush" not in str(wrong.value)
+
+    asyncio.run(scenario())
+
+
+async def closed_by_server(reader: asyncio.StreamReader) -> None:
+    with contextlib.suppress(ConnectionError):
+        assert await asyncio.wait_for(reader.read(), 10) == b""
+
+
+def test_sockets_that_never_shake_hands_make_room_for_those_that_do(kit: SimpleNamespace, authority: Any) -> None:
+    async def scenario() -> None:
+        async with kit.running(tls=tls_options(authority.server()), handshakes_max=3) as site:
+            await kit.until(lambda: site.component._server)
+            places = site.component._server._places
+            silent = [await asyncio.open_connection(*site.address) for _ in range(3)]
+            await kit.until(lambda: places.waiting == 3)
+            for _ in range(2):
+                async with site.connect(ssl=trusting(authority)) as ws:
+                    await ws.send("{}")
+                    await kit.receive_until_ack(ws, 1)
+            assert site.metric("ingest_refused_connections_total", reason="evicted") >= 1
+            await closed_by_server(silent[0][0])
+            for _, writer in silent:
+                writer.close()
+            await kit.until(lambda: (places.waiting, places.sockets) == (0, 0))
+
+    asyncio.run(scenario())
+
+
+def test_a_handshake_has_its_time_and_a_bad_one_is_counted(kit: SimpleNamespace, authority: Any) -> None:
+    async def scenario() -> None:
+        async with kit.running(tls=tls_options(authority.server()), request_timeout_s=0.3) as site:
+            await kit.until(lambda: site.component._server)
+            places = site.component._server._places
+            silent, plain = [await asyncio.open_connection(*site.address) for _ in range(2)]
+            plain[1].write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            for reader, _ in (plain, silent):
+                with contextlib.suppress(ConnectionError):
+                    await asyncio.wait_for(reader.read(), 10)
+            await kit.until(lambda: places.sockets == 0)
+            counted = [site.metric("ingest_refused_connections_total", reason=reason) for reason in ("tls", "header_timeout")]
+            assert sum(counted) == 2
+            assert counted[0] >= 1
+
+    asyncio.run(scenario())
+
+
+def test_an_address_beyond_its_bound_gets_no_handshake(kit: SimpleNamespace, authority: Any) -> None:
+    async def scenario() -> None:
+        async with kit.running(tls=tls_options(authority.server()), connections_per_address_max=1) as site:
+            async with site.connect(ssl=trusting(authority)) as ws:
+                with pytest.raises((OSError, ssl.SSLError)):
+                    await asyncio.open_connection(*site.address, ssl=trusting(authority), server_hostname="localhost")
+                await ws.send("{}")
+                await kit.receive_until_ack(ws, 1)
+            assert site.metric("ingest_refused_connections_total", reason="address") == 1
 
     asyncio.run(scenario())
