@@ -42,7 +42,7 @@ class Stopping:
     def deaf(self, loop: asyncio.AbstractEventLoop) -> None:
         """All is done: a signal that comes now must not turn a clean end into a kill."""
         for number in (*SIGNALS, signal.SIGHUP):
-            loop.remove_signal_handler(number)
+            loop.remove_signal_handler(number)  # fine where there is none
             signal.signal(number, signal.SIG_IGN)
 
 

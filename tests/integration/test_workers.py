@@ -283,6 +283,15 @@ def test_a_config_that_no_worker_can_start_with_ends_the_site(site: SiteProcess)
     assert "does not survive power loss" in site.log_end()
 
 
+def test_an_admin_address_that_is_taken_is_told_without_a_traceback(site: SiteProcess) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        site.overrides.append(f"admin.listen=127.0.0.1:{taken.getsockname()[1]}")
+        with pytest.raises(SiteError, match="code 1") as caught:
+            site.start()
+    assert "headrace: admin.listen: 127.0.0.1:" in str(caught.value)
+    assert "Traceback" not in site.log_end()
+
+
 # --- helpers ---
 
 

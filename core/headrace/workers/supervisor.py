@@ -54,7 +54,10 @@ def run(site: Site, reload: Callable[[], Site]) -> int:
 
 
 async def _run(site: Site, reload: Callable[[], Site], sockets: int) -> int:
-    supervisor = Supervisor(site, reload, sockets)
+    try:
+        supervisor = Supervisor(site, reload, sockets)
+    except OSError as error:
+        raise HeadraceError(f"host.data_dir: no socket for a worker can be made below {site.host.data_dir}: {error}") from error
     code = await supervisor.run()
     if code == 0:
         print(supervisor.totals, file=sys.stderr)
@@ -95,26 +98,29 @@ class Supervisor:
     async def run(self) -> int:
         """Until a signal, or a config that no worker can start with; the exit code."""
         loop = asyncio.get_running_loop()
-        async with asyncio.TaskGroup() as tasks:
-            self._stopping.listen(loop, lambda: tasks.create_task(self._one_reload()))
-            try:
-                await self._start_admin()
-                running = [tasks.create_task(self._keep(worker), name=worker.name) for worker in self.workers]
-                await self._stopping.asked.wait()
-                await unless(self._stopping.at_once, asyncio.ensure_future(self._drain()))
-                for worker in self.workers:
-                    worker.stop_at_once()
-                await asyncio.gather(*(worker.stop(0.0) for worker in self.workers))
-                for task in running:
-                    task.cancel()
-            finally:
-                await self.admin.close()
-                for worker in self.workers:
-                    await worker.close()
-                self._ports.close()
-                self._stopping.deaf(loop)
+        try:
+            await self._start_admin()
+            await self._run(loop)
+        finally:
+            await self.admin.close()
+            for worker in self.workers:
+                await worker.close()
+            self._ports.close()
+            self._stopping.deaf(loop)
         self.totals = _summed([worker.ended for worker in self.workers if worker.ended is not None])
         return self._hopeless
+
+    async def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            self._stopping.listen(loop, lambda: tasks.create_task(self._one_reload()))
+            running = [tasks.create_task(self._keep(worker), name=worker.name) for worker in self.workers]
+            await self._stopping.asked.wait()
+            await unless(self._stopping.at_once, asyncio.ensure_future(self._drain()))
+            for worker in self.workers:
+                worker.stop_at_once()
+            await asyncio.gather(*(worker.stop(0.0) for worker in self.workers))
+            for task in running:
+                task.cancel()
 
     async def _start_admin(self) -> None:
         try:
