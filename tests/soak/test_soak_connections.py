@@ -19,7 +19,7 @@ import pytest
 from headrace.testing.site import SiteProcess
 
 FULL = "HEADRACE_FULL" in os.environ
-SECONDS, CONNECTIONS, LIFE_S = (600.0, 10_000, 40.0) if FULL else (10.0, 200, 2.0)
+SECONDS, CONNECTIONS, LIFE_S = (float(os.environ.get("HEADRACE_SOAK_S", "600")), 10_000, 40.0) if FULL else (10.0, 200, 2.0)
 LOOKS = 12
 #: Nothing is warm before the allocators have seen the load for a while.
 WARM_LOOKS = 4

@@ -16,7 +16,7 @@ from headrace.log import Log
 from headrace_ingest_ws.counters import Counters
 from headrace_ingest_ws.lobby import Lobby, Waiting
 from headrace_ingest_ws.places import Places
-from headrace_ingest_ws.protocol import BUSY, QUOTA, Refusal
+from headrace_ingest_ws.protocol import QUOTA, Refusal
 
 #: So many sockets wait in the kernel while the loop is busy, for example after a restart under thousands of devices.
 BACKLOG: Final = 4096
@@ -28,8 +28,10 @@ ACCEPTS_PER_TURN: Final = 8
 #: Pause after the process or the machine ran out of files: accepting fails again at once before some are closed.
 FILES_AGAIN_S: Final = 0.5
 
+#: Pause while every place before the upgrade is taken by somebody who has not waited long.
+ROOM_AGAIN_S: Final = 0.02
+
 _NO_FILES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-_STATUS_LINES: Final = {429: "429 Too Many Requests", 503: "503 Service Unavailable"}
 
 
 class Acceptor:
@@ -81,7 +83,12 @@ class Acceptor:
             await asyncio.wait(self._opening)
 
     def _accept(self) -> None:
+        if self._places.full and not self._lobby.make_room(self._clock.monotonic()):
+            self._pause(ROOM_AGAIN_S)
+            return
         for _ in range(ACCEPTS_PER_TURN):
+            if self._places.full:
+                return  # nobody makes room for a socket that may not be there
             try:
                 sock, peer = self._listening.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
@@ -91,19 +98,20 @@ class Acceptor:
                     raise
                 self._counters.connection_refused("files")
                 self._log.error("no more open files, accepting paused", error=error.strerror, sockets=self._places.sockets)
-                self._loop.remove_reader(self._listening)
-                self._again = self._loop.call_later(FILES_AGAIN_S, self.start)
+                self._pause(FILES_AGAIN_S)
                 return
             self._enter(sock, peer[0])
 
+    def _pause(self, seconds: float) -> None:
+        """Whoever comes waits in the kernel."""
+        self._loop.remove_reader(self._listening)
+        self._again = self._loop.call_later(seconds, self.start)
+
     def _enter(self, sock: socket.socket, host: str) -> None:
-        if self._places.full and not self._lobby.make_room():
-            self._refuse(sock, 503, "handshakes", Refusal(BUSY, "too many requests are under way", retry_ms=self._retry_after_s * 1000))
-            return
         place = self._places.take(host)
         if place is None:
             problem = "this address has as many connections as one may have"
-            self._refuse(sock, 429, "address", Refusal(QUOTA, problem, retry_ms=self._retry_after_s * 1000))
+            self._refuse(sock, Refusal(QUOTA, problem, retry_ms=self._retry_after_s * 1000))
             return
         sock.setblocking(False)
         waiting = self._lobby.enter(place, self._clock.monotonic())
@@ -136,24 +144,24 @@ class Acceptor:
             self._counters.connection_refused("lost" if tls is None else "tls")
             self._log.debug("connection refused", error=str(error))
 
-    def _refuse(self, sock: socket.socket, status: int, reason: str, refusal: Refusal) -> None:
+    def _refuse(self, sock: socket.socket, refusal: Refusal) -> None:
         """Answer without having read the request, and close: who is refused costs nothing more."""
-        self._counters.connection_refused(reason)
-        self._log.warning("connection refused", reason=reason, status=status)
+        self._counters.connection_refused("address")
+        self._log.warning("connection refused", reason=refusal.reason)
         with sock, contextlib.suppress(OSError):
             if self.tls is None:
                 sock.setblocking(False)
                 # bytes left unread would make the close a reset, which could overtake the answer
                 with contextlib.suppress(BlockingIOError):
                     sock.recv(65_536)
-                sock.send(_answer(status, refusal, self._retry_after_s))
+                sock.send(_answer(refusal, self._retry_after_s))
                 sock.shutdown(socket.SHUT_WR)
 
 
-def _answer(status: int, refusal: Refusal, retry_after_s: int) -> bytes:
+def _answer(refusal: Refusal, retry_after_s: int) -> bytes:
     body = msgspec.json.encode(refusal.fields())
     head = (
-        f"HTTP/1.1 {_STATUS_LINES[status]}\r\nConnection: close\r\nRetry-After: {retry_after_s}\r\n"
+        f"HTTP/1.1 429 Too Many Requests\r\nConnection: close\r\nRetry-After: {retry_after_s}\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     )
     return head.encode() + body

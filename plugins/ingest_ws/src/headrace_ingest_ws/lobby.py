@@ -19,6 +19,10 @@ from headrace_ingest_ws.places import Place
 #: Longest request header; a bearer token takes a few KB of it at most.
 HEADER_BYTES_MAX: Final = 16_384
 
+#: A socket may wait for this share of its time before it has to make room: when thousands of slow but honest devices connect at
+#: once, those who wait in the kernel have to wait on. Else all would be closed before their request, and come again.
+EVICTED_AFTER_RATIO: Final = 1 / 8
+
 
 class Waiting(asyncio.Protocol):
     """A socket of which no whole request header is there yet."""
@@ -130,10 +134,10 @@ class Lobby:
             del self._waiting[waiting]
             waiting.place.give_back()
 
-    def make_room(self) -> bool:
-        """Close the socket that has waited longest for its request; False when none waits."""
-        if self._waiting:
-            self.turn_out(next(iter(self._waiting)), "evicted")
+    def make_room(self, now: float) -> bool:
+        """Close the socket that has waited longest for its request, if that was long; False when all have to be let alone."""
+        if self._waiting and now - (first := next(iter(self._waiting))).since > self._header_timeout_s * EVICTED_AFTER_RATIO:
+            self.turn_out(first, "evicted")
             return True
         for handler in self._handlers():
             if handler.idle:
