@@ -227,17 +227,16 @@ def _report(samples: Samples, promised: list[Bar], missing: dict[str, str], wher
         ]  # fmt: skip
         lines.append(f"| {CONTENDERS[name].name} | {CONTENDERS[name].level} | {shown} | {' | '.join(cells)} |")
     lines += ["", "| bar | measured | bound | |", "|---|---:|---:|---|"]
-    lines += [
-        f"| {bar.what} | {'-' if bar.value is None else f'{bar.value:.2f}'} | {'at least' if bar.at_least else 'at most'} {bar.bound:g} | {bar.verdict} |"
-        for bar in promised
-    ]
+    for bar in promised:
+        value, side = "-" if bar.value is None else f"{bar.value:.2f}", "at least" if bar.at_least else "at most"
+        lines.append(f"| {bar.what} | {value} | {side} {bar.bound:g} | {bar.verdict} |")
     lines += ["", *(f"- {name}: {value}" for name, value in where.items())]
     lines += [f"- left out: {name}; it needs {how}" for name, how in missing.items()]
     lines += [
-        "- `CxW`: C connections with W messages of about 120 bytes outstanding on each; latency there is a figure of load (C x W / throughput)",
+        "- `CxW`: C connections with W messages of about 120 bytes outstanding on each; latency there is a figure of load",
         "- the open loop: messages are due by the clock, and latency counts from then",
         "- level: what an ack survives: `process` kill -9, `power` power loss, `none` nothing (the ceiling stores nothing)",
-        "- the load generator has one core; where it is near 100 %, the server could do more. redis-benchmark does not tell, nor the CPU of Redis",
+        "- the load generator has one core; where the server's CPU is far from 100 %, the generator was the limit",
     ]
     return "\n".join(lines) + "\n"
 

@@ -12,7 +12,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
+#include <time.h>
 
 #include "wsframes.h"
 #include "gather.h"
@@ -169,6 +171,13 @@ int ws_read(ws_gatherer *g, int epoll, int events_max, uint8_t *buffer, size_t s
         if (got > 0) start += ((size_t)got + 63) & ~(size_t)63;
     }
     return (int)(find - finds);
+}
+
+void ws_rest(int64_t ns) {
+    static int precise;
+    struct timespec time = {.tv_sec = ns / 1000000000, .tv_nsec = ns % 1000000000};
+    if (!precise) precise = prctl(PR_SET_TIMERSLACK, 1000, 0, 0, 0) == 0; /* else the kernel adds 50 us */
+    nanosleep(&time, NULL);
 }
 
 void ws_next_batch(ws_gatherer *g) {

@@ -62,6 +62,9 @@ int ws_place(ws_gatherer *g, int descriptor, ws_connection *c);
 int ws_read(ws_gatherer *g, int epoll, int events_max, uint8_t *buffer, size_t size, size_t read_max, size_t rows_max, size_t bytes_max,
             int64_t received_us, ws_find *finds);
 
+/* Sleeps, for far less than a timer of the loop can. */
+void ws_rest(int64_t ns);
+
 /* Begins the next batch. */
 void ws_next_batch(ws_gatherer *g);
 

@@ -131,6 +131,10 @@ class Gatherer:
         """Read what is ready, and gather what may be; the rest is for Python."""
         return self._buffer.read_into(self._c, epoll, rows_max, bytes_max, received_us)
 
+    def rest(self, seconds: float) -> None:
+        """Let messages gather for so long, a few hundred microseconds; other threads run meanwhile."""
+        _lib.ws_rest(int(seconds * 1e9))
+
     def take(self) -> Gathered:
         """What was gathered; the next batch begins."""
         c, rows = self._c, self._c.rows

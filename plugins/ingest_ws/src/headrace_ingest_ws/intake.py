@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import select
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import pyarrow as pa
 
@@ -26,6 +26,12 @@ if TYPE_CHECKING:  # not there without the C parser
 
 #: Acks are written to so many peers before the loop gets a turn: about 0.5 ms of work.
 PEERS_PER_TURN: Final = 256
+
+#: Behind a commit of fewer rows than REST_ROWS nothing is read for REST_RATIO of the time that it took. Without that, commits of
+#: two or three messages would follow each other at any rate, with the core always busy.
+REST_ROWS: Final = 64
+REST_RATIO: Final = 0.8
+REST_S_MAX: Final = 0.000_3
 
 #: Size of a ws_chunk (gather.h).
 CHUNK_BYTES: Final = 32
@@ -111,6 +117,8 @@ class Intake:
         self._room.set()
         self._quiet.set()
         self._go.set()
+        self._rests_until = 0.0  # nothing is read before
+        self._prompt = False  # whether the queue, as far as is known, commits without making anybody wait
         self.paused = False
         self.stopped = False
         #: who hears of acks that C left; the poller puts itself here
@@ -172,6 +180,8 @@ class Intake:
         gatherer, builder = self.gatherer, self._builder
         if gatherer is None:
             return buffer.read(epoll)
+        if (rest_s := self._rests_until - self._clock.monotonic()) > 0:
+            gatherer.rest(min(rest_s, REST_S_MAX))
         rows, size = gatherer.rows, gatherer.payload_bytes
         left = gatherer.read(epoll, builder.rows_max - builder.rows, builder.bytes_max - builder.bytes, int(self._clock.wall() * 1e6))
         if gatherer.rows > rows:
@@ -237,14 +247,28 @@ class Intake:
                 await self._clock.sleep(self._wait_s)
             await self._slots.acquire()
             await self._go.wait()
+            taken = self._clock.monotonic()
             commit = self._take()
             if commit.batch is None:
                 commit.done.set()
+            elif self._prompt and self._unsettled == 1:
+                # the queue commits within the call: what takes tasks and wake-ups otherwise is done here and now
+                self._prompt = not await self._deliver(deliver, commit)
+                if commit.error is None:
+                    await self._settle(commit)
+                    self._rest(commit.rows, taken)
+                    continue
             else:
-                tasks.create_task(self._deliver(deliver, commit))
+                tasks.create_task(self._deliver_apart(deliver, commit))
             self._commits.put_nowait(commit)
             # QueueFull comes at once, before anything waits: after the first step of the task we are paused, or not
             await asyncio.sleep(0)
+
+    def _rest(self, rows: int, taken: float) -> None:
+        """Read nothing for a moment behind a small commit: its cost is one of commits, and so few of them leave the core half free."""
+        if rows < REST_ROWS:
+            now = self._clock.monotonic()
+            self._rests_until = now + min(REST_S_MAX, REST_RATIO * (now - taken))
 
     def _take(self) -> Commit:
         gathered = self.gatherer.take() if self.gatherer is not None and self.gatherer.rows else None
@@ -306,12 +330,16 @@ class Intake:
             self._let_in()
         self._log.info("reading resumed")
 
-    async def _deliver(self, deliver: Deliver, commit: Commit) -> None:
-        """One attempt; how it ended stands in the commit."""
+    async def _deliver_apart(self, deliver: Deliver, commit: Commit) -> None:
+        self._prompt = not await self._deliver(deliver, commit)
+
+    async def _deliver(self, deliver: Deliver, commit: Commit) -> bool:
+        """One attempt; how it ended stands in the commit. True when it had to wait for something."""
         commit.error = None
+        delivery = _Watched(deliver, commit)
         try:
             self._fault(BEFORE_DELIVER)
-            await deliver(commit.batch, commit.origins)
+            await delivery
         except QueueFull as error:
             commit.error = error
             self._pause(error)
@@ -327,6 +355,7 @@ class Intake:
                 raise
         finally:
             commit.done.set()
+        return delivery.waited
 
     async def _acknowledge(self, deliver: Deliver) -> None:
         """Settle commits in their order, whatever the order in which they end: acks are cumulative."""
@@ -339,20 +368,23 @@ class Intake:
                 raise commit.error
             if commit.error is not None:
                 raise TransientError("deliver was cancelled under a commit of ingest_ws; its outcome is unknown, nothing of it was acked")
-            # From here on the batch is durable: only now may anybody be told.
-            self._slots.release()
-            self._fault(AFTER_DELIVER)
-            self._counters.acked.inc(commit.rows)
-            for turn, (peer, last) in enumerate(commit.peers.items(), start=1):
-                peer.settled(last)
-                if turn % PEERS_PER_TURN == 0:
-                    await asyncio.sleep(0)
-            await self._acknowledge_gathered(commit.chunks)
-            self._counters.ack_duration.observe(self._clock.monotonic() - commit.since)
-            self._fault(AFTER_ACK)
-            self._unsettled -= 1
-            if not self._unsettled:
-                self._all_settled()
+            await self._settle(commit)
+
+    async def _settle(self, commit: Commit) -> None:
+        """The batch is durable: only now may anybody be told."""
+        self._slots.release()
+        self._fault(AFTER_DELIVER)
+        self._counters.acked.inc(commit.rows)
+        for turn, (peer, last) in enumerate(commit.peers.items(), start=1):
+            peer.settled(last)
+            if turn % PEERS_PER_TURN == 0:
+                await asyncio.sleep(0)
+        await self._acknowledge_gathered(commit.chunks)
+        self._counters.ack_duration.observe(self._clock.monotonic() - commit.since)
+        self._fault(AFTER_ACK)
+        self._unsettled -= 1
+        if not self._unsettled:
+            self._all_settled()
 
     async def _acknowledge_gathered(self, chunks: bytes) -> None:
         if not chunks or self.gatherer is None:
@@ -377,3 +409,28 @@ class Intake:
             self._resume()
         if not self._work.is_set():
             self._quiet.set()
+
+
+class _Watched:
+    """A delivery to await, which tells whether it waited."""
+
+    __slots__ = ("_commit", "_deliver", "waited")
+
+    def __init__(self, deliver: Deliver, commit: Commit) -> None:
+        self._deliver, self._commit = deliver, commit
+        self.waited = False
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        steps = self._deliver(self._commit.batch, self._commit.origins).__await__()
+        try:
+            step = next(steps)
+            self.waited = True
+            while True:
+                try:
+                    sent = yield step
+                except BaseException as error:
+                    step = steps.throw(error)
+                else:
+                    step = steps.send(sent)
+        except StopIteration:
+            return
