@@ -112,6 +112,21 @@ def test_failure_that_nobody_can_see_any_more_does_not_stand(make, monkeypatch):
     assert device.failures == 0
 
 
+def test_append_that_meets_a_queue_about_to_close_fails_and_does_not_wait_for_ever(make):
+    async def body() -> None:
+        queue = make(level="power")
+        await queue.open()
+        before = asyncio.ensure_future(queue.queue_append(*message(1)))
+        await asyncio.sleep(0)
+        await asyncio.to_thread(queue._committer.stop)
+        with pytest.raises(QueueError, match="closed"):
+            await queue.queue_append(*message(2))
+        assert await before == (1, 1)
+        await queue.close()
+
+    run(body())
+
+
 class Session:
     """A sender that keeps several messages in flight, stops at a failure, and goes on behind what the queue holds."""
 

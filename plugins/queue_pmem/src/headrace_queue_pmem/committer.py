@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from headrace import QueueError
 from headrace_queue_pmem.bell import LoopBell, ThreadBell
 from headrace_queue_pmem.frame import Entry
 from headrace_queue_pmem.ring import Ring
@@ -48,8 +49,10 @@ class Committer:
         self._thread.start()
 
     def stop(self) -> None:
-        """Commit what is pending, then end the thread."""
+        """Commit what is pending, then end the thread; safe twice."""
         with self.lock:
+            if self._stopping:
+                return
             self._stopping = True
             self._work.ring()
         if self._thread.ident is not None:
@@ -63,13 +66,15 @@ class Committer:
 
     def submit(self, entry: Entry | None, loop: asyncio.AbstractEventLoop) -> Waiter:
         """Have a reserved entry committed (None: only wait for all before it). Under the lock; `wake` comes behind it."""
+        if self._stopping:
+            raise QueueError(f"queue {self._ring.name!r} is closed")
         waiter: Waiter = loop.create_future()
         self._pending.append((entry, waiter))
         return waiter
 
     def wake(self) -> None:
         """Have the thread look for work. Not under the lock: it would wake up only to wait for that."""
-        if not self._under_way:
+        if not self._under_way and not self._stopping:
             self._work.ring()
 
     def _run(self) -> None:

@@ -86,6 +86,8 @@ class WrittenArea(Area):
     area's offset in the file.
     """
 
+    written = True
+
     def __init__(self, address: int, size: int, descriptor: int, at: int, release: Callable[[], None]) -> None:
         self._descriptor, self._at = os.dup(descriptor), at
 
@@ -97,8 +99,6 @@ class WrittenArea(Area):
             release()
 
         super().__init__(address, size, sync, sync, close)
-
-    written = True
 
     def write(self, offset: int, source: Any, length: int) -> None:
         self._write([memoryview(source)[:length]], offset, length)
