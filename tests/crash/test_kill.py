@@ -35,6 +35,11 @@ POINTS = [
     for point in source
     if point not in ELSEWHERE
 ]
+#: Where a message becomes durable and is acked.
+AROUND_THE_ACK = {
+    *IngestWs.fault_points,
+    *(f"queue_pmem.{name}" for name in ("span_begun", "before_write", "after_write", "after_persist")),
+}
 RANDOM_KILLS = 50 if "HEADRACE_FULL" not in os.environ else 500
 CHUNKS = 5
 
@@ -65,9 +70,8 @@ def check(site: SiteProcess, oracle: Oracle, lake: Any, capsys: Any, what: str) 
 def test_a_kill_at_a_fault_point_loses_and_doubles_nothing(site: SiteProcess, lake: Any, capsys: Any, point: str) -> None:
     site.overrides += SMALL
     give_context(site, 8)
-    # Devices that resume sessions allow no message twice, and must hear of every refusal. They are there where a message becomes
-    # durable and is acked; elsewhere every other time.
-    sessions = point.startswith(("ingest_ws.", "queue_pmem.")) or POINTS.index(point) % 2 == 0
+    # devices that resume sessions allow no message twice, and must hear of every refusal; without, they send more
+    sessions = point in AROUND_THE_ACK
     oracle = Oracle(devices=8, sessions=sessions, bad_every=7 if sessions else 0)
 
     async def scenario() -> None:
