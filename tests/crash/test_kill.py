@@ -35,7 +35,6 @@ POINTS = [
     for point in source
     if point not in ELSEWHERE
 ]
-_COMMIT = ("span_begun", "before_write", "after_write", "after_persist")
 #: Where a message becomes durable and is acked.
 AROUND_THE_ACK = {
     *IngestWs.fault_points,
