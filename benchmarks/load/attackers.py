@@ -12,9 +12,11 @@ import gzip
 import json
 import os
 import random
+import signal
 import socket
 import struct
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Final
 
 import uvloop
@@ -22,6 +24,9 @@ import uvloop
 HOST: Final = "127.0.0.1"
 #: Where attackers come from: another address than honest devices.
 SOURCE: Final = ("127.0.9.1", 0)
+
+#: Compiled by `generator.build`.
+WSLOAD: Final = str(Path(__file__).parent.parent / "build" / "wsload")
 
 opened = sent = 0
 
@@ -183,14 +188,17 @@ def bombs(port: int) -> list[Awaitable[None]]:
 
 
 def reconnects(port: int) -> list[Awaitable[None]]:
-    """10,000 connections at once; each that is through leaves after a second and comes again."""
+    """10,000 connections at once (by wsload), which leave as soon as all are through, and come again."""
 
     async def life() -> None:
-        sock = await upgraded(port, "again")
-        await asyncio.sleep(1.0)
-        sock.close()
+        global opened
+        words = ["--port", str(port), "--path", "/v1/devices/again-%CONN%/events", "--conns", "10000", "--connect-burst", "10000"]
+        words += ["--window", "0", "--warmup", "0", "--seconds", "0.1", "--src-spread", "100"]
+        wsload = await asyncio.create_subprocess_exec(WSLOAD, *words, stdout=-1, stderr=asyncio.subprocess.DEVNULL)
+        said, _ = await wsload.communicate()
+        opened += json.loads(said)["connected"]
 
-    return [again(life) for _ in range(10_000)]
+    return [again(life)]
 
 
 def garbage(port: int) -> list[Awaitable[None]]:
@@ -240,6 +248,9 @@ KINDS: Final = {
 async def main(kind: str, port: int, seconds: float) -> None:
     lives = [asyncio.ensure_future(life) for life in KINDS[kind](port)]
     await asyncio.wait(lives, timeout=seconds)
+    children = f"/proc/self/task/{os.getpid()}/children"
+    for child in Path(children).read_text().split():  # noqa: ASYNC240
+        os.kill(int(child), signal.SIGKILL)
     print(json.dumps({"opened": opened, "sent_bytes": sent}), flush=True)
     os._exit(0)  # thousands of sockets are closed by the kernel at once
 
