@@ -32,7 +32,7 @@ lint: .venv/.set-up-dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 bench: .venv/.set-up-dev
-	@$(BIN)/python benchmarks/bench_site.py
+	@for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
 
 torture: .venv/.set-up-dev
 	@HEADRACE_FULL=1 $(BIN)/python -m pytest -q -x tests/crash plugins/queue_pmem/tests plugins/sink_lake/tests plugins/transport_zmq/tests
