@@ -7,7 +7,7 @@ import os
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pytest
@@ -105,6 +105,40 @@ async def until(reached: Callable[[], bool]) -> None:
             return
         await asyncio.sleep(0)
     raise AssertionError("it never came to that")
+
+
+def test_an_instance_that_was_restarted_under_way_is_told_its_queue_before_it_speaks(bench: Any) -> None:
+    class Far(FarSide):
+        told = False
+        untold: ClassVar[list[str]] = []
+
+        @hookimpl
+        async def transport_queue(self, queue: Any, secret: bytes) -> None:
+            self.told = True
+            Far.queues.append((queue.name, secret))
+
+        async def gate(self, key: RangeKey) -> None:
+            if not self.told:
+                Far.untold.append(str(key))
+
+    async def scenario() -> None:
+        pipeline = bench.pipeline()
+        async with bench.running(pipeline) as tasks:
+            unit = bench.unit(Far)
+            (output,) = bench.outputs(pipeline, [(SendingOutput, unit)])
+            running = asyncio.ensure_future(output.run())
+            await bench.feed(tasks, [1])
+            await until(lambda: len(Far.rows) == 1)
+            await unit.restart("its own loop failed")
+            await bench.feed(tasks, [1, 1])
+            await until(lambda: len(Far.rows) == 3)
+            output.drain()
+            await running
+
+    asyncio.run(scenario())
+    assert Far.numbers() == [1, 2, 3]
+    assert len(Far.queues) == 2
+    assert Far.untold == []
 
 
 def test_raw_batches_go_out_in_order_and_undecoded(bench: Any) -> None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
+from headrace.component import Component
 from headrace.engine.output_resuming import ResumingOutput
 from headrace.engine.outputs import Activity, OutputServices, StoreError, resume_floor, rows_at
 from headrace.engine.reading import Events, Reading
 from headrace.engine.supervisor import Supervised
-from headrace.errors import PermanentError
+from headrace.errors import PermanentError, TransientError
 from headrace.position import join_keys
 
 #: A larger read goes out in several batches: what is lost on the way is sent again, and the far side's loop takes one at a time.
@@ -37,6 +38,7 @@ class SendingOutput(ResumingOutput):
         super().__init__(unit, services)
         self._reads: Reading = services.raw
         self._flights: deque[Flight] = deque()
+        self._told: Component | None = None  # the instance that knows whose batches it sends
         self._rest: Events | None = None
         self._reading: asyncio.Task[Events] | None = None
         self._failed: Events | None = None
@@ -49,6 +51,15 @@ class SendingOutput(ResumingOutput):
         if self.unit.plugins.has("transport_queue"):
             await self._call("queue", queue=self._info(), secret=self._queue.queue_secret() or b"")
         await super()._begin()
+
+    async def _call(self, stage: str, **arguments: Any) -> Any:
+        await self.unit.is_open()
+        if stage == "queue":
+            self._told = self.unit.component
+        elif self._told not in (None, self.unit.component):
+            # its own loop failed meanwhile: a new instance that speaks before it is told for whom would speak for nobody
+            raise StoreError(stage, TransientError("restarted: it has to be told its queue first"))
+        return await super()._call(stage, **arguments)
 
     async def _resume_point(self) -> int:
         """As for a store, but what the cursor has passed is never sent again to a far side that knows nothing of the queue id:

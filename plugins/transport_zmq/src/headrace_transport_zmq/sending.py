@@ -211,9 +211,12 @@ class Sending:
     def _flush(self) -> None:
         """Put on the wire what there is room for."""
         while self._outbox and self._socket is not None:
+            sent = cast("asyncio.Future[Any]", self._socket.send_multipart(self._outbox[0], flags=zmq.NOBLOCK))
+            if not sent.done():  # the socket waits to be writable already: whoever waits for that flushes again
+                sent.cancel()
+                return
             try:
-                # with NOBLOCK the future is done at once
-                cast("asyncio.Future[Any]", self._socket.send_multipart(self._outbox[0], flags=zmq.NOBLOCK)).result()
+                sent.result()
             except zmq.Again:
                 return
             self._outbox.popleft()
