@@ -26,7 +26,7 @@ run: .venv/.set-up-run
 	@exec examples/demo.sh
 
 test: .venv/.set-up-dev
-	@$(BIN)/python -m pytest -q -n 2 --dist loadgroup $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -q -n 3 --dist loadgroup $(PYTEST_ARGS)
 
 lint: .venv/.set-up-dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
