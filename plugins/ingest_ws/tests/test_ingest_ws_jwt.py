@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import time
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -145,6 +146,7 @@ def test_other_claims_may_name_the_device_and_the_pattern(tmp_path: Path) -> Non
         ("ES256", b""),
         ("ES256", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"),
     ],
+    ids=count(),  # the keys are random: as names of tests they would differ from worker to worker
 )
 def test_a_key_that_does_not_do_is_said_and_nobody_is_let_in(tmp_path: Path, algorithm: str, data: bytes) -> None:
     guard = guard_for(tmp_path, algorithm, data)
@@ -186,7 +188,7 @@ BAD_KEYS: list[list[Any]] = [
 ]
 
 
-@pytest.mark.parametrize("text", ["", "{}", '{"keys":' + "[" * 3000, *(json.dumps({"keys": keys}) for keys in BAD_KEYS)])
+@pytest.mark.parametrize("text", ["", "{}", '{"keys":' + "[" * 3000, *(json.dumps({"keys": keys}) for keys in BAD_KEYS)], ids=count())
 def test_a_bad_key_set_is_no_key_set(tmp_path: Path, text: str) -> None:
     file = tmp_path / "jwks.json"
     file.write_text(text)
