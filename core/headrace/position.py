@@ -18,7 +18,8 @@ from headrace.schema import ORIGIN_TYPE
 #: Where a part of a batch came from. kind: one of the ORIGIN_* numbers. id: queue id (of a link: `<queue id>/<lane>`) or
 #: device session. first, last: positions in the origin, inclusive (for a session: message numbers). row_offset: the batch's
 #: row at which this origin's rows begin; they end where the next origin's begin. note: for `missing` the reason, for a
-#: session the refused message numbers with their codes (opaque to the queue).
+#: session the refused message numbers with their codes (opaque to the queue), for a queue that did not take the rows first the
+#: name that they have by the one that did (`pack_name`).
 ORIGIN_SCHEMA: Final = pa.schema(
     [
         pa.field("kind", pa.uint8(), nullable=False),
@@ -161,6 +162,49 @@ def row_positions(first: int, last: int, missing: Sequence[Missing]) -> np.ndarr
     return positions
 
 
+class Named(NamedTuple):
+    """Rows row_offset.. of a batch, `rows` of them: they are positions first.. of `queue_id`, the first durable queue that took them."""
+
+    row_offset: int
+    rows: int
+    queue_id: str
+    first: int
+
+
+def pack_name(queue_id: str, shift: int) -> bytes:
+    """The note of a queue origin whose rows another queue had named before: position p of the origin is p + shift of `queue_id`.
+
+    It holds for any part of the origin's rows, so that whoever cuts them leaves it alone.
+    """
+    return f"{queue_id}|{shift}".encode()
+
+
+def _name_of(origin: Origin) -> tuple[str, int]:
+    """Under which queue id the rows of a queue origin are named, and by how much their numbers differ from the origin's."""
+    try:
+        queue_id, _, shift = (origin.note or b"").decode().rpartition("|")
+        return queue_id, int(shift)
+    except ValueError:  # no name: a link's origin is `<queue id>/<lane>`, and the event is named by that queue
+        return origin.id.partition("/")[0], 0
+
+
+def named_rows(origins: pa.RecordBatch) -> list[Named]:
+    """The rows that came from other queues, under their global names; ascending, those that follow each other as one."""
+    found: list[Named] = []
+    for origin in origins_of(origins) if origins.num_rows else ():
+        if origin.kind != ORIGIN_QUEUE:
+            continue
+        queue_id, shift = _name_of(origin)
+        rows, first = origin.last - origin.first + 1, origin.first + shift
+        if found:
+            last = found[-1]
+            if (last.queue_id, last.first + last.rows, last.row_offset + last.rows) == (queue_id, first, origin.row_offset):
+                found[-1] = last._replace(rows=last.rows + rows)
+                continue
+        found.append(Named(origin.row_offset, rows, queue_id, first))
+    return found
+
+
 def global_ids(queue_id: str, positions: np.ndarray, origins: pa.RecordBatch) -> tuple[pa.Array, pa.Array]:
     """The `origin` and `position` columns of rows that lie at `positions` of queue `queue_id`.
 
@@ -169,14 +213,11 @@ def global_ids(queue_id: str, positions: np.ndarray, origins: pa.RecordBatch) ->
     numbers = positions.copy()
     codes = np.zeros(len(positions), dtype=np.int32)
     names = {queue_id: 0}
-    for origin in origins_of(origins) if origins.num_rows else ():
-        if origin.kind != ORIGIN_QUEUE:
-            continue
-        # a link's origin is `<queue id>/<lane>`; the event is named by the queue alone
-        code = names.setdefault(origin.id.partition("/")[0], len(names))
-        count = max(0, min(origin.last - origin.first + 1, len(numbers) - origin.row_offset))
-        rows = slice(origin.row_offset, origin.row_offset + count)
+    for named in named_rows(origins):
+        code = names.setdefault(named.queue_id, len(names))
+        count = max(0, min(named.rows, len(numbers) - named.row_offset))
+        rows = slice(named.row_offset, named.row_offset + count)
         codes[rows] = code
-        numbers[rows] = np.arange(origin.first, origin.first + count, dtype=np.uint64)
+        numbers[rows] = np.arange(named.first, named.first + count, dtype=np.uint64)
     column = pa.DictionaryArray.from_arrays(pa.array(codes), pa.array(list(names), pa.string()))
     return column.cast(ORIGIN_TYPE), pa.array(numbers)

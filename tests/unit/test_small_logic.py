@@ -12,7 +12,7 @@ from headrace import NO_ORIGINS, RAW_SCHEMA, ConfigError, Missing, Origin, Range
 from headrace.batching import RawBatchBuilder
 from headrace.engine.dead_letters import DeadLetters, Letter
 from headrace.faults import Faults
-from headrace.position import global_ids, join_keys, row_positions
+from headrace.position import Named, drop_rows, global_ids, join_keys, named_rows, pack_name, row_positions, slice_origins
 from headrace.register import QueueRegister, Registered
 from headrace.retry import Backoff
 from headrace.schema import check_batch
@@ -65,6 +65,16 @@ def test_events_keep_the_name_that_the_first_durable_queue_gave_them() -> None:
     assert origin.to_pylist() == ["mine", "edge-1", "edge-1", "edge-2", "mine"]
     assert position.to_pylist() == [50, 100, 101, 7, 54]
     assert global_ids("mine", np.arange(1, 3, dtype=np.uint64), NO_ORIGINS)[1].to_pylist() == [1, 2]
+
+
+def test_a_name_given_before_the_last_link_holds_for_every_part_of_its_rows() -> None:
+    origins = origin_batch([Origin("middle/lake.1", 5, 9, 0, note=pack_name("edge", 95)), Origin("middle/lake.1", 10, 11, 5)])
+    assert named_rows(origins) == [Named(0, 5, "edge", 100), Named(5, 2, "middle", 10)]
+    assert named_rows(slice_origins(origins, 2, 4)) == [Named(0, 3, "edge", 102), Named(3, 1, "middle", 10)]
+    assert named_rows(drop_rows(origins, [1, 5], 7)) == [Named(0, 1, "edge", 100), Named(1, 3, "edge", 102), Named(4, 1, "middle", 11)]
+    origin, position = global_ids("here", np.arange(70, 78, dtype=np.uint64), origins)
+    assert origin.to_pylist() == ["edge"] * 5 + ["middle"] * 2 + ["here"]
+    assert position.to_pylist() == [*range(100, 105), 10, 11, 77]
 
 
 def test_the_builder_gives_raw_batches_in_order_and_tells_its_bounds() -> None:

@@ -9,11 +9,13 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from headrace import Missing, Origin, origin_batch, origins_of
+from headrace import Missing, Origin, origin_batch
+from headrace.position import ORIGIN_SESSION, Named
 from headrace.testing import event_batch, raw_batch
 from headrace_transport_zmq import wire
 from headrace_transport_zmq.wire import Frame, MalformedError
 
+EDGE = "0000000e-0000-0000-0000-000000000000"
 SESSION = bytes(range(16))
 PROTOCOL = (Path(__file__).parents[1] / "PROTOCOL.md").read_text()
 
@@ -25,15 +27,36 @@ def data(rows: int = 3, missing: tuple[Missing, ...] = (Missing(12, 13, "corrupt
 
 
 def test_a_frame_comes_out_as_it_went_in() -> None:
-    origins = origin_batch([Origin("up/1", 5, 7)])
+    origins = origin_batch(
+        [Origin(f"{EDGE}/up.1", 5, 6), Origin("device/session", 1, 9, 2, ORIGIN_SESSION), Origin(f"{EDGE}/up.1", 9, 9, 2)]
+    )
     sent = data(origins=origins)
     message = [bytes(part) for part in wire.encode(sent)]
     got = wire.decode(message)
     assert got[:8] == sent[:8]
     assert wire.unpack_missing(got) == (Missing(12, 13, "corrupt"),)
-    assert origins_of(wire.unpack_origins(got)) == [Origin("up/1", 5, 7)]
+    assert wire.unpack_origins(got) == (Named(0, 2, EDGE, 5), Named(2, 1, EDGE, 9))
     assert wire.unpack_batch(got).equals(raw_batch(3), check_metadata=True)
     assert got.size == sum(len(part) for part in message)
+
+
+@pytest.mark.parametrize(
+    "origins",
+    [
+        [Origin("not an id", 1, 1)],
+        [Origin(EDGE, 0, 1)],
+        [Origin(EDGE, 5, 4)],
+        [Origin(EDGE, 1, 4)],
+        [Origin(EDGE, 1, 2, 0), Origin(EDGE, 7, 7, 1)],
+        [Origin(EDGE, 1 << 63, 1 << 63)],
+        [Origin(EDGE, 1, 1, note=b"x|-7")],
+    ],
+)
+def test_names_that_are_none_are_refused(origins: list[Origin]) -> None:
+    frame = data()
+    frame = frame._replace(parts=(frame.parts[0], origin_batch(origins).serialize(), frame.parts[2]))
+    with pytest.raises(wire.MalformedError, match="origins"):
+        wire.unpack_origins(frame)
 
 
 def test_an_event_batch_travels_whole() -> None:

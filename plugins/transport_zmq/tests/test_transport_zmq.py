@@ -16,7 +16,7 @@ import zmq.asyncio
 
 from headrace import NO_ORIGINS, Missing, Origin, PermanentError, QueueInfo, RangeKey, TransientError, origin_batch, origins_of
 from headrace.component import SystemClock
-from headrace.position import ORIGIN_MISSING, ORIGIN_QUEUE, ORIGIN_SESSION
+from headrace.position import ORIGIN_MISSING, ORIGIN_QUEUE, ORIGIN_SESSION, Named, named_rows
 from headrace.testing import FakeContext, ScriptedDeliver, fake_context, raw_batch, run
 from headrace.tier import TierDeliver
 from headrace_queue_pmem import QueuePmem
@@ -204,10 +204,11 @@ def test_the_sessions_of_devices_stay_where_they_are(bench: Bench) -> None:
         deliver = ScriptedDeliver(info=info())
         async with bench.far(deliver), bench.near() as near:
             await near.transport_resume(QUEUE)
-            origins = origin_batch([Origin("device/session", 1, 2, 0, ORIGIN_SESSION), Origin("up/1", 7, 7, 2)])
+            origins = origin_batch([Origin("device/session", 1, 2, 0, ORIGIN_SESSION), Origin(f"{QUEUE}/up.1", 7, 7, 2)])
             await near.transport_send(raw_batch(3), origins, RangeKey(QUEUE, 1, 3))
         (taken,) = deliver.committed
-        assert [origin.id for origin in origins_of(taken.origins)] == [ORIGIN]
+        assert {origin.id for origin in origins_of(taken.origins)} == {ORIGIN}
+        assert named_rows(taken.origins)[-1] == Named(2, 1, QUEUE, 7)
 
     run(check())
 

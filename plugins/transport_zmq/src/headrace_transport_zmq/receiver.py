@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 import pyarrow as pa
 
 from headrace import Missing
+from headrace.position import Named
 from headrace_transport_zmq import wire
 from headrace_transport_zmq.wire import Buffer, Frame, MalformedError
 
@@ -27,7 +28,8 @@ class Taken(NamedTuple):
 
     batch: pa.RecordBatch
     missing: tuple[Missing, ...]
-    origins: pa.RecordBatch
+    #: the names that rows have already, by the first queue that took them
+    named: tuple[Named, ...] = ()
 
 
 @dataclass(slots=True, eq=False)

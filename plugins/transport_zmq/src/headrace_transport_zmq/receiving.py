@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
@@ -17,7 +18,7 @@ import zmq.asyncio
 
 from headrace import Context, Deliver, Origin, PermanentError, QueueFull, TransientError, origin_batch
 from headrace.log import describe
-from headrace.position import ORIGIN_MISSING
+from headrace.position import ORIGIN_MISSING, Named, pack_name
 from headrace_transport_zmq import wire
 from headrace_transport_zmq.config import TransportConfig
 from headrace_transport_zmq.counters import ReceivingCounters
@@ -260,17 +261,31 @@ def joined(group: Sequence[Staged]) -> tuple[pa.RecordBatch, pa.RecordBatch]:
     origins: list[Origin] = []
     row = 0
     for staged in group:
-        position = staged.first
+        begin, position = row, staged.first
+        names = deque(staged.taken.named)
         for hole in staged.taken.missing:
-            row += _rows(origins, staged.peer.origin, position, hole.first - 1, row)
+            row += _rows(origins, staged.peer.origin, position, hole.first - 1, row, names, begin)
             origins.append(Origin(staged.peer.origin, hole.first, hole.last, row, ORIGIN_MISSING, hole.reason.encode()))
             position = hole.last + 1
-        row += _rows(origins, staged.peer.origin, position, staged.last, row)
+        row += _rows(origins, staged.peer.origin, position, staged.last, row, names, begin)
     batches = [staged.taken.batch for staged in group]
     return batches[0] if len(batches) == 1 else pa.concat_batches(batches), origin_batch(origins)
 
 
-def _rows(origins: list[Origin], name: str, first: int, last: int, row: int) -> int:
-    if last >= first:
-        origins.append(Origin(name, first, last, row))
-    return last - first + 1
+def _rows(origins: list[Origin], lane: str, first: int, last: int, row: int, names: deque[Named], begin: int) -> int:
+    """Positions first..last of a lane, which are rows `row`.. of the batch: an origin for each run of one name. `names` are those of
+    the rows from `begin` on; what is used up is taken away. Gives how many rows they are."""
+    end = row + last - first + 1
+    at = row
+    while at < end:
+        while names and begin + names[0].row_offset + names[0].rows <= at:
+            names.popleft()
+        name = names[0] if names else None
+        starts = begin + name.row_offset if name is not None else end
+        stop = min(end, starts) if name is None or at < starts else min(end, starts + name.rows)
+        position, note = first + at - row, None
+        if name is not None and at >= starts:
+            note = pack_name(name.queue_id, name.first + at - starts - position)
+        origins.append(Origin(lane, position, position + stop - at - 1, at, note=note))
+        at = stop
+    return max(0, end - row)

@@ -10,8 +10,7 @@ import pyarrow as pa
 import zmq
 import zmq.asyncio
 
-from headrace import ORIGIN_SCHEMA, Context, Missing, PermanentError, QueueInfo, RangeKey, TransientError
-from headrace.position import ORIGIN_QUEUE
+from headrace import Context, Missing, PermanentError, QueueInfo, RangeKey, TransientError
 from headrace.retry import Backoff
 from headrace_transport_zmq import identities, lanes, wire
 from headrace_transport_zmq.config import TransportConfig
@@ -295,15 +294,4 @@ def flight_of(batch: pa.RecordBatch, origins: pa.RecordBatch, key: RangeKey) -> 
     """A batch as it goes over the wire: what is dead here is missing over there."""
     holes = [*key.missing, *(Missing(position, position, "dead_letter") for position in key.dead)]
     payload, flags = wire.pack_batch(batch)
-    return Flight(
-        key.queue_id, key.first, key.last, batch.num_rows, tuple(sorted(holes)), wire.pack_origins(queue_origins(origins)), payload, flags
-    )
-
-
-def queue_origins(origins: pa.RecordBatch) -> pa.RecordBatch:
-    """Only what names the rows: device sessions belong to the queue that took them."""
-    if not origins.num_rows:
-        return origins
-    kinds = origins.column("kind").to_pylist()
-    rows = [index for index, kind in enumerate(kinds) if kind == ORIGIN_QUEUE]
-    return origins if len(rows) == len(kinds) else origins.take(pa.array(rows, pa.int64())).cast(ORIGIN_SCHEMA)
+    return Flight(key.queue_id, key.first, key.last, batch.num_rows, tuple(sorted(holes)), wire.pack_origins(origins), payload, flags)

@@ -5,6 +5,7 @@ A frame is one ZeroMQ message of several parts: a header of 64 bytes, then what 
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Sequence
 from typing import Annotated, Any, Final, NamedTuple, TypeVar
@@ -14,7 +15,8 @@ import pyarrow as pa
 from crc32c import crc32c
 from msgspec import Meta
 
-from headrace import NO_ORIGINS, ORIGIN_SCHEMA, RAW_SCHEMA, Missing
+from headrace import ORIGIN_SCHEMA, RAW_SCHEMA, Missing, Origin, origin_batch
+from headrace.position import Named, named_rows
 from headrace.schema import check_batch
 
 VERSION: Final = 1
@@ -90,6 +92,8 @@ class Frame(NamedTuple):
         return HEADER.size + sum(len(part) for part in self.parts)
 
 
+_QUEUE_ID: Final = re.compile("[0-9a-f-]{36}")
+_POSITION_MAX: Final = (1 << 63) - 1
 _Id = Annotated[str, Meta(pattern="^[0-9a-f-]{36}$")]
 _Name = Annotated[str, Meta(max_length=200)]
 
@@ -210,20 +214,34 @@ def unpack_missing(frame: Frame) -> tuple[Missing, ...]:
 
 
 def pack_origins(origins: pa.RecordBatch) -> Buffer:
-    """Where the rows came from before; empty when nowhere."""
-    return origins.serialize() if origins.num_rows else b""
+    """Under which names the rows came to the sender's queue: one origin for each run of them; empty when that queue named all.
+
+    Device sessions are left out: they belong to the queue that took them.
+    """
+    named = named_rows(origins)
+    if not named:
+        return b""
+    return origin_batch(Origin(run.queue_id, run.first, run.first + run.rows - 1, run.row_offset) for run in named).serialize()
 
 
-def unpack_origins(frame: Frame) -> pa.RecordBatch:
-    """Where the rows came from before this queue (ORIGIN_SCHEMA)."""
+def unpack_origins(frame: Frame) -> tuple[Named, ...]:
+    """The names that rows of a DATA frame have already: ascending runs of its rows. MalformedError when they are none."""
     if not len(frame.parts[1]):
-        return NO_ORIGINS
+        return ()
     try:
         origins = pa.ipc.read_record_batch(pa.ipc.read_message(pa.py_buffer(frame.parts[1])), ORIGIN_SCHEMA)
         origins.validate(full=True)
-    except (pa.ArrowException, OSError, EOFError) as error:
+        named = named_rows(origins)
+    except (pa.ArrowException, OSError, EOFError, ValueError) as error:
         raise MalformedError(f"origins: {error}") from error
-    return origins
+    row = 0
+    for run in named:
+        if not _QUEUE_ID.fullmatch(run.queue_id) or not 0 < run.first <= _POSITION_MAX - run.rows:
+            raise MalformedError(f"origins: {run.rows} rows from {run.queue_id[:100]!r}/{run.first} on")
+        if run.rows < 1 or not row <= run.row_offset <= frame.rows - run.rows:
+            raise MalformedError(f"origins: {run.rows} rows from row {run.row_offset} on, of {frame.rows}")
+        row = run.row_offset + run.rows
+    return tuple(named)
 
 
 def pack_batch(batch: pa.RecordBatch) -> tuple[Buffer, int]:
