@@ -11,7 +11,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
-from headrace import NO_ORIGINS, Missing
+from headrace import Missing
 from headrace.testing import raw_batch
 from headrace_transport_zmq import wire
 from headrace_transport_zmq.receiver import Answer, Receiver, Staged, Taken
@@ -223,7 +223,7 @@ class Link:
     def take(self, frame: wire.Frame) -> Taken:
         positions = [int.from_bytes(frame.parts[2][at : at + 8], "little") for at in range(0, len(frame.parts[2]), 8)]
         self.positions = getattr(self, "positions", {})
-        taken = Taken(EMPTY, wire.unpack_missing(frame), NO_ORIGINS)
+        taken = Taken(EMPTY, wire.unpack_missing(frame))
         self.positions[id(taken)] = (taken, positions)
         return taken
 
