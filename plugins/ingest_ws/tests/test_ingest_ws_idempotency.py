@@ -123,10 +123,13 @@ def test_draining_between_key_and_commit_leaves_the_key_free(kit: SimpleNamespac
             filling = asyncio.create_task(post(site, b"{}"))
             await kit.until(lambda: deliver.calls == 1)
             posting = site.component._server._posting
-            posting._admit = lambda request: site.component._server._admission.identify(request, "d1")  # let it wait for room
+
+            async def admit(request: Any) -> Any:
+                return site.component._server._admission.identify(request, "d1")
+
+            posting._admit = admit  # let it wait for room
             waiting = asyncio.create_task(post(site, b"{}", "k1"))
             await kit.until(lambda: len(posting._posts) == 2)
-            posting._admit = site.component._server._admit
             site.component._server._draining = True
             deliver.has_room.set()
             assert (await waiting)[0] == 503

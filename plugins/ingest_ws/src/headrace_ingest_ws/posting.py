@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import msgspec
@@ -87,7 +87,7 @@ class Post:
 
 
 class Posting:
-    """The POSTs of a server. `admit` is asked again before anything is stored."""
+    """The POSTs of a server. `admit` is asked for each request, `admit_still` again before anything is stored."""
 
     def __init__(
         self,
@@ -99,16 +99,18 @@ class Posting:
         counters: Counters,
         clock: Clock,
         log: Log,
-        admit: Callable[[web.Request], Identity],
+        admit: Callable[[web.Request], Awaitable[Identity]],
+        admit_still: Callable[[web.Request], Identity],
     ) -> None:
         self._config, self._intake, self._deliver, self._sessions = config, intake, deliver, sessions
-        self._rates, self._counters, self._clock, self._log, self._admit = rates, counters, clock, log, admit
+        self._rates, self._counters, self._clock, self._log = rates, counters, clock, log
+        self._admit, self._admit_still = admit, admit_still
         self._posts: set[Post] = set()
         self._keys: OrderedDict[str, float] = OrderedDict()  # origins of keys stored by this process, and when
 
     async def answer(self, request: web.Request) -> web.Response:
         """Take one request. Raises Refused, NotAuthorized or NotReady."""
-        identity = self._admit(request)
+        identity = await self._admit(request)
         encodings = [name.strip().lower() for name in request.headers.get("Content-Encoding", "identity").split(",")]
         if (problem := type_problem(request.content_type)) is not None:
             raise Refused(415, Refusal(PAYLOAD_INVALID, problem))
@@ -185,7 +187,7 @@ class Posting:
 
     async def _store(self, request: web.Request, post: Post, raw: bytes, body: Body, origin: Origin | None = None) -> web.Response:
         await self._intake.room()
-        self._admit(request)  # draining may have begun meanwhile, or the credentials have ended
+        self._admit_still(request)  # draining may have begun meanwhile, or the credentials have ended
         self._count(raw, body)
         if body.events:
             post.hand_in(self._intake, body, origin)

@@ -21,7 +21,7 @@ from headrace_ingest_ws.acceptor import Acceptor
 from headrace_ingest_ws.ages import ends_at
 from headrace_ingest_ws.auth.admission import Admission
 from headrace_ingest_ws.auth.guard import Guard
-from headrace_ingest_ws.auth.identity import Identity, NotAuthorized, NotReady
+from headrace_ingest_ws.auth.identity import Identity, NotAuthorized, NotReady, Unknown
 from headrace_ingest_ws.config import IngestWsConfig
 from headrace_ingest_ws.connection import Connection
 from headrace_ingest_ws.counters import Counters
@@ -81,7 +81,7 @@ class Server:
         self._places = Places(config.handshakes_max, config.connections_per_address_max)
         self._connections: dict[Connection, Place] = {}
         self.sessions = HostSessions(deliver, LocalSessions(deliver, counters.sessions_taken_over.inc))
-        self._posting = Posting(config, intake, deliver, self.sessions, self._rates, counters, clock, log, self._admit)
+        self._posting = Posting(config, intake, deliver, self.sessions, self._rates, counters, clock, log, self._admit_new, self._admit)
         self._taking = 0  # upgrades that wait for a session; they will be connections
         self._draining = False
         self._lobby: Lobby | None = None
@@ -198,8 +198,8 @@ class Server:
             if self._config.auth == "mtls":
                 answer.force_close()  # it can show another certificate only on another connection
             return answer
-        except NotReady:
-            status, refusal, counted_as = 503, Refusal(BUSY, "no credentials could be read yet"), "not_ready"
+        except NotReady as error:
+            status, refusal, counted_as = 503, Refusal(BUSY, error.reason), "not_ready"
         except Refused as error:
             status, refusal, headers, counted_as = error.status, error.refusal, error.headers, error.reason
         except web.HTTPRequestEntityTooLarge:
@@ -239,10 +239,18 @@ class Server:
             raise Refused(503, Refusal(BUSY, "the queue is full"), reason="queue_full")
         return self._admission.identify(request, device)
 
+    async def _admit_new(self, request: web.Request) -> Identity:
+        """As `_admit`, but whose credentials nobody knows waits for one look: they may have been added just now."""
+        try:
+            return self._admit(request)
+        except Unknown:
+            await self._admission.look_again()
+        return self._admit(request)  # draining may have begun meanwhile
+
     async def _get(self, request: web.Request) -> web.StreamResponse:
         if "upgrade" not in request.headers.get("Connection", "").lower():
             raise Refused(426, Refusal("upgrade_required", "expected a WebSocket upgrade, or a POST with events"), HANDSHAKE_HEADERS)
-        identity = self._admit(request)
+        identity = await self._admit_new(request)
         if len(self._connections) + self._taking >= self._config.connections_max:
             raise Refused(503, Refusal(BUSY, f"all {self._config.connections_max} connections are in use"), reason="connections")
         if (problem := handshake_problem(request)) is not None:

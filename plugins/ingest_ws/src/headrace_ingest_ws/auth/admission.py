@@ -12,12 +12,17 @@ from aiohttp import web
 from headrace import ConfigError, Context, TransientError
 from headrace_ingest_ws.auth.certificates import CertificateFiles, Certificates
 from headrace_ingest_ws.auth.guard import Guard, Open
-from headrace_ingest_ws.auth.identity import Identity
+from headrace_ingest_ws.auth.identity import Identity, NotReady
 from headrace_ingest_ws.auth.rereading import LOOK_S, Rereading
 from headrace_ingest_ws.config import IngestWsConfig
 
 #: How often connections are asked whether their credentials still hold.
 ASK_S: Final = 1.0
+
+#: How many requests may wait for a look at once, and for how long. A quarter of `handshakes_max` at most, or unknown tokens
+#: would keep honest devices out.
+WAITING_MAX: Final = 256
+WAIT_S: Final = 5.0
 
 
 class Door(Protocol):
@@ -44,6 +49,10 @@ class Admission:
         self._door: Door | None = None
         self._looking = asyncio.Lock()
         self._told = ""
+        self._waiting_max = min(WAITING_MAX, config.handshakes_max // 4 + 1)
+        self._waiting = 0  # requests that wait for the next look
+        self._wanted = asyncio.Event()
+        self._next: asyncio.Future[None] | None = None  # done after the next look; None while nobody waits for it
 
     @classmethod
     def check(cls, config: IngestWsConfig, context: Context) -> list[str]:
@@ -66,8 +75,30 @@ class Admission:
         return "; ".join(filter(None, (certificates, self.guard.problem)))
 
     def identify(self, request: web.Request, device: str) -> Identity:
-        """Who may write as `device`. Raises NotAuthorized or NotReady."""
+        """Who may write as `device`. Raises NotAuthorized, NotReady, or Unknown: worth another try after `look_again`."""
         return self.guard.identify(request, device)
+
+    async def look_again(self) -> None:
+        """Wait for a look that begins after this call: a token may be used in the moment in which it was added.
+
+        All who wait share one look, and after it comes a pause, so whoever tries invalid tokens causes a few looks a second at
+        most. Raises NotReady where nobody can look now, for then nobody can say that the credentials do not hold.
+        """
+        if self._door is None or self._waiting >= self._waiting_max:
+            raise NotReady("too many unknown credentials at a time")
+        if self._next is None:
+            self._next = asyncio.get_running_loop().create_future()
+            self._wanted.set()
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(WAIT_S):
+                await asyncio.shield(self._next)
+        except TimeoutError:
+            raise NotReady("the credentials take long to read") from None
+        finally:
+            self._waiting -= 1
+        if self.guard.problem:
+            raise NotReady("unknown, and credentials cannot be read now")
 
     def _files(self) -> list[Rereading[Any]]:
         return [*([self._certificates] if self._certificates is not None else []), *self.guard.files()]
@@ -81,7 +112,13 @@ class Admission:
     async def refresh(self) -> None:
         """Read again what changed, and let it count. Does not raise: see `problem`."""
         async with self._looking:
-            await self._read()
+            served, self._next = self._next, None  # who comes from now on needs another look
+            self._wanted.clear()
+            try:
+                await self._read()
+            finally:
+                if served is not None:
+                    served.set_result(None)
         self._tell()
 
     async def _read(self) -> None:
@@ -111,6 +148,7 @@ class Admission:
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._look())
+                tasks.create_task(self._look_when_wanted())
                 await self._ask(door)
         finally:
             self._door = None
@@ -119,6 +157,12 @@ class Admission:
         while True:
             await self._context.clock.sleep(LOOK_S)
             await self.refresh()
+
+    async def _look_when_wanted(self) -> None:
+        while True:
+            await self._wanted.wait()
+            await self.refresh()
+            await self._context.clock.sleep(self.guard.pause_s)
 
     async def _ask(self, door: Door) -> None:
         clock = self._context.clock

@@ -17,12 +17,16 @@ class Guard:
     Whoever changes what `stands` answers raises `generation`, so that open connections are looked at again.
     """
 
+    #: After a look that somebody unknown asked for, the least time to the next one.
+    pause_s = 0.25
+
     def __init__(self) -> None:
         self.generation = 0
         self._oldest = 0  # who was identified before, was so by other rules
 
     def identify(self, request: web.Request, device: str) -> Identity:
-        """Who may write as `device`. Raises NotAuthorized or NotReady. Called for every request: no I/O."""
+        """Who may write as `device`. Raises NotAuthorized (Unknown where `refresh` may change that) or NotReady. Called for
+        every request: no I/O."""
         raise NotImplementedError
 
     def stands(self, identity: Identity) -> bool:
@@ -84,5 +88,5 @@ class Bearers(Guard):
         return identity
 
     def identify_token(self, token: str) -> Identity:
-        """Whose token this is. Raises NotAuthorized or NotReady."""
+        """Whose token this is. Raises NotAuthorized, Unknown or NotReady."""
         raise NotImplementedError

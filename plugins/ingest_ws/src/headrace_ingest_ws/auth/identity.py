@@ -26,8 +26,19 @@ class NotAuthorized(Exception):
         super().__init__(reason)
 
 
+class Unknown(NotAuthorized):
+    """The token or its key has a name that nobody had when credentials were read last: it may have been added since."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__("unknown", reason)
+
+
 class NotReady(Exception):
-    """No credentials could be read yet, so nobody can be told from anybody: come again."""
+    """It cannot be told now whether these credentials hold: come again. The text goes to the client and into the log."""
+
+    def __init__(self, reason: str = "no credentials could be read yet") -> None:
+        self.reason = reason
+        super().__init__(reason)
 
 
 class DevicePatterns:

@@ -8,7 +8,7 @@ import jwt
 
 from headrace import Context
 from headrace_ingest_ws.auth.guard import Bearers
-from headrace_ingest_ws.auth.identity import SEPARATOR, DevicePatterns, Identity, NotAuthorized, NotReady, Why
+from headrace_ingest_ws.auth.identity import SEPARATOR, DevicePatterns, Identity, NotAuthorized, NotReady, Unknown, Why
 from headrace_ingest_ws.auth.jwt_keys import Key, KeyFile, KeySet
 from headrace_ingest_ws.auth.options import JwtOptions
 from headrace_ingest_ws.auth.rereading import Rereading
@@ -75,7 +75,7 @@ class JwtGuard(Bearers):
         kid = header.get("kid")
         key = keys.find(kid) if kid is None or isinstance(kid, str) else None
         if key is None:
-            raise NotAuthorized("unknown", "the key of this token (kid) is not known")
+            raise Unknown("the key of this token (kid) is not known")
         if header.get("alg") != key.algorithm:
             raise NotAuthorized("signature", f"expected a token signed with {key.algorithm}")
         return key

@@ -10,7 +10,7 @@ from headrace import ConfigError, Context
 from headrace_ingest_ws.auth.guard import Bearers
 from headrace_ingest_ws.auth.identity import Identity, NotReady
 from headrace_ingest_ws.auth.options import TokensOptions
-from headrace_ingest_ws.auth.rereading import Rereading, Unreadable
+from headrace_ingest_ws.auth.rereading import LOOK_S, Rereading, Unreadable
 from headrace_ingest_ws.auth.token_file import TokenFile, replace_file
 from headrace_ingest_ws.auth.tokens import TokenSet
 
@@ -29,6 +29,8 @@ class TokenGuard(Bearers):
         # A database may be away when we start, and devices must not be: the last set is kept, hashes only.
         self._kept = TokenFile(context.shared_dir / f"tokens-{_mark(origin.name)}.csv") if options.database else None
         self._unsaved = False
+        if options.database:
+            self.pause_s = LOOK_S
 
     def identify_token(self, token: str) -> Identity:
         tokens = self._tokens.value

@@ -15,7 +15,7 @@ import secrets
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from headrace_ingest_ws.auth.identity import DevicePatterns, Identity, NotAuthorized, patterns_problem
+from headrace_ingest_ws.auth.identity import DevicePatterns, Identity, NotAuthorized, Unknown, patterns_problem
 from headrace_ingest_ws.protocol import device_problem
 
 PREFIX: Final = "hrt"
@@ -25,6 +25,7 @@ _TOKEN: Final = re.compile(rf"{PREFIX}_([a-z2-7]{{16}})_[a-z2-7]{{52}}")
 _ID: Final = re.compile("[a-z2-7]{16}")
 _SHA256: Final = re.compile("[0-9a-f]{64}")
 _END: Final = b"\0"
+_NOT_KNOWN: Final = "this token is not known, or was revoked"
 
 
 class Record(NamedTuple):
@@ -87,14 +88,16 @@ class TokenSet:
             yield Record(identifier, packed[:32].hex(), name.decode(), devices.decode())
 
     def identify(self, token: str) -> Identity:
-        """Whose token this is; NotAuthorized when it is nobody's."""
+        """Whose token this is; NotAuthorized when it is nobody's, and then Unknown when its id is new to us."""
         match = _TOKEN.fullmatch(token)
         if match is None:
             raise NotAuthorized("malformed", "expected a token as headrace devices token add prints it")
         packed = self._packed.get(match[1])
         # the id is no secret, so its absence may show in the time it takes; how much of a hash agrees must not
-        if packed is None or not hmac.compare_digest(packed[:32], _sha256(token)):
-            raise NotAuthorized("unknown", "this token is not known, or was revoked")
+        if packed is None:
+            raise Unknown(_NOT_KNOWN)
+        if not hmac.compare_digest(packed[:32], _sha256(token)):
+            raise NotAuthorized("unknown", _NOT_KNOWN)
         name, _, devices = packed[32:].partition(_END)
         gateway = DevicePatterns(devices.decode()) if devices else None
         return Identity(name.decode(), gateway, credential=match[1], proof=packed)
