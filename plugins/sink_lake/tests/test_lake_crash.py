@@ -12,7 +12,8 @@ from pathlib import Path
 import lake_driver
 import pytest
 
-from headrace_sink_lake import SinkLake
+from headrace_sink_lake import LocalStore, SinkLake
+from headrace_sink_lake.verify import verify
 
 TOTAL, ROLL = 400, 60
 
@@ -40,6 +41,9 @@ def check_complete(lake: Path, queue_id: str) -> None:
     assert found == expected(TOTAL)
     assert sorted(found + absent) == list(range(1, TOTAL + 1))
     assert list((lake / "_tmp").iterdir()) == []
+    verdict = verify(LocalStore(lake))
+    assert (verdict.findings, verdict.notes) == ([], [])
+    assert verdict.rows == len(found)
 
 
 @pytest.mark.parametrize("point", SinkLake.fault_points)
