@@ -15,6 +15,8 @@ from headrace_sink_lake import LakeConfig, SinkLake
 class TestSinkLake(SinkContract):
     #: A lake's order is that of its files: by partition, device and time.
     ordered = False
+    #: Passed in rolls of two files, so only where a roll lies around the end of an hour; test_lake_crash kills there each time.
+    fault_points_rare = frozenset({"sink_lake.mid_rename"})
 
     def make(self, context: Context) -> SinkLake:
         return SinkLake(LakeConfig(path=str(self.lake(context)), partition_by=("class", "date", "hour")), context)
