@@ -138,6 +138,11 @@ class Component:
         self.config = config
         self.context = context
 
+    @classmethod
+    def fault_points_in(cls, role: Role, config: Any) -> tuple[str, ...]:
+        """Those of `fault_points` that an instance in this role passes: all, unless a plugin with several roles says otherwise."""
+        return cls.fault_points
+
     async def open(self) -> None:
         """Take resources, or raise. Raise TransientError to be tried again with backoff."""
 

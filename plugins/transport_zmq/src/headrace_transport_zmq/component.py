@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
 
 from headrace import Component, ConfigError, Deliver, QueueInfo, RangeKey, hookimpl
+from headrace.hookspecs import Role
 from headrace_transport_zmq import receiving, sending
 from headrace_transport_zmq.config import TransportConfig, problem
 from headrace_transport_zmq.receiving import Receiving
@@ -25,6 +26,10 @@ class TransportZmq(Component):
 
     _sending: Sending | None = None
     _receiving: Receiving | None = None
+
+    @classmethod
+    def fault_points_in(cls, role: Role, config: Any) -> tuple[str, ...]:
+        return sending.FAULT_POINTS if role == "output" else receiving.FAULT_POINTS
 
     def check(self) -> list[str]:
         found = problem(self.config)

@@ -1,0 +1,382 @@
+"""Runs a trial: starts the tiers, drives devices, carries the schedule out, lets it settle, stops everything, reads the lake."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+import urllib.parse
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from headrace.errors import HeadraceError
+from headrace.tables import Site
+from headrace.testing.site import SiteError, SiteProcess
+from headrace.torture import lake, schedule
+from headrace.torture.device import Device
+from headrace.torture.fleet import Fleet
+from headrace.torture.layout import Door, Layout, Link
+from headrace.torture.proxy import Proxy
+from headrace.torture.schedule import Step
+from headrace.torture.verdict import Finding, Happened, judge
+
+START_S: Final = 90.0
+#: How long a tier may take to pass a point; longer where the trial needs it.
+POINT_WAIT_S: Final = 8.0
+POINT_NEEDED_WAIT_S: Final = 30.0
+#: A trial that settles makes progress within so long, or it has come to a standstill.
+STANDSTILL_S: Final = 60.0
+STOP_S: Final = 90.0
+POLL_S: Final = 0.1
+PROGRESS_S: Final = 5.0
+KILLED: Final = -signal.SIGKILL
+
+
+class TrialError(HeadraceError):
+    """The trial could not be carried out: it says nothing about the site."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How to try. seconds: about how long the faults take; rate: events per second of all devices together."""
+
+    seed: int
+    seconds: float
+    devices: int = 20
+    rate: float = 400.0
+    overrides: Sequence[str] = ()
+
+
+@dataclass
+class TierRun:
+    """What was done to one tier."""
+
+    done: Counter[str] = field(default_factory=Counter)
+    points_hit: Counter[str] = field(default_factory=Counter)
+    points_not_passed: Counter[str] = field(default_factory=Counter)
+    deaths: list[str] = field(default_factory=list)
+
+    @property
+    def kills(self) -> int:
+        """SIGKILLs, from outside and at fault points."""
+        return self.done["kill"] + sum(self.points_hit.values()) + sum(self.points_not_passed.values())
+
+
+@dataclass
+class Outcome:
+    """All that a report tells."""
+
+    findings: list[Finding]
+    tiers: dict[str, TierRun]
+    links: dict[str, Counter[str]]
+    connections: dict[str, int]
+    acked: int
+    resent: int
+    resumed: int
+    refused: int
+    stored: int
+    fault_s: float
+    settle_s: float
+    fresh_s: float | None
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing speaks against any property."""
+        return not any(finding.violations for finding in self.findings)
+
+
+class Trial:
+    """One run of a layout. `say` gets progress lines."""
+
+    def __init__(self, site: Site, layout: Layout, folder: Path, options: Options, say: Callable[[str], None]) -> None:
+        self._site, self._layout, self._folder, self._options, self._say = site, layout, folder, options, say
+        self.tiers = {name: TierRun() for name in layout.tiers}
+        self._processes: dict[str, SiteProcess] = {}
+        self._ways: dict[Link | Door, Proxy] = {}
+        self._weather: dict[str, Counter[str]] = {}
+        self.fleet = Fleet(options.devices, options.rate, [self._door_url(door) for door in layout.doors])
+        self._steps_left = 0
+
+    async def run(self) -> Outcome:
+        """Carry it out. TrialError when not even a start succeeds."""
+        begun = time.monotonic()
+        try:
+            await self._open()
+            driving = asyncio.ensure_future(self.fleet.run())
+            try:
+                await self._faults(begun)
+                fault_s, healed = time.monotonic() - begun, time.monotonic()
+                await self._heal()
+                await self._settle(driving)
+            finally:
+                driving.cancel()
+                await asyncio.gather(driving, return_exceptions=True)
+            fresh, fresh_s = await self._fresh()
+            await self._wait_for_lake()
+            await self._stop()
+        finally:
+            await self._close()
+        self._say(f"reading the lake ({lake.reader()})")
+        return await asyncio.to_thread(self._outcome, fault_s, time.monotonic() - healed, fresh, fresh_s)
+
+    # --- starting ----------------------------------------------------------------------------------------------------
+
+    async def _open(self) -> None:
+        ways: list[Link | Door] = [*self._layout.links, *self._layout.doors]
+        for way in ways:
+            far = (way.far_tier, way.far) if isinstance(way, Link) else (way.tier, way.source)
+            self._ways[way] = Proxy(self._address_of(*far))
+            await self._ways[way].open()
+            self._weather[way.name] = Counter()
+        ports = {way: proxy.port for way, proxy in self._ways.items() if isinstance(way, Link)}
+        for name, tier in self._layout.tiers.items():
+            own = self._folder / name
+            (own / "data").mkdir(parents=True, exist_ok=True)
+            overrides = [*tier.overrides, *self._layout.link_overrides(name, self._site, ports), *self._options.overrides]
+            environ = {"HEADRACE_DATA": str(own / "data"), "HEADRACE_NAME": name}
+            self._processes[name] = SiteProcess(self._site.file, own, overrides, environ, [name])
+        for name, process in self._processes.items():
+            self._say(f"starting {name}, log in {process.log}")
+            process.start(ready=False)
+        for process in self._processes.values():
+            await asyncio.to_thread(_ready, process)
+
+    def _address_of(self, tier: str, component: str) -> Callable[[], tuple[str, int] | None]:
+        def address() -> tuple[str, int] | None:
+            process = self._processes[tier]
+            url = process.url(component) if process.process is not None else None
+            parsed = urllib.parse.urlparse(url or "")
+            return (parsed.hostname or "", parsed.port) if parsed.port else None
+
+        return address
+
+    def _door_url(self, door: Door) -> Callable[[], str | None]:
+        def url() -> str | None:
+            at = self._processes[door.tier].url(door.source)
+            scheme = "https" if (at or "").startswith(("https", "wss")) else "http"
+            return f"{scheme}://127.0.0.1:{self._ways[door].port}" if at else None
+
+        return url
+
+    # --- faults ------------------------------------------------------------------------------------------------------
+
+    async def _faults(self, begun: float) -> None:
+        seed, seconds = self._options.seed, self._options.seconds
+        tiers = {name: schedule.tier_lane(seed, name, tier.points, seconds) for name, tier in self._layout.tiers.items()}
+        ways = {way: schedule.link_lane(seed, way.name, seconds) for way in self._ways}
+        self._steps_left = sum(map(len, tiers.values())) + sum(map(len, ways.values()))
+        self._say(f"seed {seed}: {self._steps_left} steps, {', '.join(f'{len(lane)} of {name}' for name, lane in tiers.items())}")
+        progress = asyncio.ensure_future(self._progress(begun))
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for name, lane in tiers.items():
+                    tasks.create_task(self._lane(lane, partial(self._do_to_tier, name)))
+                for way, lane in ways.items():
+                    tasks.create_task(self._lane(lane, partial(self._do_to_way, way)))
+        finally:
+            progress.cancel()
+
+    async def _lane(self, steps: Sequence[Step], do: Callable[[Step], Awaitable[None]]) -> None:
+        for step in steps:
+            await asyncio.sleep(step.gap_s)
+            await do(step)
+            self._steps_left -= 1
+
+    async def _do_to_way(self, way: Link | Door, step: Step) -> None:
+        proxy = self._ways[way]
+        assert step.deed in ("cut", "stall", "stall_there", "stall_back")
+        proxy.set(step.deed)
+        await asyncio.sleep(step.hold_s)
+        proxy.set("fair")
+        self._weather[way.name][step.deed] += 1
+
+    async def _do_to_tier(self, name: str, step: Step) -> None:
+        process, run = self._processes[name], self.tiers[name]
+        await self._alive(name)
+        if step.deed == "pause":
+            assert process.process is not None
+            os.kill(process.process.pid, signal.SIGSTOP)
+            try:
+                await asyncio.sleep(step.hold_s)
+            finally:
+                os.kill(process.process.pid, signal.SIGCONT)
+        elif step.deed == "drain":
+            await self._stop_one(name)
+            process.start(ready=False)
+        elif step.deed == "kill":
+            process.kill()
+            await asyncio.sleep(step.hold_s)
+            process.start(ready=False)
+        else:
+            process.kill()
+            run.done["kill"] += 1
+            process.start(faults=f"{step.point}=kill@{step.hit}", ready=False)
+            await self._die_at(name, step)
+            process.start(ready=False)
+        if step.deed != "point":
+            run.done[step.deed] += 1
+
+    async def _die_at(self, name: str, step: Step) -> None:
+        """Until the point kills it; one that is not passed in time is killed from outside."""
+        process, run = self._processes[name], self.tiers[name]
+        needed = any(point.name == step.point and point.needed for point in self._layout.tiers[name].points)
+        deadline = time.monotonic() + (POINT_NEEDED_WAIT_S if needed else POINT_WAIT_S)
+        while (code := process.died()) is None and time.monotonic() < deadline:  # noqa: ASYNC110  another process is waited for
+            await asyncio.sleep(POLL_S / 4)
+        if code is None:
+            process.kill()
+            run.points_not_passed[step.point] += 1
+        elif code == KILLED:
+            run.points_hit[step.point] += 1
+        else:
+            self._ended_by_itself(name, code)
+
+    async def _alive(self, name: str) -> None:
+        """It runs; what ended by itself is counted against the site, and started again."""
+        process = self._processes[name]
+        if (code := process.died()) is not None:
+            self._ended_by_itself(name, code)
+            process.start(ready=False)
+
+    def _ended_by_itself(self, name: str, code: int) -> None:
+        self.tiers[name].deaths.append(f"tier {name} ended by itself with code {code}; its log is {self._processes[name].log}")
+
+    async def _stop_one(self, name: str) -> None:
+        process = self._processes[name]
+        try:
+            await asyncio.to_thread(process.stop, STOP_S)
+        except SiteError:
+            self._ended_by_itself(name, process.died() or 0)
+        except TimeoutError:
+            pass
+        except Exception as error:
+            if process.died() is None:
+                self.tiers[name].deaths.append(f"tier {name} did not stop within {STOP_S:.0f} s: {error}")
+                process.kill()
+
+    # --- settling ----------------------------------------------------------------------------------------------------
+
+    async def _heal(self) -> None:
+        for proxy in self._ways.values():
+            proxy.set("fair")
+        for name, process in self._processes.items():
+            await self._alive(name)
+            await asyncio.to_thread(_ready, process)
+
+    async def _settle(self, driving: asyncio.Future[None]) -> None:
+        self.fleet.finish()
+        self._say(f"faults are over; {self.fleet.unsettled:,} events of devices are to be settled")
+        await _until(driving.done, lambda: self.fleet.unsettled)
+        if driving.done():
+            driving.result()
+
+    async def _fresh(self) -> tuple[Device | None, float | None]:
+        """One event more, from a device that was never there; it, and how long it took to be in the lake is told by the lake."""
+        begun = time.monotonic()
+        try:
+            async with asyncio.timeout(STANDSTILL_S):
+                device = await self.fleet.one_more()
+        except TimeoutError:
+            return None, None
+        return device, time.monotonic() - begun
+
+    async def _wait_for_lake(self) -> None:
+        expected = self.fleet.acked
+        self._say(f"{expected:,} events are acked; waiting for the lake")
+        found = 0
+
+        def enough() -> bool:
+            nonlocal found
+            found = lake.count(self._layout.lakes)
+            return found >= expected
+
+        await _until(enough, lambda: found, pause_s=0.3)
+
+    async def _stop(self) -> None:
+        for name in self._layout.order:
+            await self._alive(name)
+            await self._stop_one(name)
+
+    async def _close(self) -> None:
+        for process in self._processes.values():
+            process.__exit__()
+        for proxy in self._ways.values():
+            await proxy.close()
+
+    # --- telling -----------------------------------------------------------------------------------------------------
+
+    async def _progress(self, begun: float) -> None:
+        while True:
+            await asyncio.sleep(PROGRESS_S)
+            kills = ", ".join(f"{name} {run.kills}" for name, run in self.tiers.items())
+            cuts = sum(sum(counter.values()) for counter in self._weather.values())
+            self._say(
+                f"{time.monotonic() - begun:4.0f} s: acked {self.fleet.acked:,}, killed {kills}, links and doors cut or stalled {cuts}, "
+                f"{self._steps_left} steps to go"
+            )
+
+    def judged(self, fresh: Device | None) -> list[Finding]:
+        """Read the lake and judge it by what the devices know."""
+        findings = judge(self.fleet.devices, lake.rows(self._layout.lakes), fresh, self._happened())
+        for run in self.tiers.values():
+            for death in run.deaths:
+                findings[-1].against(death)
+        return findings
+
+    def _outcome(self, fault_s: float, settle_s: float, fresh: Device | None, fresh_s: float | None) -> Outcome:
+        devices = self.fleet.devices
+        findings = self.judged(fresh)
+        return Outcome(
+            findings=findings,
+            tiers=self.tiers,
+            links=self._weather,
+            connections={way.name: proxy.connections for way, proxy in self._ways.items()},
+            acked=self.fleet.acked,
+            resent=sum(device.resent for device in devices),
+            resumed=sum(device.resumed for device in devices),
+            refused=sum(len(device.refused) for device in devices),
+            stored=lake.count(self._layout.lakes),
+            fault_s=fault_s,
+            settle_s=settle_s,
+            fresh_s=fresh_s,
+        )
+
+    def _happened(self) -> Happened:
+        seed, seconds = self._options.seed, self._options.seconds
+        counts = [("acked events", self.fleet.acked, 10 * self._options.devices)]
+        counts.append(("steps that were not carried out", -self._steps_left, 0))
+        for name, tier in self._layout.tiers.items():
+            run, lane = self.tiers[name], schedule.tier_lane(seed, name, tier.points, seconds)
+            deaths = sum(step.deed == "kill" for step in lane) + 2 * sum(step.deed == "point" for step in lane)
+            counts.append((f"kills of {name}", run.kills, deaths))
+            needed = {step.point for step in lane if step.deed == "point"} & {point.name for point in tier.points if point.needed}
+            counts += [(f"deaths of {name} at {point}", run.points_hit[point], 1) for point in sorted(needed)]
+        again = sum(device.resent + device.resumed for device in self.fleet.devices)
+        counts.append(("messages whose ack was lost (sent again, or settled by a hello)", again, 1))
+        for link in self._layout.links:
+            counts.append((f"connections of {link.name}", self._ways[link].connections, 2))
+        return counts
+
+
+def _ready(process: SiteProcess) -> None:
+    deadline = time.monotonic() + START_S
+    while not process.is_ready():
+        if process.died() is not None or time.monotonic() > deadline:
+            raise TrialError(f"the tier {process.tiers[0]} does not become ready\n{process.log_end()}")
+        time.sleep(POLL_S)
+
+
+async def _until(done: Callable[[], bool], progress: Callable[[], object], pause_s: float = POLL_S) -> None:
+    """Until it is so, or nothing moved for STANDSTILL_S: what is missing then, the verdict says."""
+    last, since = progress(), time.monotonic()
+    while not await asyncio.to_thread(done):
+        if (now := progress()) != last:
+            last, since = now, time.monotonic()
+        elif time.monotonic() - since > STANDSTILL_S:
+            return
+        await asyncio.sleep(pause_s)
