@@ -2,6 +2,7 @@
 SHELL := /bin/sh
 PROJECTS := pyproject.toml constraints.txt $(wildcard plugins/*/pyproject.toml) tools/set_up.sh
 BIN := .venv/bin
+MINUTES := 10
 
 .PHONY: help run test lint bench torture soak install clean
 
@@ -10,7 +11,7 @@ help:
 	@echo "make test     all tests (under 10 minutes)"
 	@echo "make lint     ruff and mypy"
 	@echo "make bench    the benchmarks: figures, not tests"
-	@echo "make torture  the crash tests in full       make soak  the long runs in full"
+	@echo "make torture  the crash tests in full, then headrace torture for MINUTES=10       make soak  the long runs in full"
 	@echo "make install  the environment in .venv, with the headrace command"
 
 install: .venv/.set-up-run
@@ -36,6 +37,7 @@ bench: .venv/.set-up-dev
 
 torture: .venv/.set-up-dev
 	@HEADRACE_FULL=1 $(BIN)/python -m pytest -q -x tests/crash plugins/queue_pmem/tests plugins/sink_lake/tests plugins/transport_zmq/tests
+	@$(BIN)/headrace torture examples/tiers.toml --minutes $(MINUTES) $(TORTURE_ARGS)
 
 soak: .venv/.set-up-dev
 	@HEADRACE_FULL=1 $(BIN)/python -m pytest -q -x tests/soak

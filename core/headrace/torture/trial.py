@@ -34,6 +34,8 @@ STANDSTILL_S: Final = 60.0
 STOP_S: Final = 90.0
 POLL_S: Final = 0.1
 PROGRESS_S: Final = 5.0
+#: Acked events for each device, without which a trial proves nothing.
+ACKS_MIN: Final = 10
 KILLED: Final = -signal.SIGKILL
 
 
@@ -94,12 +96,13 @@ class Trial:
     """One run of a layout. `say` gets progress lines."""
 
     def __init__(self, site: Site, layout: Layout, folder: Path, options: Options, say: Callable[[str], None]) -> None:
-        self._site, self._layout, self._folder, self._options, self._say = site, layout, folder, options, say
+        self._site, self.layout, self._folder, self._options, self._say = site, layout, folder, options, say
         self.tiers = {name: TierRun() for name in layout.tiers}
         self._processes: dict[str, SiteProcess] = {}
         self._ways: dict[Link | Door, Proxy] = {}
         self._weather: dict[str, Counter[str]] = {}
         self.fleet = Fleet(options.devices, options.rate, [self._door_url(door) for door in layout.doors])
+        self._acks_min = ACKS_MIN * options.devices
         self._steps_left = 0
 
     async def run(self) -> Outcome:
@@ -127,17 +130,17 @@ class Trial:
     # --- starting ----------------------------------------------------------------------------------------------------
 
     async def _open(self) -> None:
-        ways: list[Link | Door] = [*self._layout.links, *self._layout.doors]
+        ways: list[Link | Door] = [*self.layout.links, *self.layout.doors]
         for way in ways:
             far = (way.far_tier, way.far) if isinstance(way, Link) else (way.tier, way.source)
             self._ways[way] = Proxy(self._address_of(*far))
             await self._ways[way].open()
             self._weather[way.name] = Counter()
         ports = {way: proxy.port for way, proxy in self._ways.items() if isinstance(way, Link)}
-        for name, tier in self._layout.tiers.items():
+        for name, tier in self.layout.tiers.items():
             own = self._folder / name
             (own / "data").mkdir(parents=True, exist_ok=True)
-            overrides = [*tier.overrides, *self._layout.link_overrides(name, self._site, ports), *self._options.overrides]
+            overrides = [*tier.overrides, *self.layout.link_overrides(name, self._site, ports), *self._options.overrides]
             environ = {"HEADRACE_DATA": str(own / "data"), "HEADRACE_NAME": name}
             self._processes[name] = SiteProcess(self._site.file, own, overrides, environ, [name])
         for name, process in self._processes.items():
@@ -167,7 +170,7 @@ class Trial:
 
     async def _faults(self, begun: float) -> None:
         seed, seconds = self._options.seed, self._options.seconds
-        tiers = {name: schedule.tier_lane(seed, name, tier.points, seconds) for name, tier in self._layout.tiers.items()}
+        tiers = {name: schedule.tier_lane(seed, name, tier.points, seconds) for name, tier in self.layout.tiers.items()}
         ways = {way: schedule.link_lane(seed, way.name, seconds) for way in self._ways}
         self._steps_left = sum(map(len, tiers.values())) + sum(map(len, ways.values()))
         self._say(f"seed {seed}: {self._steps_left} steps, {', '.join(f'{len(lane)} of {name}' for name, lane in tiers.items())}")
@@ -224,7 +227,7 @@ class Trial:
     async def _die_at(self, name: str, step: Step) -> None:
         """Until the point kills it; one that is not passed in time is killed from outside."""
         process, run = self._processes[name], self.tiers[name]
-        needed = any(point.name == step.point and point.needed for point in self._layout.tiers[name].points)
+        needed = any(point.name == step.point and point.needed for point in self.layout.tiers[name].points)
         deadline = time.monotonic() + (POINT_NEEDED_WAIT_S if needed else POINT_WAIT_S)
         while (code := process.died()) is None and time.monotonic() < deadline:  # noqa: ASYNC110  another process is waited for
             await asyncio.sleep(POLL_S / 4)
@@ -269,6 +272,8 @@ class Trial:
             await asyncio.to_thread(_ready, process)
 
     async def _settle(self, driving: asyncio.Future[None]) -> None:
+        # also where most of the time was outage
+        await _until(lambda: self.fleet.acked >= self._acks_min, lambda: self.fleet.acked)
         self.fleet.finish()
         self._say(f"faults are over; {self.fleet.unsettled:,} events of devices are to be settled")
         await _until(driving.done, lambda: self.fleet.unsettled)
@@ -292,13 +297,13 @@ class Trial:
 
         def enough() -> bool:
             nonlocal found
-            found = lake.count(self._layout.lakes)
+            found = lake.count(self.layout.lakes)
             return found >= expected
 
         await _until(enough, lambda: found, pause_s=0.3)
 
     async def _stop(self) -> None:
-        for name in self._layout.order:
+        for name in self.layout.order:
             await self._alive(name)
             await self._stop_one(name)
 
@@ -322,7 +327,7 @@ class Trial:
 
     def judged(self, fresh: Device | None) -> list[Finding]:
         """Read the lake and judge it by what the devices know."""
-        findings = judge(self.fleet.devices, lake.rows(self._layout.lakes), fresh, self._happened())
+        findings = judge(self.fleet.devices, lake.rows(self.layout.lakes), fresh, self._happened())
         for run in self.tiers.values():
             for death in run.deaths:
                 findings[-1].against(death)
@@ -340,7 +345,7 @@ class Trial:
             resent=sum(device.resent for device in devices),
             resumed=sum(device.resumed for device in devices),
             refused=sum(len(device.refused) for device in devices),
-            stored=lake.count(self._layout.lakes),
+            stored=lake.count(self.layout.lakes),
             fault_s=fault_s,
             settle_s=settle_s,
             fresh_s=fresh_s,
@@ -348,9 +353,9 @@ class Trial:
 
     def _happened(self) -> Happened:
         seed, seconds = self._options.seed, self._options.seconds
-        counts = [("acked events", self.fleet.acked, 10 * self._options.devices)]
+        counts = [("acked events", self.fleet.acked, self._acks_min)]
         counts.append(("steps that were not carried out", -self._steps_left, 0))
-        for name, tier in self._layout.tiers.items():
+        for name, tier in self.layout.tiers.items():
             run, lane = self.tiers[name], schedule.tier_lane(seed, name, tier.points, seconds)
             deaths = sum(step.deed == "kill" for step in lane) + 2 * sum(step.deed == "point" for step in lane)
             counts.append((f"kills of {name}", run.kills, deaths))
@@ -358,7 +363,7 @@ class Trial:
             counts += [(f"deaths of {name} at {point}", run.points_hit[point], 1) for point in sorted(needed)]
         again = sum(device.resent + device.resumed for device in self.fleet.devices)
         counts.append(("messages whose ack was lost (sent again, or settled by a hello)", again, 1))
-        for link in self._layout.links:
+        for link in self.layout.links:
             counts.append((f"connections of {link.name}", self._ways[link].connections, 2))
         return counts
 
