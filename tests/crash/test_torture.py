@@ -15,8 +15,9 @@ import pytest
 from headrace.config import load
 from headrace.torture import lake
 from headrace.torture.layout import layout
+from headrace.torture.outcome import Outcome
 from headrace.torture.report import report
-from headrace.torture.trial import Options, Outcome, Trial
+from headrace.torture.trial import Options, Trial
 from headrace.torture.verdict import Finding
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -115,7 +116,7 @@ def test_an_acked_event_that_never_arrives_is_lost(tried: list[tuple[Trial, Outc
 
 def test_a_trial_in_which_nothing_happened_proves_nothing(tried: list[tuple[Trial, Outcome]]) -> None:
     trial = tried[0][0]
-    run = trial.tiers["edge"]
+    run = trial.victims["edge"].run
     hit, run.points_hit = run.points_hit, type(run.points_hit)()
     try:
         findings = trial.judged(trial.fleet.devices[-1])

@@ -15,8 +15,9 @@ from typing import Final
 
 from headrace.config import examine
 from headrace.torture.layout import layout
+from headrace.torture.outcome import Outcome
 from headrace.torture.report import report
-from headrace.torture.trial import Options, Outcome, Trial
+from headrace.torture.trial import Options, Trial
 
 EX_CONFIG: Final = 78
 EPILOG: Final = """\

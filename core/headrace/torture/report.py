@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from headrace.torture.trial import Outcome
+from headrace.torture.outcome import Outcome
 
 
 def report(outcome: Outcome) -> str:

@@ -3,44 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import time
 import urllib.parse
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final
 
-from headrace.errors import HeadraceError
 from headrace.tables import Site
-from headrace.testing.site import SiteError, SiteProcess
+from headrace.testing.site import SiteProcess
 from headrace.torture import lake, schedule
 from headrace.torture.device import Device
 from headrace.torture.fleet import Fleet
 from headrace.torture.layout import Door, Layout, Link
+from headrace.torture.outcome import Outcome
 from headrace.torture.proxy import Proxy
 from headrace.torture.schedule import Step
 from headrace.torture.verdict import Finding, Happened, judge
+from headrace.torture.victim import Victim
 
-START_S: Final = 90.0
-#: How long a tier may take to pass a point; longer where the trial needs it.
-POINT_WAIT_S: Final = 8.0
-POINT_NEEDED_WAIT_S: Final = 30.0
 #: A trial that settles makes progress within so long, or it has come to a standstill.
 STANDSTILL_S: Final = 60.0
-STOP_S: Final = 90.0
 POLL_S: Final = 0.1
 PROGRESS_S: Final = 5.0
 #: Acked events for each device, without which a trial proves nothing.
 ACKS_MIN: Final = 10
-KILLED: Final = -signal.SIGKILL
-
-
-class TrialError(HeadraceError):
-    """The trial could not be carried out: it says nothing about the site."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,51 +43,12 @@ class Options:
     overrides: Sequence[str] = ()
 
 
-@dataclass
-class TierRun:
-    """What was done to one tier."""
-
-    done: Counter[str] = field(default_factory=Counter)
-    points_hit: Counter[str] = field(default_factory=Counter)
-    points_not_passed: Counter[str] = field(default_factory=Counter)
-    deaths: list[str] = field(default_factory=list)
-
-    @property
-    def kills(self) -> int:
-        """SIGKILLs, from outside and at fault points."""
-        return self.done["kill"] + sum(self.points_hit.values()) + sum(self.points_not_passed.values())
-
-
-@dataclass
-class Outcome:
-    """All that a report tells."""
-
-    findings: list[Finding]
-    tiers: dict[str, TierRun]
-    links: dict[str, Counter[str]]
-    connections: dict[str, int]
-    acked: int
-    resent: int
-    resumed: int
-    refused: int
-    stored: int
-    fault_s: float
-    settle_s: float
-    fresh_s: float | None
-
-    @property
-    def passed(self) -> bool:
-        """Whether nothing speaks against any property."""
-        return not any(finding.violations for finding in self.findings)
-
-
 class Trial:
     """One run of a layout. `say` gets progress lines."""
 
     def __init__(self, site: Site, layout: Layout, folder: Path, options: Options, say: Callable[[str], None]) -> None:
         self._site, self.layout, self._folder, self._options, self._say = site, layout, folder, options, say
-        self.tiers = {name: TierRun() for name in layout.tiers}
-        self._processes: dict[str, SiteProcess] = {}
+        self.victims: dict[str, Victim] = {}
         self._ways: dict[Link | Door, Proxy] = {}
         self._weather: dict[str, Counter[str]] = {}
         self.fleet = Fleet(options.devices, options.rate, [self._door_url(door) for door in layout.doors])
@@ -142,16 +92,16 @@ class Trial:
             (own / "data").mkdir(parents=True, exist_ok=True)
             overrides = [*tier.overrides, *self.layout.link_overrides(name, self._site, ports), *self._options.overrides]
             environ = {"HEADRACE_DATA": str(own / "data"), "HEADRACE_NAME": name}
-            self._processes[name] = SiteProcess(self._site.file, own, overrides, environ, [name])
-        for name, process in self._processes.items():
-            self._say(f"starting {name}, log in {process.log}")
-            process.start(ready=False)
-        for process in self._processes.values():
-            await asyncio.to_thread(_ready, process)
+            self.victims[name] = Victim(tier, SiteProcess(self._site.file, own, overrides, environ, [name]))
+        for name, victim in self.victims.items():
+            self._say(f"starting {name}, log in {victim.process.log}")
+            victim.process.start(ready=False)
+        for victim in self.victims.values():
+            await victim.until_ready()
 
     def _address_of(self, tier: str, component: str) -> Callable[[], tuple[str, int] | None]:
         def address() -> tuple[str, int] | None:
-            process = self._processes[tier]
+            process = self.victims[tier].process
             url = process.url(component) if process.process is not None else None
             parsed = urllib.parse.urlparse(url or "")
             return (parsed.hostname or "", parsed.port) if parsed.port else None
@@ -160,7 +110,7 @@ class Trial:
 
     def _door_url(self, door: Door) -> Callable[[], str | None]:
         def url() -> str | None:
-            at = self._processes[door.tier].url(door.source)
+            at = self.victims[door.tier].process.url(door.source)
             scheme = "https" if (at or "").startswith(("https", "wss")) else "http"
             return f"{scheme}://127.0.0.1:{self._ways[door].port}" if at else None
 
@@ -178,7 +128,7 @@ class Trial:
         try:
             async with asyncio.TaskGroup() as tasks:
                 for name, lane in tiers.items():
-                    tasks.create_task(self._lane(lane, partial(self._do_to_tier, name)))
+                    tasks.create_task(self._lane(lane, self.victims[name].do))
                 for way, lane in ways.items():
                     tasks.create_task(self._lane(lane, partial(self._do_to_way, way)))
         finally:
@@ -198,78 +148,14 @@ class Trial:
         proxy.set("fair")
         self._weather[way.name][step.deed] += 1
 
-    async def _do_to_tier(self, name: str, step: Step) -> None:
-        process, run = self._processes[name], self.tiers[name]
-        await self._alive(name)
-        if step.deed == "pause":
-            assert process.process is not None
-            os.kill(process.process.pid, signal.SIGSTOP)
-            try:
-                await asyncio.sleep(step.hold_s)
-            finally:
-                os.kill(process.process.pid, signal.SIGCONT)
-        elif step.deed == "drain":
-            await self._stop_one(name)
-            process.start(ready=False)
-        elif step.deed == "kill":
-            process.kill()
-            await asyncio.sleep(step.hold_s)
-            process.start(ready=False)
-        else:
-            process.kill()
-            run.done["kill"] += 1
-            process.start(faults=f"{step.point}=kill@{step.hit}", ready=False)
-            await self._die_at(name, step)
-            process.start(ready=False)
-        if step.deed != "point":
-            run.done[step.deed] += 1
-
-    async def _die_at(self, name: str, step: Step) -> None:
-        """Until the point kills it; one that is not passed in time is killed from outside."""
-        process, run = self._processes[name], self.tiers[name]
-        needed = any(point.name == step.point and point.needed for point in self.layout.tiers[name].points)
-        deadline = time.monotonic() + (POINT_NEEDED_WAIT_S if needed else POINT_WAIT_S)
-        while (code := process.died()) is None and time.monotonic() < deadline:  # noqa: ASYNC110  another process is waited for
-            await asyncio.sleep(POLL_S / 4)
-        if code is None:
-            process.kill()
-            run.points_not_passed[step.point] += 1
-        elif code == KILLED:
-            run.points_hit[step.point] += 1
-        else:
-            self._ended_by_itself(name, code)
-
-    async def _alive(self, name: str) -> None:
-        """It runs; what ended by itself is counted against the site, and started again."""
-        process = self._processes[name]
-        if (code := process.died()) is not None:
-            self._ended_by_itself(name, code)
-            process.start(ready=False)
-
-    def _ended_by_itself(self, name: str, code: int) -> None:
-        self.tiers[name].deaths.append(f"tier {name} ended by itself with code {code}; its log is {self._processes[name].log}")
-
-    async def _stop_one(self, name: str) -> None:
-        process = self._processes[name]
-        try:
-            await asyncio.to_thread(process.stop, STOP_S)
-        except SiteError:
-            self._ended_by_itself(name, process.died() or 0)
-        except TimeoutError:
-            pass
-        except Exception as error:
-            if process.died() is None:
-                self.tiers[name].deaths.append(f"tier {name} did not stop within {STOP_S:.0f} s: {error}")
-                process.kill()
-
     # --- settling ----------------------------------------------------------------------------------------------------
 
     async def _heal(self) -> None:
         for proxy in self._ways.values():
             proxy.set("fair")
-        for name, process in self._processes.items():
-            await self._alive(name)
-            await asyncio.to_thread(_ready, process)
+        for victim in self.victims.values():
+            victim.keep_alive()
+            await victim.until_ready()
 
     async def _settle(self, driving: asyncio.Future[None]) -> None:
         # also where most of the time was outage
@@ -304,12 +190,12 @@ class Trial:
 
     async def _stop(self) -> None:
         for name in self.layout.order:
-            await self._alive(name)
-            await self._stop_one(name)
+            self.victims[name].keep_alive()
+            await self.victims[name].stop()
 
     async def _close(self) -> None:
-        for process in self._processes.values():
-            process.__exit__()
+        for victim in self.victims.values():
+            victim.process.__exit__()
         for proxy in self._ways.values():
             await proxy.close()
 
@@ -318,7 +204,7 @@ class Trial:
     async def _progress(self, begun: float) -> None:
         while True:
             await asyncio.sleep(PROGRESS_S)
-            kills = ", ".join(f"{name} {run.kills}" for name, run in self.tiers.items())
+            kills = ", ".join(f"{name} {victim.run.kills}" for name, victim in self.victims.items())
             cuts = sum(sum(counter.values()) for counter in self._weather.values())
             self._say(
                 f"{time.monotonic() - begun:4.0f} s: acked {self.fleet.acked:,}, killed {kills}, links and doors cut or stalled {cuts}, "
@@ -328,8 +214,8 @@ class Trial:
     def judged(self, fresh: Device | None) -> list[Finding]:
         """Read the lake and judge it by what the devices know."""
         findings = judge(self.fleet.devices, lake.rows(self.layout.lakes), fresh, self._happened())
-        for run in self.tiers.values():
-            for death in run.deaths:
+        for victim in self.victims.values():
+            for death in victim.run.deaths:
                 findings[-1].against(death)
         return findings
 
@@ -338,7 +224,7 @@ class Trial:
         findings = self.judged(fresh)
         return Outcome(
             findings=findings,
-            tiers=self.tiers,
+            tiers={name: victim.run for name, victim in self.victims.items()},
             links=self._weather,
             connections={way.name: proxy.connections for way, proxy in self._ways.items()},
             acked=self.fleet.acked,
@@ -356,7 +242,7 @@ class Trial:
         counts = [("acked events", self.fleet.acked, self._acks_min)]
         counts.append(("steps that were not carried out", -self._steps_left, 0))
         for name, tier in self.layout.tiers.items():
-            run, lane = self.tiers[name], schedule.tier_lane(seed, name, tier.points, seconds)
+            run, lane = self.victims[name].run, schedule.tier_lane(seed, name, tier.points, seconds)
             deaths = sum(step.deed == "kill" for step in lane) + 2 * sum(step.deed == "point" for step in lane)
             counts.append((f"kills of {name}", run.kills, deaths))
             needed = {step.point for step in lane if step.deed == "point"} & {point.name for point in tier.points if point.needed}
@@ -366,14 +252,6 @@ class Trial:
         for link in self.layout.links:
             counts.append((f"connections of {link.name}", self._ways[link].connections, 2))
         return counts
-
-
-def _ready(process: SiteProcess) -> None:
-    deadline = time.monotonic() + START_S
-    while not process.is_ready():
-        if process.died() is not None or time.monotonic() > deadline:
-            raise TrialError(f"the tier {process.tiers[0]} does not become ready\n{process.log_end()}")
-        time.sleep(POLL_S)
 
 
 async def _until(done: Callable[[], bool], progress: Callable[[], object], pause_s: float = POLL_S) -> None:
