@@ -51,7 +51,7 @@ class Ring(Cursors):
             self.head.area.close()
             for segment in self.segments:
                 segment.unmap()
-            self.spare = None
+            self.spares.clear()
 
     # --- append ------------------------------------------------------------------------------------------------------
 
@@ -214,7 +214,7 @@ class Ring(Cursors):
 
     def _take_spare(self) -> tuple[str, Area]:
         with self.lock:
-            spare, self.spare = self.spare, None
+            spare = self.spares.pop() if self.spares else None
         return spare or self.make_spare()
 
     def make_spare(self) -> tuple[str, Area]:
@@ -254,7 +254,7 @@ class Ring(Cursors):
 
     def fits(self, entry: Entry) -> bool:
         """Whether an entry can be written without making a segment file first."""
-        if self.spare is not None:
+        if self.spares:
             return True
         active = self.segments[-1] if self.segments else None
         return active is not None and active.writable and self._write_at + entry.size + SPAN_FRAME_BYTES <= active.header.data_end

@@ -86,7 +86,7 @@ class RingState:
         self.commit_lock = threading.Lock()
         self.head_lock = threading.Lock()
         self.segments: list[Segment] = []
-        self.spare: tuple[str, Area] | None = None
+        self.spares: list[tuple[str, Area]] = []  # segment files that are of nobody's use yet
         self.tracks: dict[str, Track] = {}
         self.upto = 0  # the last committed position
         self.next = 1  # the position of the next row

@@ -4,6 +4,7 @@ give back what every reader has passed. One call is one pass; nothing here is in
 from __future__ import annotations
 
 import contextlib
+from typing import Final
 
 from headrace import QueueFull
 from headrace_queue_pmem.layout import SEGMENT_DATA_AT, seal_bytes
@@ -11,6 +12,9 @@ from headrace_queue_pmem.marks import pack
 from headrace_queue_pmem.recovery import MARKS
 from headrace_queue_pmem.ring import Ring
 from headrace_queue_pmem.segment import Segment, prepare, seal
+
+#: Segments that were given back and wait to be used again: making one anew costs its zeroing, and taking its blocks from the disk.
+SPARES_MAX: Final = 4
 
 
 def upkeep(ring: Ring) -> int:
@@ -64,9 +68,9 @@ def close(ring: Ring) -> None:
     if ring.checkpoint_upto < ring.upto or ring.marks.changed:
         checkpoint(ring)
     with ring.lock:
-        spare, ring.spare = ring.spare, None
-    if spare is not None:
-        ring.medium.remove(spare[0])
+        spares, ring.spares = ring.spares, []
+    for name, _ in spares:
+        ring.medium.remove(name)
 
 
 def _seal(ring: Ring) -> None:
@@ -111,9 +115,9 @@ def _give_back(ring: Ring) -> int:
 
 
 def _recycle(ring: Ring, segment: Segment) -> None:
-    """Make a segment that nobody looks at any more the spare one; remove it when a view still lives or there is one."""
+    """Make a segment that nobody looks at any more a spare one; remove it when a view still lives or there are enough."""
     segment.unmap()
-    if ring.spare is None and not segment.viewed():
+    if len(ring.spares) < SPARES_MAX and len(ring.segments) + len(ring.spares) < ring.options.segments_max and not segment.viewed():
         try:
             fresh = ring.medium.open(segment.name)
         except OSError:
@@ -122,7 +126,7 @@ def _recycle(ring: Ring, segment: Segment) -> None:
         if fresh.size == ring.medium.usable(ring.options.segment_bytes):
             prepare(fresh)
             with ring.lock:
-                ring.spare = (segment.name, fresh)
+                ring.spares.append((segment.name, fresh))
             return
     ring.medium.remove(segment.name)
 
@@ -140,7 +144,7 @@ def _spare(ring: Ring) -> None:
     """Make the next segment before it is needed: a full disk is met here, and no append waits for the allocation."""
     with ring.lock:
         active = ring.segments[-1] if ring.segments else None
-        wanted = ring.spare is None and len(ring.segments) < ring.options.segments_max
+        wanted = not ring.spares and len(ring.segments) < ring.options.segments_max
         half = active is None or active.end - SEGMENT_DATA_AT >= (active.header.data_end - SEGMENT_DATA_AT) // 2
     if not (wanted and half):
         return
@@ -149,7 +153,4 @@ def _spare(ring: Ring) -> None:
     except (QueueFull, OSError):
         return  # the append that needs it will say so
     with ring.lock:
-        if ring.spare is None:
-            ring.spare = spare
-            return
-    ring.medium.remove(spare[0])
+        ring.spares.append(spare)
