@@ -93,16 +93,17 @@ static int make_rows(ws_gatherer *g, size_t rows) {
 /* Takes a run of messages into the batch; 0 when one of them is not certainly an object, or there is no memory: none is taken. */
 static int gather(ws_gatherer *g, ws_connection *c, int descriptor, const uint8_t *run, size_t size, size_t count, int64_t received_us) {
     const uint8_t *end = run + size, *message = run;
-    for (size_t i = 0; i < count; i++) {
-        const uint8_t *stop = memchr(message, '\n', (size_t)(end - message));
-        if (!stop) stop = end;
-        if (!ws_is_object(message, stop)) return 0;
-        message = stop + 1;
-    }
     if (!make_rows(g, g->rows + count) || !make_room((void **)&g->payload, &g->payload_room, g->payload_size + size, 1) ||
         !make_room((void **)&g->device, &g->device_room, g->device_size + count * c->device_size, 1) ||
         !make_room((void **)&g->chunks, &g->chunk_room, g->chunk_count + 1, sizeof(ws_chunk)))
         return 0;
+    for (size_t i = 0; i < count; i++) {
+        const uint8_t *stop = ws_object(message, end);
+        if (!stop || (i + 1 < count ? stop == end || *stop != '\n' : stop != end)) return 0;
+        g->payload_offsets[g->rows + i] = (int32_t)(g->payload_size + (size_t)(message - run) - i); /* newlines are left out */
+        message = stop + 1;
+    }
+    g->payload_offsets[g->rows + count] = (int32_t)(g->payload_size + size - (count - 1));
     if (c->chunk_batch != g->number) {
         c->chunk_batch = g->number;
         c->chunk = g->chunk_count++;
@@ -113,19 +114,16 @@ static int gather(ws_gatherer *g, ws_connection *c, int descriptor, const uint8_
     c->count += count;
     g->chunks[c->chunk].last = c->count;
     message = run;
-    for (size_t i = 0; i < count; i++) {
-        const uint8_t *stop = memchr(message, '\n', (size_t)(end - message));
-        size_t length = (size_t)((stop ? stop : end) - message);
+    for (size_t i = 0; i < count; i++, g->rows++) {
+        size_t length = (size_t)(g->payload_offsets[g->rows + 1] - g->payload_offsets[g->rows]);
         memcpy(g->payload + g->payload_size, message, length);
         memcpy(g->device + g->device_size, c->device, c->device_size);
-        g->payload_offsets[g->rows] = (int32_t)g->payload_size;
         g->device_offsets[g->rows] = (int32_t)g->device_size;
-        g->received[g->rows++] = received_us;
+        g->received[g->rows] = received_us;
         g->payload_size += length;
         g->device_size += c->device_size;
         message += length + 1;
     }
-    g->payload_offsets[g->rows] = (int32_t)g->payload_size;
     g->device_offsets[g->rows] = (int32_t)g->device_size;
     return 1;
 }

@@ -72,6 +72,7 @@ void ws_next_batch(ws_gatherer *g);
  * of the ack's frame go to `rest` for each connection whose ack Python has to write; their number. */
 int ws_acknowledge(ws_gatherer *g, const ws_chunk *chunks, size_t count, int32_t *rest);
 
+const uint8_t *ws_object(const uint8_t *at, const uint8_t *end);
 int ws_is_object(const uint8_t *at, const uint8_t *end);
 
 #endif

@@ -30,8 +30,8 @@ PEERS_PER_TURN: Final = 256
 #: Behind a commit of fewer rows than REST_ROWS nothing is read for REST_RATIO of the time that it took. Without that, commits of
 #: two or three messages would follow each other at any rate, with the core always busy.
 REST_ROWS: Final = 64
-REST_RATIO: Final = 0.8
-REST_S_MAX: Final = 0.000_3
+REST_RATIO: Final = 1.2
+REST_S_MAX: Final = 0.000_4
 
 #: Size of a ws_chunk (gather.h).
 CHUNK_BYTES: Final = 32
