@@ -10,6 +10,8 @@ from headrace import Component, ConfigError, Deliver, QueueInfo, RangeKey, hooki
 from headrace.hookspecs import Role
 from headrace_transport_zmq import receiving, sending
 from headrace_transport_zmq.config import TransportConfig, problem
+from headrace_transport_zmq.key_options import read_keys
+from headrace_transport_zmq.keys import KeysError
 from headrace_transport_zmq.receiving import Receiving
 from headrace_transport_zmq.sending import Sending
 
@@ -33,16 +35,28 @@ class TransportZmq(Component):
 
     def check(self) -> list[str]:
         found = problem(self.config)
+        if not found:
+            try:
+                read_keys(self.config)
+            except KeysError as error:
+                found = f"{error.option}: {error}"
         return [found] if found else []
 
     async def open(self) -> None:
         """Take the port, or make ready to connect. ConfigError; TransientError while the port is taken."""
         if found := problem(self.config):
-            raise ConfigError("config", f"tiers.{self.context.tier}.<sources or outputs>.{self.context.id}", "a link", found)
-        if self.config.listen is not None and self._receiving is None:
-            self._receiving = Receiving(self.config, self.context)
-        if self.config.connect is not None and self._sending is None:
-            self._sending = Sending(self.config, self.context)
+            raise ConfigError("config", self._place, "a link", found)
+        try:
+            if self.config.listen is not None and self._receiving is None:
+                self._receiving = Receiving(self.config, self.context)
+            if self.config.connect is not None and self._sending is None:
+                self._sending = Sending(self.config, self.context)
+        except KeysError as error:
+            raise ConfigError("config", f"{self._place}.{error.option}", error.expected, error.came, error.hint) from error
+
+    @property
+    def _place(self) -> str:
+        return f"tiers.{self.context.tier}.{'sources' if self.config.listen else 'outputs'}.{self.context.id}"
 
     async def run(self) -> None:
         """Keep the connection."""
@@ -52,6 +66,10 @@ class TransportZmq(Component):
     async def drain(self, deadline_s: float) -> None:
         if self._receiving is not None:
             await self._receiving.drain(deadline_s)
+
+    async def reread(self) -> None:
+        if self._receiving is not None:
+            await self._receiving.reread()
 
     async def close(self) -> None:
         if self._sending is not None:

@@ -35,3 +35,15 @@ class ReceivingCounters:
     def refused(self, code: str) -> None:
         """A hello was refused."""
         self._metrics.counter("link_refused_hellos_total", "Hellos that were refused.", code=code).inc()
+
+
+class GuardCounters:
+    """Of a listening socket."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self.connections = metrics.gauge("link_connections", "Connections to a listening end, those that have not shaken hands included.")
+
+    def refused(self, reason: str) -> None:
+        """A connection ended before its peer had said anything that belongs here, or was cut."""
+        self._metrics.counter("link_refused_connections_total", "Connections that were not let in, or were cut.", reason=reason).inc()

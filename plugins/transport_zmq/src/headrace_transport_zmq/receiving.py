@@ -22,6 +22,7 @@ from headrace.position import ORIGIN_MISSING, Named, pack_name
 from headrace_transport_zmq import wire
 from headrace_transport_zmq.config import TransportConfig
 from headrace_transport_zmq.counters import ReceivingCounters
+from headrace_transport_zmq.guard import Guard
 from headrace_transport_zmq.identities import Identities
 from headrace_transport_zmq.receiver import Answer, Options, Receiver, Staged, Taken
 from headrace_transport_zmq.sending import next_message
@@ -46,7 +47,6 @@ class Receiving:
     def __init__(self, config: TransportConfig, context: Context) -> None:
         self._config, self._context = config, context
         self._count = ReceivingCounters(context.metrics)
-        self._identities = self._open_identities()
         self._receiver = Receiver(Options(config.staged_bytes_max, config.peers_max, config.dead_after_s), take, self._count.discarded)
         self._staged = asyncio.Event()
         self._quiet = asyncio.Event()
@@ -54,16 +54,19 @@ class Receiving:
         self._draining = False
         self._troubled = False
         self._zmq = zmq.asyncio.Context()
+        self._guard = Guard(config, context, self._zmq)
+        self._identities = self._open_identities()
         self._socket = self._zmq.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.MAXMSGSIZE, config.frame_bytes_max)
+        self._guard.arm(self._socket)
         assert config.listen is not None
         try:
             self._socket.bind(config.listen)
         except zmq.ZMQError as error:
             self.close()
             raise TransientError(f"cannot listen on {config.listen}: {error.strerror}; choose another port or end what uses it") from error
-        context.log.info("listening", url=self._socket.getsockopt_string(zmq.LAST_ENDPOINT))
+        self._guard.bound(self._socket)
 
     def _open_identities(self) -> Identities:
         file = self._context.data_dir / "identities.db"
@@ -81,6 +84,7 @@ class Receiving:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._commit(deliver))
             tasks.create_task(self._tick())
+            tasks.create_task(self._guard.run())
             await self._read(deliver)
 
     async def drain(self, deadline_s: float) -> None:
@@ -92,8 +96,13 @@ class Receiving:
         except TimeoutError:
             self._context.log.warning("not everything that links sent was committed before the drain's deadline", deadline_s=deadline_s)
 
+    async def reread(self) -> None:
+        """Look again at the files of keys."""
+        await self._guard.reread()
+
     def close(self) -> None:
         """Safe twice."""
+        self._guard.close()
         self._socket.close(linger=0)
         self._zmq.destroy(linger=0)
         self._identities.close()
@@ -119,7 +128,7 @@ class Receiving:
         try:
             frame = wire.decode([part.buffer for part in message[1:]])
             if frame.type == wire.HELLO:
-                await self._greet(routing, frame, wire.unpack_text(frame, wire.Hello), deliver)
+                await self._greet(message[1], routing, frame, wire.unpack_text(frame, wire.Hello), deliver)
             elif self._draining and frame.type == wire.DATA:
                 self._count.discarded("draining")
             else:
@@ -128,9 +137,10 @@ class Receiving:
             self._refuse(routing, Frame(wire.HELLO, error.session), "version", str(error))
         except wire.MalformedError as error:
             self._count.discarded("malformed")
+            self._guard.nonsense(message[-1])
             self._context.log.warning("link sent a frame that is none", error=str(error))
 
-    async def _greet(self, routing: bytes, frame: Frame, hello: wire.Hello, deliver: Deliver) -> None:
+    async def _greet(self, part: zmq.Frame, routing: bytes, frame: Frame, hello: wire.Hello, deliver: Deliver) -> None:
         info = deliver.queue_info()
         text = wire.Welcome(
             level=info.level if info else "none",
@@ -152,9 +162,12 @@ class Receiving:
         self._receiver.supersede(origin)
         mark = await deliver.position(origin)
         self._tell([self._receiver.welcome(routing, frame, origin, mark, text, self._now())])
+        self._guard.spoke(part)
         self._count.peers.set(len(self._receiver.peers))
         self._context.fault(AFTER_WELCOME)
-        self._context.log.info("link welcome", queue_id=hello.queue_id, output=hello.output, mark=mark, far_side=hello.host)
+        self._context.log.info(
+            "link welcome", key=self._guard.name_of(part), queue_id=hello.queue_id, output=hello.output, mark=mark, far_side=hello.host
+        )
 
     def _refuse(self, routing: bytes, frame: Frame, code: str, reason: str) -> None:
         self._count.refused(code)

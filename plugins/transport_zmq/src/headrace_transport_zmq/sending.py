@@ -15,6 +15,7 @@ from headrace.retry import Backoff
 from headrace_transport_zmq import identities, lanes, wire
 from headrace_transport_zmq.config import TransportConfig
 from headrace_transport_zmq.counters import SendingCounters
+from headrace_transport_zmq.door import Door
 from headrace_transport_zmq.sender import Broken, Dead, Done, Effect, Emit, Flight, Options, Refused, Rewound, Sender, Unwelcome, Welcomed
 
 BEFORE_HELLO: Final = "transport_zmq.before_hello"
@@ -36,6 +37,7 @@ class Sending:
         self._count = SendingCounters(context.metrics)
         self._backoff = Backoff(RECONNECT_BASE_MS, config.reconnect_ms_max, context.random)
         self._zmq = zmq.asyncio.Context()
+        self._door = Door(config, context, self._zmq)
         self._socket: zmq.asyncio.Socket | None = None
         self._outbox: deque[list[wire.Buffer]] = deque()
         #: set when there is something to wait for that `run` does not know of
@@ -192,10 +194,12 @@ class Sending:
         socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_BASE_MS)
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, self._config.reconnect_ms_max)
         assert self._config.connect is not None
+        self._door.arm(socket)
         socket.connect(self._config.connect)
         self._socket = socket
 
     def _close_socket(self, linger_ms: int) -> None:
+        self._door.shut()
         if self._socket is not None:
             self._socket.close(linger=linger_ms)
             self._socket = None
@@ -270,6 +274,8 @@ class Sending:
             future.set_exception(error)
 
     def _end(self, reason: str) -> None:
+        if why := self._door.why():
+            reason = f"{reason}: {why}"
         self._ended = reason
         self._context.log.warning("link ends its connection", reason=reason)
         self._context.status("degraded", reason)

@@ -1,0 +1,69 @@
+"""How a connecting socket shows its key, and learns why it is not let in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import zmq
+import zmq.asyncio
+
+from headrace import Context
+from headrace_transport_zmq.config import TransportConfig
+from headrace_transport_zmq.guard import CRYPTOGRAPHIC, MECHANISM, happened, monitored
+from headrace_transport_zmq.key_options import read_keys
+from headrace_transport_zmq.keys import others_may_read
+
+_MONITORED: Final = (
+    zmq.EVENT_HANDSHAKE_SUCCEEDED
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+)
+
+
+class Door:
+    """Of one output or source that connects. `arm` each of its sockets before it connects, `shut` it before it is closed."""
+
+    def __init__(self, config: TransportConfig, context: Context, zmq_context: zmq.asyncio.Context) -> None:
+        """KeysError when the keys cannot be read."""
+        self._zmq = zmq_context
+        keys = read_keys(config)
+        self._pair, self._server = keys.pair, keys.server
+        self._monitor: zmq.Socket[bytes] | None = None
+        if config.key_file is not None and others_may_read(Path(config.key_file)):
+            context.log.warning("others can read the secret key: chmod 600", path=config.key_file)
+
+    def arm(self, socket: zmq.asyncio.Socket) -> None:
+        """Before `connect`."""
+        if self._pair is not None:
+            socket.curve_publickey, socket.curve_secretkey = self._pair.public, self._pair.secret
+            socket.curve_serverkey = self._server
+        self._monitor = monitored(socket, self._zmq, _MONITORED)
+
+    def shut(self) -> None:
+        """Before the socket is closed. Safe twice."""
+        if self._monitor is not None:
+            self._monitor.close(linger=0)
+            self._monitor = None
+
+    def why(self) -> str:
+        """Why the far side did not let this one in, as far as it can be told; empty when it was not asked, or let in since."""
+        reason = ""
+        for event, value in happened(self._monitor):
+            reason = self._reason(event, value)
+        return reason
+
+    def _reason(self, event: int, value: int) -> str:
+        if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            return ""
+        if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+            key = self._pair.public.decode() if self._pair else ""
+            return f"it does not let this key in; add {key} to its allow_keys_file"
+        if self._pair is None and value == MECHANISM:
+            return "it wants keys; set key_file and server_key"
+        if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL and value == MECHANISM:
+            return "it has no keys; set key_file there"
+        if self._pair is not None and (value == CRYPTOGRAPHIC or event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL):
+            return "it ended the handshake; is server_key its public key?"
+        return "it ended the handshake"
