@@ -26,8 +26,9 @@ install: .venv/.set-up-run
 run: .venv/.set-up-run
 	@exec examples/demo.sh
 
+# the tests start hundreds of processes, which compile our modules again and again where the environment forbids to keep that
 test: .venv/.set-up-dev
-	@$(BIN)/python -m pytest -q -n 3 --dist loadgroup $(PYTEST_ARGS)
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n 3 --dist loadgroup $(PYTEST_ARGS)
 
 lint: .venv/.set-up-dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
