@@ -341,6 +341,17 @@ class Host:
             health = healths.get((row["tier"], row["component"]))
             if health is not None and row["status"] == "ok":  # what the engine saw go wrong comes before what it says itself
                 row.update(health._asdict())
+        rows += [
+            {
+                "tier": tier.name,
+                "component": "dead_letters",
+                "role": "dead_letters",
+                "plugin": "",
+                "since": None,
+                **tier.pipeline.dead_letters()._asdict(),
+            }
+            for tier in self.tiers
+        ]
         queues = [
             {**info._asdict(), "readers": [reader._asdict() for reader in info.readers], "spans": [span._asdict() for span in info.spans]}
             for info in self._queue_infos()

@@ -141,6 +141,11 @@ def slice_origins(origins: pa.RecordBatch, first: int, count: int) -> pa.RecordB
     return origin_batch(kept)
 
 
+def origins_of_rows(ids: Iterable[tuple[str, int]]) -> pa.RecordBatch:
+    """The origins of a batch whose rows each have a global id (queue id, position) of their own."""
+    return origin_batch(Origin(queue_id, position, position, row) for row, (queue_id, position) in enumerate(ids))
+
+
 def drop_rows(origins: pa.RecordBatch, drop: Sequence[int], rows: int) -> pa.RecordBatch:
     """The origins of a batch of `rows` rows after the rows `drop` (ascending) were left out."""
     kept: list[Origin] = []

@@ -24,6 +24,7 @@ from headrace.engine.outputs import Output, OutputServices
 from headrace.engine.pipeline import Pipeline
 from headrace.engine.quarantine import Quarantine
 from headrace.engine.reading import RawReading
+from headrace.engine.replaying import RefusedAgain, Replaying, ReplayQueue, quiet_services
 from headrace.engine.supervisor import Services, Statuses, Supervised
 from headrace.engine.types_file import TypesFile
 from headrace.faults import Faults
@@ -74,18 +75,35 @@ class EngineBench:
         )
         return Supervised(entry, "t", self.services)
 
-    def outputs(self, pipeline: Pipeline, kinds: Sequence[tuple[type[Output], Supervised]]) -> list[Output]:
-        shared = OutputServices(
+    def shared(self, pipeline: Pipeline) -> OutputServices:
+        return OutputServices(
             self.buffer, pipeline, self.raw, self.engine, self.quarantine, self.metrics, self.clock, self.services.faults, self.backoff,
             lambda: None,
         )  # fmt: skip
-        return [kind(unit, shared) for kind, unit in kinds]
 
-    def pipeline(self, enrichers: Sequence[Supervised] = (), decoders: Sequence[Supervised] = ()) -> Pipeline:
+    def outputs(self, pipeline: Pipeline, kinds: Sequence[tuple[type[Output], Supervised]]) -> list[Output]:
+        return [kind(unit, self.shared(pipeline)) for kind, unit in kinds]
+
+    def replaying(self) -> Replaying:
+        """The tier's replays; a new one stands for a process that was started again."""
+
+        def services(queue: ReplayQueue, refused: RefusedAgain) -> tuple[OutputServices, Pipeline, RawReading]:
+            pipeline, raw = self.pipeline(queue=queue, quarantine=refused), RawReading(queue, self.engine)
+            return quiet_services(self.shared(pipeline), queue, pipeline, raw, refused), pipeline, raw
+
+        return Replaying(
+            self.letters, self.quarantine, self.clock, self.backoff, self.metrics, Log("test"), services,
+            lambda output, shared: type(output)(output.unit, shared),
+        )  # fmt: skip
+
+    def pipeline(
+        self, enrichers: Sequence[Supervised] = (), decoders: Sequence[Supervised] = (), queue: Any = None, quarantine: Any = None
+    ) -> Pipeline:
         wrapped = [Enricher(unit, self.engine, self.clock, self.backoff()) for unit in enrichers]
         decoding = [Decoder(unit, self.engine, self.clock, self.backoff()) for unit in decoders]
         types_file = TypesFile(self.folder / "readings.json", self.engine.readings_max)
-        pipeline = Pipeline(self.buffer, decoding, wrapped, self.engine, types_file, self.quarantine, self.metrics, Log("test"))
+        parts = (self.engine, types_file, quarantine or self.quarantine, self.metrics, Log("test"))
+        pipeline = Pipeline(queue or self.buffer, decoding, wrapped, *parts)
         pipeline.ready.set()
         return pipeline
 

@@ -133,7 +133,7 @@ def test_dead_letters_are_kept_once_and_survive(tmp_path: Path) -> None:
 def test_full_dead_letters_refuse_and_say_what_to_do(tmp_path: Path) -> None:
     store = DeadLetters(tmp_path / "dead.db", 64 << 10)
     store.add([letter(1, payload=b"x" * (80 << 10))])
-    with pytest.raises(TransientError, match=r"are full: \d+ of 65536 bytes; move the file away"):
+    with pytest.raises(TransientError, match=r"are full: \d+ of 65536 bytes; run `headrace dead list"):
         store.add([letter(2)])
     assert store.positions("q", 1, 9, "lake") == {1}
 

@@ -19,7 +19,7 @@ from headrace.component import Clock, Component
 from headrace.config import Engine
 from headrace.engine.narrowing import Narrowing
 from headrace.engine.pipeline import Pipeline
-from headrace.engine.quarantine import Quarantine
+from headrace.engine.quarantine import SettingAside
 from headrace.engine.reading import Events, RawReading, Reading
 from headrace.engine.supervisor import Supervised, call_plugin
 from headrace.errors import HookError, PermanentError, TransientError
@@ -27,7 +27,7 @@ from headrace.faults import Faults
 from headrace.hookspecs import Plan, QueueInfo, ReaderInfo
 from headrace.log import describe
 from headrace.metrics import Metrics
-from headrace.position import Missing, RangeKey
+from headrace.position import NO_ORIGINS, Missing, RangeKey, slice_origins
 from headrace.retry import Backoff
 
 #: Points of the engine at which crash tests kill the process.
@@ -57,7 +57,7 @@ class OutputServices:
     pipeline: Pipeline
     raw: RawReading
     engine: Engine
-    quarantine: Quarantine
+    quarantine: SettingAside
     metrics: Metrics
     clock: Clock
     faults: Faults
@@ -110,13 +110,18 @@ class Output:
     # --- life --------------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Feed the output until it is drained."""
+        """Open the output, and feed it until it is drained."""
         self._doing("waiting")
         await self.unit.open()
+        await self.drive()
+
+    async def drive(self) -> None:
+        """Feed the open output until it is drained."""
         try:
             while True:
                 try:
                     await self._begin()
+                    self.unit.turn.give(self)
                     await self._feed()
                     return
                 except StoreError as error:
@@ -125,6 +130,8 @@ class Output:
             # stopped, not crashed: a restart must not find a range that seems to have killed the process
             await self._lived()
             raise
+        finally:
+            self.unit.turn.give(self)
 
     async def _begin(self) -> None:
         """Find the position to start from."""
@@ -171,6 +178,8 @@ class Output:
 
     async def _call(self, stage: str, **arguments: Any) -> Any:
         self._doing("waiting")
+        # from the first write to the flush (or reset) the output is one driver's: what it holds unflushed is of one queue
+        await self.unit.turn.take(self)
         await self.unit.is_open()
         component = self.unit.component
         if stage in ("write", "flush") and self._writer not in (None, component):
@@ -189,6 +198,7 @@ class Output:
         """`key` is safe there: forget it here, and count it."""
         self._s.faults.hit("engine.after_flush")
         self._writer = None
+        self.unit.turn.give(self)
         self.flushed = self.attempted = key.last
         self._count_written.inc(rows)
         for hole in key.missing:
@@ -229,6 +239,7 @@ class Output:
         await self._lived()
         await self._reset()
         self._writer = None
+        self.unit.turn.give(self)
         if isinstance(error, TransientError):
             await self._wait(describe(error), error.retry_after_s)
         elif isinstance(error, PermanentError) and self.attempted > self.flushed:
@@ -293,7 +304,8 @@ class Output:
         read = await self._reads.raw(self.id, position, position)
         if read.batch is not None:
             row: pa.RecordBatch = read.batch.slice(0, 1)
-            await self._s.quarantine.add(row, [position], read.queue_id, self.id, stage, self.id, reason, self._holding)
+            origins = slice_origins(read.origins, 0, 1) if read.origins.num_rows else NO_ORIGINS
+            await self._s.quarantine.add(row, [position], read.queue_id, self.id, stage, self.id, reason, self._holding, origins)
         self._s.faults.hit("engine.after_dead_letters")
         self._dead.add(position)
         if stage == CRASH:

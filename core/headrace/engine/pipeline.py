@@ -18,14 +18,14 @@ from headrace.encodings import STORED
 from headrace.engine.dead_letters import ALL_OUTPUTS
 from headrace.engine.decoder import Decoded, Decoder
 from headrace.engine.enrichment import Enricher
-from headrace.engine.quarantine import Holding, Quarantine
+from headrace.engine.quarantine import Holding, SettingAside
 from headrace.engine.reading import Events, Reading
 from headrace.engine.types_file import TypesFile
 from headrace.errors import HookError
 from headrace.hookspecs import QueueRead
 from headrace.log import Log, describe
 from headrace.metrics import Metrics
-from headrace.position import RangeKey, global_ids, row_positions
+from headrace.position import RangeKey, global_ids, origins_of_rows, row_positions
 from headrace.retry import Backoff
 from headrace.schema import ENCODING_SITE_FIRST, event_schema, kind_of
 
@@ -44,7 +44,7 @@ class Pipeline(Reading):
         enrichers: Sequence[Enricher],
         engine: Engine,
         types_file: TypesFile,
-        quarantine: Quarantine,
+        quarantine: SettingAside,
         metrics: Metrics,
         log: Log,
     ) -> None:
@@ -80,14 +80,14 @@ class Pipeline(Reading):
             with self._seconds["decode"].time():
                 batch, bad = await self._decode(read.batch, read, positions)
             if bad:
-                await self._refuse(read.queue_id, read.batch, positions, bad, "decode", "decode", lambda _: None)
+                await self._refuse(read, read.batch, positions, bad, "decode", "decode", lambda _: None)
         else:
             batch, bad = pa.RecordBatch.from_arrays([_own(column) for column in read.batch.columns], schema=read.batch.schema), {}
         with self._seconds["enrich"].time():
             for enricher in self._enrichers:
                 batch, refused = await enricher.add_context(batch)
                 if refused:
-                    await self._refuse(read.queue_id, read.batch, positions, refused, "enrich", enricher.id, enricher.holding)
+                    await self._refuse(read, read.batch, positions, refused, "enrich", enricher.id, enricher.holding)
                     bad.update(dict.fromkeys(refused, ""))
         events = Events(key, batch, positions)
         return events.without({int(positions[row]) for row in bad})
@@ -153,7 +153,7 @@ class Pipeline(Reading):
 
     async def _refuse(
         self,
-        queue_id: str,
+        read: QueueRead,
         rows: pa.RecordBatch,
         positions: np.ndarray[Any, Any],
         bad: Mapping[int, str],
@@ -161,11 +161,15 @@ class Pipeline(Reading):
         component: str,
         holding: Holding,
     ) -> None:
+        names, numbers = global_ids(read.queue_id, positions, read.origins)
         by_reason = sorted(bad, key=lambda row: bad[row])
         for reason, group in itertools.groupby(by_reason, key=lambda row: bad[row]):
             indexes = list(group)
             refused = [int(positions[row]) for row in indexes]
-            await self._quarantine.add(rows.take(pa.array(indexes)), refused, queue_id, ALL_OUTPUTS, stage, component, reason, holding)
+            origins = origins_of_rows((names[row].as_py(), numbers[row].as_py()) for row in indexes)
+            await self._quarantine.add(
+                rows.take(pa.array(indexes)), refused, read.queue_id, ALL_OUTPUTS, stage, component, reason, holding, origins
+            )
 
 
 def _own(column: pa.Array) -> pa.Array:

@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar
 import uvloop
 
 from headrace import config
+from headrace.component import Health
 from headrace.config import Entry
 from headrace.engine.dead_letters import DeadLetters
 from headrace.engine.decoder import Decoder
@@ -23,17 +24,21 @@ from headrace.engine.outputs import Activity, Output, OutputServices
 from headrace.engine.pipeline import Pipeline
 from headrace.engine.quarantine import Quarantine
 from headrace.engine.reading import RawReading
+from headrace.engine.replaying import RefusedAgain, Replaying, ReplayQueue, quiet_services
 from headrace.engine.supervisor import Services, Supervised, call_plugin
 from headrace.engine.types_file import TypesFile
 from headrace.engine.window import AgeWindow
 from headrace.errors import ConfigError, HookError
 from headrace.hookspecs import QueueInfo, ReaderInfo
+from headrace.metrics import Metrics
 from headrace.position import RangeKey
 from headrace.retry import Backoff
 
 T = TypeVar("T")
 
 WATCH_S: Final = 0.25
+#: How often the dead letters are looked at: for what a command asked for, and how much there is.
+LETTERS_S: Final = 1.0
 #: The reader that releases where no output holds anything; no output can have this name.
 NOBODY: Final = "(nobody)"
 #: The queue's fill at which holding outputs flush, whatever their `flush_*` say (DELIVERY 11).
@@ -59,6 +64,7 @@ class PipelineThread:
         #: when the thread's loop last turned (monotonic)
         self.turned = services.clock.monotonic()
         self._released: Callable[[], None] = lambda: None
+        self._replaying: Replaying | None = None
         for unit in self._units.values():
             check_driven(unit)
         self._check_fields()
@@ -104,7 +110,15 @@ class PipelineThread:
 
     def activities(self) -> dict[str, tuple[Activity, float]]:
         """What each output does and since when (monotonic)."""
-        return {output_id: output.activity for output_id, output in list(self.outputs.items())}
+        found = {output_id: output.activity for output_id, output in list(self.outputs.items())}
+        for output_id, activity in self._replaying.activities().items() if self._replaying else ():
+            if activity[0] == "working":  # the output itself waits for its turn
+                found[output_id] = activity
+        return found
+
+    def dead_letters(self) -> Health:
+        """How the dead letters fare."""
+        return self._replaying.health() if self._replaying else Health("starting")
 
     async def _call(self, coroutine: Coroutine[Any, Any, T]) -> T:
         assert self._loop is not None
@@ -133,6 +147,25 @@ class PipelineThread:
         # one for all workers: no two of them may give a name different types
         types_file = TypesFile(services.data_dir / self._tier.name / "readings.json", engine.readings_max)
         self._pipeline = Pipeline(self._queue, decoders, enrichers, engine, types_file, quarantine, self._metrics, self._log)
+
+        def replay_services(queue: ReplayQueue, refused: RefusedAgain) -> tuple[OutputServices, Pipeline, RawReading]:
+            pipeline, raw = (
+                Pipeline(queue, decoders, enrichers, engine, types_file, refused, Metrics(), self._log),
+                RawReading(queue, engine),
+            )
+            pipeline.ready = self._pipeline.ready
+            return quiet_services(self._output_services, queue, pipeline, raw, refused), pipeline, raw
+
+        self._replaying = Replaying(
+            letters,
+            quarantine,
+            services.clock,
+            self._backoff,
+            services.metrics.labelled(tier=self._tier.name),
+            self._log,
+            replay_services,
+            lambda output, shared: _kind_of(output.unit)(output.unit, shared),
+        )
         self._raw = RawReading(self._queue, engine)
         self._output_services = OutputServices(
             self._queue,
@@ -158,13 +191,15 @@ class PipelineThread:
             self._tasks = tasks
             self._pipeline.start(tasks)
             self._raw.start(tasks)
-            background = [tasks.create_task(self._open_enrichers()), tasks.create_task(self._watch())]
+            background = [tasks.create_task(work) for work in (self._open_enrichers(), self._watch(), self._watch_letters())]
             for unit in self._units.values():
                 self._start_output(unit)
             self._up.set()
             await self._stop.wait()
             self._pipeline.stop()
             self._raw.stop()
+            assert self._replaying is not None
+            await self._replaying.stop()
             for task in [*background, *self._driving.values()]:
                 task.cancel()
 
@@ -197,6 +232,8 @@ class PipelineThread:
     async def _drain(self, deadline_s: float) -> bool:
         for output in self.outputs.values():
             output.drain()
+        assert self._replaying is not None
+        await self._replaying.drain(deadline_s)
         _, late = await asyncio.wait(self._driving.values(), timeout=deadline_s) if self._driving else (set(), set())
         for output in self.outputs.values():
             try:
@@ -233,7 +270,10 @@ class PipelineThread:
 
     async def _stop_output(self, output: Output) -> None:
         # what is unflushed is written again from the cursor, as after a crash
+        assert self._replaying is not None
         task = self._driving.pop(output.id)
+        output.draining = True  # no replay begins any more
+        await self._replaying.stop(output.id)
         task.cancel()
         await asyncio.wait([task])
         await output.unit.close()
@@ -264,6 +304,13 @@ class PipelineThread:
                     await self._bound_window(self.outputs[reader.name], reader, info.head)
                 elif reader.name != NOBODY and reader.lag_bytes > self._tier.engine.orphan_hold_ratio * info.size_bytes_max:
                     await self._drop_orphan(reader)
+
+    async def _watch_letters(self) -> None:
+        """Replays that a command asked for, and how much there is. Apart from the rest: it waits where the file fails."""
+        assert self._replaying is not None
+        while True:
+            await self._replaying.look(self.outputs, self._queue.queue_info())
+            await self._services.clock.sleep(LETTERS_S)
 
     async def _release_for_nobody(self, info: QueueInfo, passed: int) -> None:
         """A queue whose outputs hold nothing would keep everything: release it, a look behind the live ones."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
+import numpy as np
 import pyarrow as pa
 
 from headrace.component import Clock
@@ -14,7 +15,7 @@ from headrace.engine.dead_letters import DeadLetters, Letter
 from headrace.errors import TransientError
 from headrace.log import Log, describe
 from headrace.metrics import Metrics
-from headrace.position import RangeKey
+from headrace.position import NO_ORIGINS, RangeKey, global_ids
 from headrace.retry import Backoff
 from headrace.schema import kind_of
 
@@ -26,6 +27,28 @@ Told = Callable[[str, str, RangeKey, int], None]
 Holding = Callable[[str | None], None]
 
 ENCODING_EVENT = 0
+
+
+class SettingAside(Protocol):
+    """Where refused rows go, and which of a range are there."""
+
+    async def positions(self, queue_id: str, first: int, last: int, output: str, stage: str = "%") -> set[int]:
+        """The positions of the range that this output must leave out (`stage`: only those refused there)."""
+
+    async def add(
+        self,
+        rows: pa.RecordBatch,
+        positions: Sequence[int],
+        queue_id: str,
+        output: str,
+        stage: str,
+        component: str,
+        reason: str,
+        holding: Holding,
+        origins: pa.RecordBatch = NO_ORIGINS,
+    ) -> None:
+        """Make these rows (raw, or events) dead letters; returns when they are durable, however long that takes. origins: those of
+        the rows."""
 
 
 class Quarantine:
@@ -44,7 +67,7 @@ class Quarantine:
         """The positions of the range that this output must leave out (`stage`: only those refused there)."""
         if not self._letters.count:
             return set()
-        return await self._patiently(lambda: self._letters.positions(queue_id, first, last, output, stage), lambda _: None)
+        return await self.patiently(lambda: self._letters.positions(queue_id, first, last, output, stage))
 
     async def add(
         self,
@@ -56,14 +79,26 @@ class Quarantine:
         component: str,
         reason: str,
         holding: Holding,
+        origins: pa.RecordBatch = NO_ORIGINS,
     ) -> None:
-        """Make these rows (raw, or events) dead letters; returns when they are durable, however long that takes."""
+        """As `SettingAside.add`."""
         refused_us = int(self._clock.wall() * 1e6)
+        names, numbers = global_ids(queue_id, np.array(positions, np.uint64), origins)
         letters = [
-            Letter(queue_id, position, output, stage, component, reason, refused_us, *_content(rows, index))
-            for index, position in enumerate(positions)
+            Letter(
+                queue_id,
+                position,
+                output,
+                stage,
+                component,
+                reason,
+                refused_us,
+                *_content(rows, index),
+                *_elsewhere(queue_id, name, number),
+            )
+            for index, (position, name, number) in enumerate(zip(positions, names.to_pylist(), numbers.to_pylist(), strict=True))
         ]
-        added = await self._patiently(lambda: self._letters.add(letters), holding)
+        added = await self.patiently(lambda: self._letters.add(letters), holding)
         key = RangeKey(queue_id, min(positions), max(positions))
         self._metrics.counter("dead_letter_events_total", "Events set aside in the dead letters.", component=component, reason=stage).inc(
             added
@@ -72,8 +107,8 @@ class Quarantine:
         if added:
             self._told(component, reason, key, added)
 
-    async def _patiently(self, call: Callable[[], T], holding: Holding) -> T:
-        """As long as it takes: without the dead letters nothing may be left out."""
+    async def patiently(self, call: Callable[[], T], holding: Holding = lambda _: None) -> T:
+        """Do this with the dead letters, as long as it takes: without them nothing may be left out."""
         held = False
         while True:
             try:
@@ -95,6 +130,11 @@ class Quarantine:
         """Safe twice."""
         self._pool.shutdown(wait=True)
         self._letters.close()
+
+
+def _elsewhere(queue_id: str, name: str, number: int) -> tuple[str | None, int | None]:
+    """The event's global id, where another queue gave it."""
+    return (None, None) if name == queue_id else (name, number)
 
 
 def _content(rows: pa.RecordBatch, index: int) -> tuple[str, int, int, bytes]:

@@ -120,6 +120,26 @@ async def call_plugin(hook: Callable[..., Any], **arguments: Any) -> Any:
         raise RuntimeError("the plugin cancelled its own call") from error
 
 
+class Turn:
+    """Whose an output is, between a write and the flush that makes it safe: the queue's events and replayed letters take turns."""
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+        self._holder: object = None
+
+    async def take(self, who: object) -> None:
+        """Wait until it is free, or `who` has it already."""
+        if self._holder is not who:
+            await self._lock.acquire()
+            self._holder = who
+
+    def give(self, who: object) -> None:
+        """Nothing of `who` is unflushed there; fine also when it has no turn."""
+        if self._holder is who:
+            self._holder = None
+            self._lock.release()
+
+
 class Supervised:
     """One entry of the config and its current component. All methods run on the loop that the component lives on."""
 
@@ -129,6 +149,7 @@ class Supervised:
         self.log = services.log.bind(tier=tier, component=entry.id)
         self._backoff = Backoff(OPEN_RETRY_BASE_MS, OPEN_RETRY_MS_MAX, services.random)
         self._opened = asyncio.Event()
+        self.turn = Turn()
         self._restarting = asyncio.Lock()
         self._was_open = patient
         self._spoke = False

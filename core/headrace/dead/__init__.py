@@ -1,0 +1,1 @@
+"""`headrace dead`: what a person does with the events that were refused for good."""
