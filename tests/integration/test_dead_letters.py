@@ -8,6 +8,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -74,7 +76,7 @@ POINTS = ["sink_lake.after_commit", "engine.after_flush", *(["engine.before_flus
 
 
 @pytest.mark.parametrize("point", POINTS)
-def test_letters_replayed_into_the_lake_are_there_once_whatever_is_killed(site: SiteProcess, lake: Any, point: str) -> None:
+def test_letters_replayed_into_the_lake_are_there_once_whatever_is_killed(site: SiteProcess, lake: Any, point: str, tmp_path: Path) -> None:
     path = letters_for_the_lake(site, 1, 2, 3)
     assert "3 letters queued" in dead("replay", path, "--output", "lake")
     site.start(faults=f"{point}=kill@1", ready=False)
@@ -84,3 +86,4 @@ def test_letters_replayed_into_the_lake_are_there_once_whatever_is_killed(site: 
     site.stop()
     assert lake.ids() == {"1": 1, "2": 1, "3": 1}
     assert lake.query("select origin, position from {lake} order by 2") == [("old", 1), ("old", 2), ("old", 3)]
+    assert subprocess.run([sys.executable, "-m", "headrace", "lake", "verify", f"{tmp_path}/data/lake"], check=False).returncode == 0
