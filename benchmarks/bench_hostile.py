@@ -100,19 +100,23 @@ def measure(site: SiteProcess, kind: str | None, rate: int, seconds: float, core
     path = f"/v1/devices/dev-{1 if header else '%CONN%'}/events"
     words = [str(program), "--port", port, "--path", path, "--conns", str(DEVICES), "--rate", str(rate), "--src-spread", "50"]
     words += ["--warmup", str(WARMUP_S), "--seconds", str(seconds), "--drain", "10", *(["--header", header] if header else [])]
+    attackers = attack(kind, port, WARMUP_S + seconds, core)
     with subprocess.Popen(["taskset", "-c", str(core), *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as honest:
         assert honest.stderr is not None
         assert honest.stdout is not None
         connected = honest.stderr.readline()
-        attackers = attack(kind, port, WARMUP_S + seconds, core)
+        if attackers is not None:
+            assert attackers.stdin is not None
+            attackers.stdin.write(b"go\n")
+            attackers.stdin.flush()
         output, errors = honest.stdout.read(), connected + honest.stderr.read()
     cpu = 100 * (process_cpu_s(pid) - used) / (time.monotonic() - since)
     rss_mb, rss_peak_mb = process_rss_mb(pid)
-    after = counted(site)
     opened = 0
     if attackers is not None:
         opened = json.loads(attackers.communicate(timeout=60)[0])["opened"]
         time.sleep(AFTER_S)
+    after = counted(site)
     if honest.returncode != 0:
         raise LoadError(f"{kind}: an honest device was hurt: {output[-800:]} {errors[-500:]}")
     result = json.loads(output)
@@ -131,11 +135,14 @@ def measure(site: SiteProcess, kind: str | None, rate: int, seconds: float, core
 
 
 def attack(kind: str | None, port: str, seconds: float, core: int) -> subprocess.Popen[bytes] | None:
-    """The attackers, under way."""
+    """The attackers, ready: they begin with the next line that they are sent."""
     if kind is None:
         return None
     words = [sys.executable, str(HERE / "load" / "attackers.py"), kind, "--port", port, "--seconds", str(seconds)]
-    return subprocess.Popen(["taskset", "-c", str(core), "nice", "-n", "19", *words], stdout=subprocess.PIPE)
+    attackers = subprocess.Popen(["taskset", "-c", str(core), "nice", "-n", "19", *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert attackers.stdout is not None
+    attackers.stdout.readline()
+    return attackers
 
 
 def reset_peak(pid: int) -> None:

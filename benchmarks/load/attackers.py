@@ -15,6 +15,7 @@ import random
 import signal
 import socket
 import struct
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
@@ -246,8 +247,10 @@ KINDS: Final = {
 
 
 async def main(kind: str, port: int, seconds: float) -> None:
-    lives = [asyncio.ensure_future(life) for life in KINDS[kind](port)]
-    await asyncio.wait(lives, timeout=seconds)
+    lives = KINDS[kind](port)  # some make what they send first, which may take seconds
+    print("ready", flush=True)
+    await asyncio.to_thread(sys.stdin.readline)
+    await asyncio.wait([asyncio.ensure_future(life) for life in lives], timeout=seconds)
     children = f"/proc/self/task/{os.getpid()}/children"
     for child in Path(children).read_text().split():  # noqa: ASYNC240
         os.kill(int(child), signal.SIGKILL)
