@@ -124,7 +124,8 @@ class QueueInfo(NamedTuple):
     queue_id is None before the first append of this open. head is the last committed position (0: none yet), tail the
     oldest position still held. Sizes in bytes, oldest_event_s as a Unix time (None when empty). spans lists every queue id
     that still has positions here, oldest first. level is `"process"` or `"power"`, or `"none"` in a tier without a queue.
-    medium and method say what is really done, for example `ext4` and `fdatasync`.
+    medium and method say what is really done, for example `ext4` and `fdatasync`. batch_bytes_max is the largest batch that
+    is ever taken, as Arrow serialises it with its origins; None: as large as the queue.
     """
 
     name: str
@@ -140,6 +141,7 @@ class QueueInfo(NamedTuple):
     oldest_event_s: float | None
     readers: tuple[ReaderInfo, ...]
     spans: tuple[QueueSpan, ...]
+    batch_bytes_max: int | None = None
 
 
 class QueueRead(NamedTuple):

@@ -10,6 +10,7 @@ from typing import ClassVar, Final
 from headrace import Component, ConfigError, Context, Deliver, Health, QueueFull, TransientError, hookimpl
 from headrace_ingest_ws.acceptor import BACKLOG
 from headrace_ingest_ws.auth.admission import Admission
+from headrace_ingest_ws.bounds import batch_bounds
 from headrace_ingest_ws.config import IngestWsConfig, exposed, listen_problem, only_credentials_differ, parse_listen
 from headrace_ingest_ws.counters import Counters
 from headrace_ingest_ws.intake import AFTER_ACK, AFTER_DELIVER, BEFORE_DELIVER, Intake
@@ -90,9 +91,13 @@ class IngestWs(Component):
         buffer, parser, no_c = frame_buffer()
         if no_c:
             context.log.warning("frames are parsed in Python, which is several times slower", reason=no_c)
+        try:
+            bounds = batch_bounds(config, deliver.queue_info())
+        except ValueError as refusal:
+            raise ConfigError("config", f"tiers.{context.tier}.sources.{context.id}", *refusal.args) from None
         intake = self._intake = Intake(
-            rows_max=config.batch_rows_max,
-            bytes_max=config.batch_bytes_max,
+            rows_max=bounds.rows,
+            bytes_max=bounds.bytes,
             wait_us_max=config.batch_wait_us_max,
             commits_in_flight=config.commits_in_flight,
             clock=context.clock,

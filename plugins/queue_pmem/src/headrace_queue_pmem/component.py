@@ -160,6 +160,7 @@ class QueuePmem(Component):
                 oldest_event_s=oldest_s,
                 readers=ring.reader_infos(),
                 spans=ring.span_infos(),
+                batch_bytes_max=ring.batch_bytes_max,
             )
 
     @hookimpl

@@ -14,7 +14,7 @@ from headrace import PermanentError, TransientError
 from headrace_queue_pmem.cursors import Cursors
 from headrace_queue_pmem.frame import Entry
 from headrace_queue_pmem.head import Span
-from headrace_queue_pmem.layout import BEGINS_COMMIT, KIND_SPAN, LINE, SEGMENT_DATA_AT, SPAN, align
+from headrace_queue_pmem.layout import BEGINS_COMMIT, KIND_SPAN, LINE, SEGMENT_DATA_AT, SPAN, align, frame_bytes
 from headrace_queue_pmem.medium import Area
 from headrace_queue_pmem.segment import Segment, begin, prepare
 from headrace_queue_pmem.state import SPAN_FRAME_BYTES, Place, now_us
@@ -52,6 +52,11 @@ class Ring(Cursors):
             for segment in self.segments:
                 segment.unmap()
             self.spares.clear()
+
+    @property
+    def batch_bytes_max(self) -> int:
+        """Most bytes of one frame's content, whatever its parts are aligned to."""
+        return self._capacity - frame_bytes(LINE, LINE)
 
     # --- append ------------------------------------------------------------------------------------------------------
 
