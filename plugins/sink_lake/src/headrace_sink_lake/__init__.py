@@ -6,6 +6,7 @@ from headrace_sink_lake.ledger import Ledger
 from headrace_sink_lake.local import LocalStore
 from headrace_sink_lake.record import CommitRecord, LakeFile
 from headrace_sink_lake.sink import SinkLake
+from headrace_sink_lake.snapshot import live_files
 from headrace_sink_lake.store import Store, open_store
 
 __all__ = [
@@ -17,5 +18,6 @@ __all__ = [
     "LocalStore",
     "SinkLake",
     "Store",
+    "live_files",
     "open_store",
 ]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from headrace import EVENT_COLUMNS, event_schema
 
@@ -94,6 +95,19 @@ def plain(struct: pa.StructType) -> pa.StructType:
     return pa.struct([(f.name, f.type.value_type if pa.types.is_dictionary(f.type) else f.type) for f in struct])
 
 
+def without_placeholder(struct: pa.StructType) -> pa.StructType:
+    """The type without the child that stands for none."""
+    return pa.struct([field for field in struct if field != NO_CHILDREN])
+
+
+def file_schema(readings: pa.StructType, context: pa.StructType, metadata: dict[bytes, bytes] | None) -> pa.Schema:
+    """The schema of a file of merged ones, from the types of their children; metadata: what one of them has."""
+    shapes = [struct if struct.num_fields else pa.struct([NO_CHILDREN]) for struct in (readings, context)]
+    schema = event_schema(*shapes)
+    kept = {key: value for key, value in (metadata or {}).items() if key not in (b"headrace.queue_id", b"headrace.first", b"ARROW:schema")}
+    return schema.with_metadata({**kept, **(schema.metadata or {})})
+
+
 def grouped(batches: Sequence[pa.RecordBatch]) -> list[tuple[pa.Table, list[int]]]:
     """A table for each set of batches whose types go together (nearly always one), with the indexes of its batches."""
     groups: list[tuple[pa.StructType, pa.StructType, list[int]]] = []
@@ -112,10 +126,11 @@ def grouped(batches: Sequence[pa.RecordBatch]) -> list[tuple[pa.Table, list[int]
 
 def _table(batches: list[pa.RecordBatch], schema: pa.Schema) -> pa.Table:
     schema = schema.with_metadata({**(batches[0].schema.metadata or {}), **(schema.metadata or {})})
-    return pa.Table.from_batches([_aligned(batch, schema) for batch in batches], schema).unify_dictionaries()
+    return pa.Table.from_batches([aligned(batch, schema) for batch in batches], schema).unify_dictionaries()
 
 
-def _aligned(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+def aligned(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """The same rows with the columns and children of `schema`, nulls where the batch has none."""
     columns = []
     for field in schema:
         column = batch.column(field.name)
@@ -186,6 +201,12 @@ def storable(table: pa.Table) -> pa.Table:
     return table
 
 
+def ids(batch: pa.RecordBatch) -> tuple[list[str], Any, Any]:
+    """Of a batch of `origin` (a dictionary) and `position`: the origins' names, each row's index into them, each row's position."""
+    origin = batch.column(0)
+    return origin.dictionary.to_pylist(), origin.indices.to_numpy(), batch.column(1).to_numpy()
+
+
 def leaves(schema: pa.Schema) -> list[str]:
     """Parquet's names of the columns, as far as structs go."""
     return [leaf for field in schema for leaf in _leaves(field, field.name)]
@@ -202,14 +223,15 @@ def described(schema: pa.Schema) -> dict[str, dict[str, str]]:
     return {name: {child.name: str(child.type) for child in schema.field(name).type} for name in STRUCTS}
 
 
-def parquet_options(schema: pa.Schema, compression_level: int, row_group_rows: int) -> dict[str, Any]:
-    """How a file is written: zstd, dictionaries, and differences for the columns that grow steadily."""
+def parquet_options(schema: pa.Schema, compression_level: int) -> dict[str, Any]:
+    """How a file is written: zstd, dictionaries, and differences for the columns that grow steadily; with all that readers skip by."""
     steady = ("time", "received", "position")
-    return {
+    options: dict[str, Any] = {
         "compression": "zstd",
         "compression_level": compression_level,
-        "row_group_size": row_group_rows,
         "use_dictionary": [leaf for leaf in leaves(schema) if leaf not in steady],
         # Half the size and half the time of plain or dictionary pages for these three.
         "column_encoding": dict.fromkeys(steady, "DELTA_BINARY_PACKED"),
+        "sorting_columns": pq.SortingColumn.from_ordering(schema, [("device", "ascending"), ("time", "ascending")]),
     }
+    return options

@@ -1,4 +1,4 @@
-"""`headrace lake info|verify|files PATH_OR_URI`: what the person on call needs to know of a lake."""
+"""`headrace lake info|verify|files|compact|vacuum PATH_OR_URI`: what the person on call needs to know of a lake."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import time
 from collections.abc import Callable
 
 from headrace import HeadraceError
+from headrace_sink_lake.compact import Options, compact
 from headrace_sink_lake.inspection import Inspection, inspect, require_lake
 from headrace_sink_lake.snapshot import live_files
 from headrace_sink_lake.store import open_store
+from headrace_sink_lake.vacuum import vacuum
 from headrace_sink_lake.verify import verify
 
 PROGRESS_S = 2.0
@@ -43,6 +45,11 @@ def _parser() -> argparse.ArgumentParser:
     check = add("verify", _verify, "Prove that each position is there once, or declared missing or dead; exit code 1 where it is not.")
     check.add_argument("--fast", action="store_true", help="records, names, sizes and footers only: does not look at events")
     check.add_argument("--json", action="store_true", help="as one JSON object")
+    merge = add("compact", _compact, "Merge small files into large ones, beside writers and readers; nothing that exists is changed.")
+    merge.add_argument("--target-bytes", type=_positive, default=Options().target_bytes, help="size of a file (default: 128 MiB)")
+    merge.add_argument("--files-min", type=_positive, default=Options().files_min, help="small files that make a partition worth it (4)")
+    clean = add("vacuum", _vacuum, "Remove the files that compacted ones replace. Readers of a plain glob must not read meanwhile.")
+    clean.add_argument("--older-than", type=float, default=3600.0, metavar="SECONDS", help="only what was replaced so long ago (3600)")
     add("files", _files, "Print the files that hold each row once, one a line: what readers of a compacted lake are to open.")
     return parser
 
@@ -104,6 +111,28 @@ def _files(options: argparse.Namespace) -> int:
     for path in live_files(store):
         print(f"{store.root}/{path}")
     return 0
+
+
+def _compact(options: argparse.Namespace) -> int:
+    chosen = Options(target_bytes=options.target_bytes, files_min=options.files_min)
+    done = compact(open_store(options.path), chosen, tell=progress("compact"))
+    for note in done.notes:
+        print(f"note     {note}")
+    merged = f"{done.files_before:,} files made {done.files_after:,} in {done.partitions:,} partitions, {done.rows:,} rows"
+    print(f"{options.path}: {merged}; read it by headrace lake files until headrace lake vacuum has run")
+    return 0
+
+
+def _vacuum(options: argparse.Namespace) -> int:
+    done = vacuum(open_store(options.path), options.older_than, tell=progress("vacuum"))
+    print(f"{options.path}: {done.files:,} files ({_bytes(done.bytes)}) removed in {done.partitions:,} partitions")
+    return 0
+
+
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
+    return number
 
 
 def progress(what: str) -> Callable[[str], None]:

@@ -22,9 +22,11 @@ MANIFEST = re.compile(r"(?P<number>\d{20})\.json")
 #: A roll's file in its place; `queue` is percent-encoded, as in the name.
 ROLL_FILE = re.compile(r"(?P<attempt>(?P<queue>.+)-(?P<first>\d{20})-[0-9a-f]+)-\d+\.parquet")
 #: A file that compaction made, at `created` (seconds since 1970). It is MERGED until the files that it replaces are gone.
-COMPACTED_FILE = re.compile(r"compacted\.(?P<created>\d+)\.[0-9a-f]+\.\d+\.(?P<ending>merged|parquet)")
+COMPACTED_FILE = re.compile(r"compacted\.(?P<created>\d+)\.(?P<nonce>[0-9a-f]+)\.\d+\.(?P<ending>merged|parquet)")
 MERGED = ".merged"
 PARQUET = ".parquet"
+#: Merged files that no manifest names and that are older than this belong to no compaction that is alive.
+ORPHAN_S = 86_400.0
 MANIFEST_FORMAT = 1
 
 

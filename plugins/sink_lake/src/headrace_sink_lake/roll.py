@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from headrace_sink_lake import columns
 from headrace_sink_lake.ledger import TEMPORARIES, attempt_name
+from headrace_sink_lake.outputs import ParquetFiles
 from headrace_sink_lake.partition import Part, partition
 from headrace_sink_lake.record import LakeFile
 from headrace_sink_lake.store import OutFile, Store
@@ -97,20 +97,33 @@ class Roll:
         self._let_go()
 
     def _write(self, folder: str, table: pa.Table) -> None:
-        number = len(self.files)
         table = table.replace_schema_metadata({**(table.schema.metadata or {}), **self._metadata()})
-        file = self._store.create(f"{TEMPORARIES}/{self.attempt}/{number}.tmp")
-        self._unsynced.append(file)
-        pq.write_table(
-            table,
-            file.stream,
-            sorting_columns=pq.SortingColumn.from_ordering(table.schema, [("device", "ascending"), ("time", "ascending")]),
-            **columns.parquet_options(table.schema, self._config.compression_level, self._config.row_group_rows),
+        schema = self._name_schema(table.schema)
+
+        def written(file: OutFile, rows: int, size: int) -> None:
+            path = f"{folder}/{self.attempt}-{len(self.files)}.parquet".lstrip("/")
+            self.files.append(LakeFile(path, rows, size, schema))
+            if len(self._unsynced) >= self._config.partition_files_max:
+                self.sync()
+
+        files = ParquetFiles(
+            table.schema,
+            compression_level=self._config.compression_level,
+            row_group_rows=self._config.row_group_rows,
+            target_bytes=self._config.file_bytes,
+            create=self._create,
+            written=written,
         )
-        path = f"{folder}/{self.attempt}-{number}.parquet".lstrip("/")
-        self.files.append(LakeFile(path, table.num_rows, file.stream.tell(), self._name_schema(table.schema)))
-        if len(self._unsynced) >= self._config.partition_files_max:
-            self.sync()
+        try:
+            files.write(table)
+            files.end()
+        finally:
+            files.abandon()
+
+    def _create(self) -> OutFile:
+        file = self._store.create(f"{TEMPORARIES}/{self.attempt}/{len(self.files)}.tmp")
+        self._unsynced.append(file)
+        return file
 
     def _metadata(self) -> dict[bytes, bytes]:
         return {b"headrace.queue_id": self.queue_id.encode(), b"headrace.first": str(self.first).encode()}

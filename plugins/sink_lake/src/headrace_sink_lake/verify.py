@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from headrace_sink_lake.columns import ids
 from headrace_sink_lake.inspection import queue_names, records, require_lake
 from headrace_sink_lake.ledger import COMMITS, TEMPORARIES
 from headrace_sink_lake.manifest import COMPACTED_FILE, MANIFESTS, MERGED, PARQUET, ROLL_FILE, Index, Manifest
@@ -238,8 +239,7 @@ class _Check:
                 self._verdict.add(path, f"a Parquet file of {file.rows} rows", f"{type(error).__name__}: {error}", _RESTORE)
 
     def _by_origin(self, path: str, file: _Expected, batch: pa.RecordBatch, first: bool) -> Iterator[tuple[str, Any]]:
-        origin, positions = batch.column("origin"), batch.column("position").to_numpy()
-        names, codes = origin.dictionary.to_pylist(), origin.indices.to_numpy()
+        names, codes, positions = ids(batch)
         for code in np.unique(codes).tolist():
             own = positions if len(names) == 1 else positions[codes == code]
             if first and file.attempt:
