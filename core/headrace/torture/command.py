@@ -8,6 +8,7 @@ import os
 import random
 import shlex
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -20,6 +21,7 @@ from headrace.torture.report import report
 from headrace.torture.trial import Options, Trial
 
 EX_CONFIG: Final = 78
+EX_TERM: Final = 143
 EPILOG: Final = """\
 The site's own data and addresses are not touched: every tier gets ports and a folder of its own, links go through proxies that can
 be cut and stalled. Devices are simulated, number their events and resume their sessions. Outputs that would store elsewhere are left out.
@@ -52,14 +54,24 @@ def main(argv: list[str]) -> int:
     again = repeat(arguments, seed)
     outcome: Outcome | None = None
     try:
-        outcome = asyncio.run(Trial(site, made, folder, options, lambda text: print(text, file=sys.stderr, flush=True)).run())
+        outcome = asyncio.run(_run(Trial(site, made, folder, options, lambda text: print(text, file=sys.stderr, flush=True))))
         print(f"{arguments.file}, seed {seed}\n{report(outcome)}")
+    except asyncio.CancelledError:
+        return EX_TERM
     finally:
         if outcome is None or not outcome.passed:
             print(f"\nthe data and logs are kept in {folder}; again: {again}", file=sys.stderr)
         elif arguments.folder is None:
             shutil.rmtree(folder)
     return 0 if outcome.passed else 1
+
+
+async def _run(trial: Trial) -> Outcome:
+    """Also when asked to end, no tier is left behind."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    return await trial.run()
 
 
 def repeat(arguments: argparse.Namespace, seed: int) -> str:

@@ -18,7 +18,9 @@ TIER_DEEDS: Final[tuple[tuple[Deed, float], ...]] = (("point", 0.5), ("kill", 0.
 LINK_DEEDS: Final[tuple[tuple[Deed, float], ...]] = (("cut", 0.5), ("stall", 0.2), ("stall_there", 0.15), ("stall_back", 0.15))
 #: What a step takes beside its gap and hold, about: a process that starts needs its time. Only how many steps fit depends on it.
 COST_S: Final[dict[Deed, float]] = {"kill": 1.5, "point": 2.5, "drain": 2.0}
-GAP_S: Final = (0.1, 1.2)
+#: Between two steps; in a short trial they follow each other faster.
+GAP_S: Final = (0.1, 2.5)
+GAP_SHORT_S: Final = 0.6
 HOLD_S: Final = (0.1, 1.5)
 #: One hold in so many is long: past what links take for the death of their far side.
 LONG_EVERY: Final = 12
@@ -61,8 +63,10 @@ def tier_lane(seed: int, tier: str, points: Sequence[Point], seconds: float) -> 
             deed = "kill"
         point = next(turns) if deed == "point" else Point("")
         hit = rng.choice(HITS) if deed == "point" else 0
+        if point.needed and all(step.point != point.name for step in steps):
+            hit = 1  # a first time that is sure to come
         hold_s = 0.0 if deed in ("point", "drain") else _hold(rng, seconds)
-        step = Step(round(rng.uniform(*GAP_S), 3), deed, hold_s, point.name, hit)
+        step = Step(_gap(rng, seconds), deed, hold_s, point.name, hit)
         steps.append(step)
         left -= step.gap_s + step.hold_s + COST_S.get(deed, 0.0)
     return steps
@@ -74,7 +78,7 @@ def link_lane(seed: int, link: str, seconds: float) -> list[Step]:
     steps: list[Step] = []
     left = seconds
     while left > 0:
-        step = Step(round(rng.uniform(2 * GAP_S[0], 3 * GAP_S[1]), 3), _drawn(rng, LINK_DEEDS), _hold(rng, seconds))
+        step = Step(2 * _gap(rng, seconds), _drawn(rng, LINK_DEEDS), _hold(rng, seconds))
         steps.append(step)
         left -= step.gap_s + step.hold_s
     return steps
@@ -90,6 +94,10 @@ def _in_turn(rng: random.Random, points: Sequence[Point]) -> Iterator[Point]:
 
 def _drawn(rng: random.Random, deeds: Sequence[tuple[Deed, float]]) -> Deed:
     return rng.choices([deed for deed, _ in deeds], [weight for _, weight in deeds])[0]
+
+
+def _gap(rng: random.Random, seconds: float) -> float:
+    return round(rng.uniform(GAP_S[0], min(GAP_S[1], max(GAP_SHORT_S, seconds / 10))), 3)
 
 
 def _hold(rng: random.Random, seconds: float) -> float:

@@ -95,7 +95,9 @@ class Victim:
         try:
             await asyncio.to_thread(self.process.stop, STOP_S)
         except SiteError:
-            self._ended_by_itself(self.process.died() or 0)
+            code = self.process.died() or 0
+            if code != -signal.SIGTERM:  # the signal came before the process was there to drain anything
+                self._ended_by_itself(code)
         except subprocess.TimeoutExpired:
             self.run.deaths.append(f"tier {self._name} did not stop within {STOP_S:.0f} s; its log is {self.process.log}")
             self.process.kill()
