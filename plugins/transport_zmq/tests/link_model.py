@@ -95,6 +95,7 @@ class Link:
         self.to_far: deque[tuple[bytes, Any]] = deque()
         self.to_edge: deque[Any] = deque()
         self.routing = b""
+        self.old_hellos: list[Any] = []
         self.open_edge()
         self.open_far()
         self.connect()
@@ -202,6 +203,11 @@ class Link:
         self.routing = self._connections.to_bytes(5, "little")
         self.sender.connected(self.now)
 
+    def replay(self) -> None:
+        """Somebody says an old hello once more, on a connection of their own. A far side that began anew takes it."""
+        if self.old_hellos:
+            self.to_far.append((b"other", self.rng.choice(self.old_hellos)))
+
     def reconnect(self) -> None:
         """What a DEALER does by itself: the frames in the kernel are gone, those behind them go to whoever answers now."""
         self._connections += 1
@@ -209,7 +215,7 @@ class Link:
         for _ in range(self.rng.randint(0, len(self.to_far))):
             self.to_far.popleft()
             self.counts.add("frames skipped")
-        self.to_far = deque((self.routing, message) for _, message in self.to_far)
+        self.to_far = deque((routing if routing == b"other" else self.routing, message) for routing, message in self.to_far)
         for _ in range(self.rng.randint(0, len(self.to_edge))):
             self.to_edge.popleft()
         self.counts.add("reconnects")
@@ -242,6 +248,11 @@ class Link:
             if (again := self.receiver.again(routing, frame, WELCOME)) is not None:
                 self.answer([again])
                 return
+            if self.receiver.replayed(frame):
+                self.counts.add("hellos replayed")
+                self.answer([self.receiver.refuse(routing, frame, "replayed", "")])
+                return
+            self.old_hellos.append(message)
             origin = self.origin(hello.queue_id)
             self.receiver.supersede(origin)
             if not self.faults or self.rng.random() < 0.7:
@@ -314,7 +325,7 @@ class Link:
         rng = self.rng
         draw = rng.random()
         if self.faults and draw < self.faults / 10:
-            rng.choice((self.crash_edge, self.crash_far, self.reconnect))()
+            rng.choice((self.crash_edge, self.crash_far, self.reconnect, self.replay))()
         elif draw < 0.2 and self.faults:
             self.append()
         elif draw < 0.4:

@@ -31,6 +31,6 @@ def test_nothing_is_lost_or_doubled_whatever_goes_wrong(part: int) -> None:
     if "HEADRACE_SEED" not in os.environ:
         expected = (
             "edge crashes", "far crashes", "reconnects", "frames skipped", "answers lost", "frames damaged", "commits failed",
-            "rewinds", "duplicates", "discarded session", "discarded gap", "discarded room", "batches",
+            "rewinds", "duplicates", "discarded session", "discarded gap", "discarded room", "batches", "hellos replayed",
         )  # fmt: skip
         assert [what for what in expected if not counts.events.get(what)] == [], counts.events

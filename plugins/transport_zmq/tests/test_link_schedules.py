@@ -171,6 +171,105 @@ def test_a_hello_on_another_connection_ends_the_session_before() -> None:
     assert list(middle.receiver.peers) == [b"new"]
 
 
+def test_an_old_hello_that_comes_again_ends_no_session() -> None:
+    edge, middle = Edge(), Middle()
+    edge.sender.ask(QUEUE, 0.0)
+    (old,) = [frame for frame in edge.sent() if frame.type == wire.HELLO]
+    middle.receiver.welcome(b"r", old, ORIGIN, 0, welcome(), 0.0)
+    assert middle.receiver.again(b"r", old, welcome()) is not None, "on its own connection it is only late"
+    assert middle.receiver.replayed(old)
+    edge.sender.ask(QUEUE, 0.0)
+    middle.greet(edge, 0)
+    assert middle.receiver.again(b"thief", old, welcome()) is None
+    assert middle.receiver.replayed(old), "also when a newer session has begun"
+    edge.sender.send(flight(1, 5), 0.0)
+    assert middle.takes(edge.sent()) == []
+    assert [frame.mark for frame in middle.commits()] == [5]
+
+
+def test_who_is_told_that_its_session_began_before_begins_another() -> None:
+    """The welcome was lost with its connection, and the hello went out again on the next one."""
+    edge = Edge()
+    edge.sender.ask(QUEUE, 0.0)
+    first = edge.sender.session
+    edge.sender.send(flight(1, 5), 0.0)
+    edge.hears(wire.REFUSE, text=wire.Refusal(code="replayed"))
+    assert edge.sender.session != first
+    assert [frame.type for frame in edge.sent()] == [wire.HELLO, wire.HELLO]
+    edge.hears(wire.WELCOME, 0, welcome())
+    assert [frame.last for frame in edge.sent()] == [5]
+
+
+def test_a_hello_without_an_answer_is_said_again_in_its_session() -> None:
+    edge, middle = Edge(), Middle()
+    edge.sender.ask(QUEUE, 0.0)
+    (hello,) = edge.sent()
+    middle.receiver.welcome(b"r", hello, ORIGIN, 7, welcome(), 0.0)  # the answer is lost
+    edge.sender.tick(1.0)
+    (again,) = edge.sent()
+    assert (again.type, again.session) == (wire.HELLO, hello.session)
+    answer = middle.receiver.again(b"r", again, welcome())
+    assert answer is not None
+    edge.sender.received(wire.decode(answer.message), 1.0)
+    edge.sent()
+    assert [(effect.queue_id, effect.mark) for effect in edge.told if isinstance(effect, Welcomed)] == [(QUEUE, 7)]
+
+
+def test_a_late_answer_to_an_older_hello_begins_nothing() -> None:
+    edge = Edge()
+    edge.sender.ask(QUEUE, 0.0)
+    old = edge.sender.session
+    edge.sender.ask(OTHER, 0.0)
+    edge.sent()
+    edge.hears(wire.WELCOME, 50, welcome(), session=old)
+    edge.hears(wire.ACK, 50, session=old)
+    edge.sent()
+    assert edge.told == []
+    assert (edge.sender.state, edge.sender.mark) == ("greeting", None)
+
+
+def test_a_frame_of_another_lane_is_not_taken() -> None:
+    """DELIVERY 13: a mark speaks only for its lane."""
+    edge, middle = Edge(), Middle()
+    edge.sender.ask(QUEUE, 0.0)
+    middle.greet(edge, 10)
+    edge.sender.send(flight(11, 12), 0.0)
+    (frame,) = edge.sent()
+    answers = middle.takes([frame._replace(lane=2)])
+    assert [(answer.type, answer.mark) for answer in answers] == [(wire.RESUME, 10)]
+    assert middle.receiver.waiting == 0
+
+
+def test_a_mark_behind_the_end_of_a_queue_id_means_that_all_of_it_is_held() -> None:
+    """DELIVERY 2: a tail was lost here after it had arrived there; the next id goes out whole, from its first position."""
+    edge = Edge()
+    edge.sender.ask(QUEUE, 0.0)
+    edge.sender.send(flight(1, 5), 0.0)
+    edge.sender.send(flight(6, 9, OTHER), 0.0)
+    edge.hears(wire.WELCOME, 8, welcome())
+    (hello,) = [frame for frame in edge.sent() if frame.session == edge.sender.session]
+    assert [effect.flight.last for effect in edge.told if isinstance(effect, Done)] == [5]
+    assert wire.unpack_text(hello, wire.Hello).queue_id == OTHER
+    edge.hears(wire.WELCOME, None, welcome())
+    (frame,) = edge.sent()
+    assert (frame.first, frame.last, bool(frame.flags & wire.START)) == (6, 9, True)
+
+
+def test_a_gap_that_nobody_declared_makes_the_sender_go_back_once_and_refuses_nobody_for_good() -> None:
+    """DELIVERY 3."""
+    edge, middle = Edge(), Middle()
+    edge.sender.ask(QUEUE, 0.0)
+    middle.greet(edge, 10)
+    edge.sender.send(flight(11, 12), 0.0)
+    edge.sent()  # lost
+    edge.sender.send(flight(13, 14), 0.0)
+    (answer,) = middle.takes(edge.sent())
+    edge.sender.received(answer, 0.0)
+    middle.greet(edge, 10)
+    assert middle.takes(edge.sent()) == []
+    assert [frame.mark for frame in middle.commits()] == [14]
+
+
 def test_nothing_is_acknowledged_before_it_is_committed() -> None:
     edge, middle = Edge(), Middle()
     edge.sender.ask(QUEUE, 0.0)

@@ -21,6 +21,8 @@ from headrace_transport_zmq.wire import Buffer, Frame, MalformedError
 
 #: A peer that said nothing for so many times its sender's patience is forgotten.
 FORGET_AFTER: Final = 3
+#: Sessions that were begun here are remembered, so that none begins twice: the last so many.
+SPENT_MAX: Final = 16_384
 
 
 class Taken(NamedTuple):
@@ -83,6 +85,7 @@ class Receiver:
         self._staged: deque[Staged] = deque()
         self._staged_bytes = 0
         self._told: set[tuple[bytes, bytes]] = set()
+        self._spent: dict[bytes, None] = {}
         self.peers: dict[bytes, Peer] = {}
         self.lanes: dict[str, Peer] = {}
 
@@ -105,12 +108,20 @@ class Receiver:
             return None
         return self._answer(peer, wire.WELCOME, peer.durable, (wire.pack_text(text),))
 
+    def replayed(self, hello: Frame) -> bool:
+        """Whether the hello is one that began a session already (and was not repeated on that connection, see `again`): an old
+        one that was delayed, or that somebody says once more. It must not end the session that its sender has now."""
+        return hello.session in self._spent
+
     def welcome(self, routing: bytes, hello: Frame, origin: str, mark: int | None, text: wire.Welcome, now: float) -> Answer:
         """The hello is accepted; `mark` is what the queue holds of the lane."""
         if (old := self.peers.get(routing)) is not None:
             self._drop(old)
         peer = Peer(routing, hello.session, origin, hello.lane, mark, mark, now)
         self.peers[routing] = self.lanes[origin] = peer
+        self._spent[hello.session] = None
+        if len(self._spent) > SPENT_MAX:
+            del self._spent[next(iter(self._spent))]
         return self._answer(peer, wire.WELCOME, mark, (wire.pack_text(text),))
 
     def refuse(self, routing: bytes, frame: Frame, code: str, reason: str) -> Answer:

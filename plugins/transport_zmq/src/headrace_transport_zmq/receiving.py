@@ -152,6 +152,9 @@ class Receiving:
         if (again := self._receiver.again(routing, frame, text)) is not None:
             self._tell([again])
             return
+        if self._receiver.replayed(frame):
+            self._refuse(routing, frame, "replayed", "this session was begun before, on another connection")
+            return
         if self._draining or (self._receiver.full() and routing not in self._receiver.peers):
             self._refuse(routing, frame, "busy", "draining" if self._draining else f"{self._config.peers_max} links are here already")
             return

@@ -270,6 +270,11 @@ class Sender:
         self._out.append(Broken(reason))
 
     def _refused(self, frame: Frame, refusal: wire.Refusal, now: float) -> None:
+        if refusal.code == "replayed":
+            # the welcome was lost with its connection
+            self._out.append(Rewound(refusal.reason))
+            self._greet(now)
+            return
         if refusal.code != "batch":
             self.state = "down"
             self._out.append(Unwelcome(refusal.code, refusal.reason))
