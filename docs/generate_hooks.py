@@ -19,8 +19,6 @@ from headrace.position import Missing, RangeKey
 PAGE: Final = Path(__file__).with_name("hooks.md")
 MARK: Final = "<!-- Generated below by docs/generate_hooks.py; do not edit. -->"
 
-#: Hooks that no part of the engine calls yet: fan-out comes later.
-NOT_CALLED_YET: Final = frozenset({"transport_publish"})
 CROSSING: Final[tuple[type[Any], ...]] = (
     hookspecs.Deliver,
     hookspecs.Elsewhere,
@@ -92,8 +90,6 @@ def _hook(name: str, namespace: type[Any]) -> Iterator[str]:
     yield f"### `{name}`\n"
     yield f"```python\n{_signature(name, function)}\n```\n"
     yield inspect.cleandoc(function.__doc__) + "\n"
-    if name in NOT_CALLED_YET:
-        yield "Not called yet. Fan-out comes later, and the signature may still change.\n"
 
 
 def _crossing(kind: type[Any]) -> Iterator[str]:

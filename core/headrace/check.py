@@ -120,6 +120,7 @@ def _context(site: Site, entry: Entry) -> Context:
         data_dir=Path(site.host.data_dir) / tier / entry.id,
         fault=lambda name: None,
         status=lambda status, reason: None,
+        workers=site.tiers[tier].workers if tier else 1,
     )
 
 
@@ -136,11 +137,12 @@ def _listeners(site: Site, ports: bool) -> Iterator[Finding]:
 
 
 def _addresses(site: Site) -> Iterator[tuple[str, tuple[str, int]]]:
-    """Every option named `listen` that is HOST:PORT, with or without `tcp://` before it."""
+    """Every option named `listen` or `publish` that is HOST:PORT, with or without `tcp://` before it."""
     candidates: list[tuple[str, Any]] = [("admin.listen", site.admin.listen)]
     for entry in site.entries():
-        value = entry.options.get("listen")
-        candidates += [(f"{entry.path}.listen", one) for one in (value if isinstance(value, list) else [value])]
+        for option in ("listen", "publish"):
+            value = entry.options.get(option)
+            candidates += [(f"{entry.path}.{option}", one) for one in (value if isinstance(value, list) else [value])]
     for path, value in candidates:
         if (address := address_of(value)) is not None:
             yield path, address

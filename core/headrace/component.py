@@ -134,6 +134,14 @@ class Component:
     takes: ClassVar[Literal["events", "raw"]] = "events"
     many_workers: ClassVar[bool | tuple[Role, ...]] = False
 
+    @classmethod
+    def hooks_for(cls, config: Any) -> frozenset[str] | None:
+        """For a class that can be several things: the hooks for which an instance with this config stands. None: all that it has.
+
+        The others are not called; its place in the config, `hold` and the rest are checked by what is given here.
+        """
+        return None
+
     def __init__(self, config: Any, context: Context) -> None:
         self.config = config
         self.context = context

@@ -20,8 +20,8 @@ import msgspec
 from headrace.component import Component
 from headrace.discovery import find, is_file
 from headrace.errors import ConfigError, HeadraceError, HookError, did_you_mean
-from headrace.hookcheck import PLACES, hook_problems, implemented, wrapper_problems
-from headrace.hookspecs import Role
+from headrace.hookcheck import PLACES, hook_problems, in_use, wrapper_problems
+from headrace.hookspecs import ROLES, Role
 from headrace.options import Secret, config_problems, convert, shown, unknown_key
 from headrace.tables import ID_PATTERN, RESERVED, Admin, Engine, Entry, EntryKeys, Host, OutputKeys, Site, Tier, TierKeys, changed, redacted
 from headrace.values import Filled, fill, override, parse, read, toml_value
@@ -156,7 +156,7 @@ class _Reader:
 
     def _check_unqueued(self, tier: Tier, path: str) -> None:
         for entry in tier.sources.values():
-            if "transport_serve" in implemented(entry.plugin) and "ingest_serve" not in implemented(entry.plugin):
+            if "transport_serve" in entry.hooks and "ingest_serve" not in entry.hooks:
                 hint = f"add a [{path}.queue]: without one nothing tells after a crash what has arrived"
                 self._problem(entry.path, "a source that needs no queue", repr(entry.use), hint)
         holding = [entry for entry in tier.outputs.values() if entry.holds]
@@ -216,8 +216,11 @@ class _Reader:
         plugin = self._plugin(keys.use, f"{path}.use", lambda found: [*config_problems(found, RESERVED), *hook_problems(found, role)])
         options = {key: value for key, value in table.items() if key not in own}
         config = convert(plugin.Config, options, self._file, path, own)
+        hooks = in_use(plugin, config)
+        if role != "listener" and not any(whole <= hooks for whole in ROLES[role]):
+            raise ConfigError(self._file, path, f"options that make {keys.use} a part of the role {role}", f"those of {_others(hooks)}")
         if isinstance(keys, OutputKeys):
-            self._check_output(keys, plugin, path, name, siblings)
+            self._check_output(keys, plugin, hooks, path, name, siblings)
         return Entry(
             id=name, role=role, use=keys.use, path=path, keys=keys, plugin=plugin, config=config,
             options=shown(config, options), wrappers=tuple(self._wrapper(wrap, f"{path}.wrap") for wrap in keys.wrap),
@@ -238,7 +241,9 @@ class _Reader:
         convert(plugin.Config, {}, self._file, path)  # it gets no options, so it must need none
         return plugin
 
-    def _check_output(self, keys: OutputKeys, plugin: type[Component], path: str, name: str, siblings: frozenset[str]) -> None:
+    def _check_output(
+        self, keys: OutputKeys, plugin: type[Component], hooks: frozenset[str], path: str, name: str, siblings: frozenset[str]
+    ) -> None:
         windows = [key for key in ("hold_window_bytes", "hold_window_s") if getattr(keys, key) is not None]
         if keys.hold == "window" and len(windows) != 1:
             raise ConfigError(
@@ -254,10 +259,9 @@ class _Reader:
                 "an output that was switched off stays known while its table is there with enabled = false",
             )  # fmt: skip
         if keys.hold != "none":
-            self._check_holding(plugin, path)
+            self._check_holding(plugin, hooks, path)
 
-    def _check_holding(self, plugin: type[Component], path: str) -> None:
-        hooks = implemented(plugin)
+    def _check_holding(self, plugin: type[Component], hooks: frozenset[str], path: str) -> None:
         if not plugin.holds:
             why = f"{plugin.__name__} cannot promise that anything is safe"
         elif not hooks & {"sink_write", "transport_send"}:
@@ -303,6 +307,11 @@ class _Reader:
 
     def _problem(self, path: str, expected: str, came: str, hint: str = "") -> None:
         self.problems.append(ConfigError(self._file, path, expected, came, hint))
+
+
+def _others(hooks: frozenset[str]) -> str:
+    """The roles that a set of hooks makes whole."""
+    return " or ".join(role for role, sets in ROLES.items() if role != "listener" and any(whole <= hooks for whole in sets)) or "none"
 
 
 def single(entry: Entry) -> list[str]:

@@ -82,6 +82,12 @@ def implemented(plugin: type[Any]) -> frozenset[str]:
     ) & SPECS.keys()  # fmt: skip
 
 
+def in_use(plugin: type[Component], config: Any) -> frozenset[str]:
+    """The hooks for which an instance with this config stands: those of the class, or fewer where it can be several things."""
+    part = plugin.hooks_for(config)
+    return implemented(plugin) if part is None else implemented(plugin) & part
+
+
 def roles_of(plugin: type[Component]) -> tuple[Role, ...]:
     """The roles whose hooks the class implements; listener only when it hears facts and nothing else."""
     have = implemented(plugin)

@@ -194,7 +194,10 @@ class SourceHooks(Protocol):
 
     @hookspec(firstresult=True)
     async def transport_subscribe(self, deliver: Deliver) -> None:
-        """The receiving half of a best-effort fan-out: what is lost on the way stays lost, and is counted."""
+        """The receiving half of a best-effort fan-out: what is lost on the way stays lost, and is counted.
+
+        Events keep the `origin` and `position` that they come with.
+        """
 
 
 # --- queue -----------------------------------------------------------------------------------------------------------
@@ -382,7 +385,11 @@ class TransportHooks(Protocol):
 
     @hookspec(firstresult=True)
     async def transport_publish(self, batch: pa.RecordBatch, topic: str) -> None:
-        """Send one event batch to whoever listens, best effort; only with `hold = "none"`."""
+        """Send one event batch to whoever listens, best effort; only with `hold = "none"`.
+
+        The host splits what it reads by the output's `topic`. Must not wait for anybody who listens: who is slow loses. What
+        it raises costs that batch, which is counted.
+        """
 
 
 # --- facts -----------------------------------------------------------------------------------------------------------

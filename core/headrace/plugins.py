@@ -13,7 +13,7 @@ import pluggy
 
 from headrace.component import Component
 from headrace.errors import HookError
-from headrace.hookcheck import FACTS, SPECS, hook_problems, implemented, marker_of, roles_of, wrapper_problems
+from headrace.hookcheck import FACTS, SPECS, hook_problems, in_use, marker_of, roles_of, wrapper_problems
 from headrace.hookspecs import NAMESPACES, PROJECT, Role
 from headrace.log import Log
 from headrace.metrics import Metrics
@@ -33,7 +33,7 @@ class ComponentPlugins:
         for participant in participants:
             _refuse(plugin_name, wrapper_problems(type(participant)))
         self._manager = _Manager(set(SPECS))
-        self._implemented = implemented(type(component))
+        self._in_use = in_use(type(component), component.config)
         self._manager.register(component, plugin_name)
         # pluggy calls the last registered first, so the outermost comes last.
         for index, participant in reversed(list(enumerate(participants))):
@@ -42,10 +42,10 @@ class ComponentPlugins:
         self.hook = self._manager.hook
 
     def has(self, hook: str) -> bool:
-        """Whether the component itself implements that hook; wrappers do not count."""
+        """Whether the component itself has that hook, and its config asks for it; wrappers do not count."""
         if hook not in SPECS:
             raise ValueError(f"no hook named {hook!r} in headrace.hookspecs")
-        return hook in self._implemented
+        return hook in self._in_use
 
 
 class SitePlugins:

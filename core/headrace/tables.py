@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from headrace.component import Component
+from headrace.hookcheck import in_use
 from headrace.hookspecs import Role
 
 MIB: Final = 1 << 20
@@ -134,7 +135,14 @@ class OutputKeys(EntryKeys, frozen=True, kw_only=True):
     flush_bytes: Annotated[int, Meta(ge=1, description="Flushed after this many bytes.")] = 128 * MIB
     flush_interval_s: Annotated[float, Meta(gt=0, le=86_400, description="Flushed at the latest after this long.")] = 10.0
     send_window: Annotated[int, Meta(ge=1, le=1024, description="Batches of a transport on their way at once.")] = 8
-    topic: Annotated[str, Meta(max_length=255, description="Topic under which a transport publishes.")] = ""
+    topic: Annotated[
+        str,
+        Meta(
+            pattern=r"^([^{}]|\{[A-Za-z0-9_.-]+\})*$",
+            max_length=255,
+            description="Topic under which a transport publishes an event; `{name}` stands for a field of its context, or `device`.",
+        ),
+    ] = "{class}"
 
 
 #: A plugin's own options may not have these names.
@@ -167,6 +175,11 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, eq=False, repr_omit_defau
         if not isinstance(self.keys, OutputKeys):
             raise TypeError(f"{self.path} is a {self.role}, not an output")
         return self.keys
+
+    @property
+    def hooks(self) -> frozenset[str]:
+        """The hooks for which it stands, with this config."""
+        return in_use(self.plugin, self.config)
 
     @property
     def holds(self) -> bool:

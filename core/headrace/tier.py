@@ -157,6 +157,7 @@ class Tier:
                 await source.restart(describe(error))
 
     def _serve_hook(self, source: Supervised) -> Any:
+        # a class that can be several of them says by its config which one it is here
         name = next(name for name in ("ingest_serve", "transport_serve", "transport_subscribe") if source.plugins.has(name))
         return getattr(source.hook, name)
 

@@ -107,7 +107,7 @@ class Buffer:
         while True:
             with self._lock:
                 if after < self._head:
-                    return self._part(after + 1, after + rows_max)
+                    return self._part(after + 1, min(after + rows_max, self._head))
                 event = asyncio.Event()
                 self._waiting.append((asyncio.get_running_loop(), event))
             await event.wait()
@@ -119,7 +119,7 @@ class Buffer:
                 if low > first:  # the oldest made room
                     return QueueRead(self._id, first, low - 1, None, NO_ORIGINS, (Missing(first, low - 1, "released"),))
                 return cut_read(read, low, high)
-        raise AssertionError(f"position {first} is neither released nor queued")
+        return QueueRead(self._id, first, last, None, NO_ORIGINS, (Missing(first, last, "released"),))
 
     async def queue_plan(self, reader: str, plan: Plan | None) -> None:
         with self._lock:

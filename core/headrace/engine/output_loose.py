@@ -28,23 +28,34 @@ class LooseOutput(Output):
             if taken is None:
                 continue
             events = taken
+            for hole in events.key.missing:
+                self._count_missing(hole)
             position = await self._catch_up(events.key.last)
             rows += events.batch.num_rows
             try:
-                await self._call("write", batch=events.batch, key=events.key)
+                await self._put(events)
                 if self._clock.monotonic() - since >= self.keys.flush_interval_s:
-                    await self._call("flush", key=events.key)
+                    await self._finish(events)
                     self._succeeded(rows)
                     rows, since = 0, self._clock.monotonic()
             except StoreError as error:
                 await self._lose(error, rows)
-                rows = 0
+                rows, since = 0, self._clock.monotonic()
         if rows and events is not None:
             try:
-                await self._call("flush", key=events.key)
+                await self._finish(events)
                 self._succeeded(rows)
             except StoreError as error:
                 await self._lose(error, rows)
+
+    async def _put(self, events: Events) -> None:
+        await self._call("write", batch=events.batch, key=events.key)
+
+    async def _finish(self, events: Events) -> None:
+        await self._call("flush", key=events.key)
+
+    async def _forget(self) -> None:
+        await self._call("reset")
 
     async def _lived(self) -> None:
         """Nothing is counted: a live feed never goes back to what killed it."""
@@ -85,7 +96,7 @@ class LooseOutput(Output):
         self.unit.failed(failure.stage, error)
         self._metrics.counter("output_missing_events_total", "Positions that the queue could not give.", reason="failed").inc(events)
         try:
-            await self._call("reset")
+            await self._forget()
         except StoreError as reset:
             self.unit.log.exception("output failed to reset", reset.cause)
             await self._restart(describe(reset.cause))

@@ -18,6 +18,7 @@ from headrace.engine.decoder import Decoder
 from headrace.engine.enrichment import Enricher, check_fields
 from headrace.engine.output_loose import LooseOutput
 from headrace.engine.output_planned import PlannedOutput
+from headrace.engine.output_publishing import PublishingOutput
 from headrace.engine.output_sending import SendingOutput
 from headrace.engine.output_streaming import StreamingOutput
 from headrace.engine.outputs import Activity, Output, OutputServices
@@ -315,7 +316,7 @@ class PipelineThread:
     async def _release_for_nobody(self, info: QueueInfo, passed: int) -> None:
         """A queue whose outputs hold nothing would keep everything: release it, a look behind the live ones."""
         present = any(reader.name == NOBODY for reader in info.readers)
-        if self._tier.queue is None or any(output.unit.entry.holds for output in self.outputs.values()):
+        if any(output.unit.entry.holds for output in self.outputs.values()):
             if present:
                 await self._queue.queue_reader_drop(reader=NOBODY)
             return
@@ -359,15 +360,13 @@ class PipelineThread:
 def check_driven(unit: Supervised) -> None:
     """ConfigError for an output that nothing here drives."""
     entry = unit.entry
-    if not unit.plugins.has("sink_write") and not unit.plugins.has("transport_send"):
-        raise ConfigError("", f"{entry.path}.use", "a sink or a link (fan-out is not part of this version)", repr(entry.use))
-    if unit.plugins.has("transport_send") and not entry.holds:
+    if unit.plugins.has("transport_send") and not unit.plugins.has("sink_write") and not entry.holds:
         raise ConfigError("", f"{entry.path}.hold", '"always" or "window" for a link', '"none"', "a link resumes, and loses nothing")
 
 
 def _kind_of(unit: Supervised) -> type[Output]:
     if not unit.entry.holds:
-        return LooseOutput
+        return LooseOutput if unit.plugins.has("sink_write") else PublishingOutput
     if unit.plugins.has("transport_send"):
         return SendingOutput
     return StreamingOutput if unit.plugins.has("sink_resume") else PlannedOutput

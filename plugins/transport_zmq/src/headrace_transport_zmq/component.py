@@ -1,23 +1,35 @@
-"""The component: a source where links arrive, or an output where one begins."""
+"""The component: a source where links arrive, or an output where one begins; either half of a fan-out."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Final, Literal
 
 import pyarrow as pa
 
 from headrace import Component, ConfigError, Deliver, QueueInfo, RangeKey, hookimpl
-from headrace.hookspecs import Role
+from headrace.hookspecs import Role, TransportHooks
 from headrace_transport_zmq import receiving, sending
 from headrace_transport_zmq.config import TransportConfig, problem
 from headrace_transport_zmq.key_options import read_keys
 from headrace_transport_zmq.keys import KeysError
+from headrace_transport_zmq.publishing import Publishing
 from headrace_transport_zmq.receiving import Receiving
 from headrace_transport_zmq.sending import Sending
+from headrace_transport_zmq.subscribing import Subscribing
+
+_HOOKS: Final = {
+    "listen": frozenset({"transport_serve"}),
+    "subscribe": frozenset({"transport_subscribe"}),
+    "connect": frozenset(name for name in vars(TransportHooks) if name.startswith("transport_")) - {"transport_publish"},
+    "publish": frozenset({"transport_publish"}),
+}
 
 
 class TransportZmq(Component):
-    """A durable link between two tiers: nothing is released before the far tier has it durably. See PROTOCOL.md."""
+    """A durable link between two tiers: nothing is released before the far tier has it durably. See PROTOCOL.md.
+
+    Or a best-effort fan-out of events to whoever subscribes. See FANOUT.md.
+    """
 
     Config = TransportConfig
     takes: ClassVar[Literal["events", "raw"]] = "raw"
@@ -28,13 +40,21 @@ class TransportZmq(Component):
 
     _sending: Sending | None = None
     _receiving: Receiving | None = None
+    _publishing: Publishing | None = None
+    _subscribing: Subscribing | None = None
+
+    @classmethod
+    def hooks_for(cls, config: Any) -> frozenset[str] | None:
+        """A config names one end, which is one role; a wrong one is told by `check`."""
+        ends = config.ends.keys()
+        return frozenset().union(*(_HOOKS[end] for end in ends)) if ends else None
 
     @classmethod
     def fault_points_in(cls, role: Role, config: Any) -> tuple[str, ...]:
-        return sending.FAULT_POINTS if role == "output" else receiving.FAULT_POINTS
+        return (sending.FAULT_POINTS if config.connect else ()) + (receiving.FAULT_POINTS if config.listen else ())
 
     def check(self) -> list[str]:
-        found = problem(self.config)
+        found = problem(self.config) or self._crowd()
         if not found:
             try:
                 read_keys(self.config)
@@ -44,24 +64,38 @@ class TransportZmq(Component):
 
     async def open(self) -> None:
         """Take the port, or make ready to connect. ConfigError; TransientError while the port is taken."""
-        if found := problem(self.config):
+        if found := problem(self.config) or self._crowd():
             raise ConfigError("config", self._place, "a link", found)
         try:
             if self.config.listen is not None and self._receiving is None:
                 self._receiving = Receiving(self.config, self.context)
             if self.config.connect is not None and self._sending is None:
                 self._sending = Sending(self.config, self.context)
+            if self.config.publish is not None and self._publishing is None:
+                self._publishing = Publishing(self.config, self.context)
+            if self.config.subscribe is not None and self._subscribing is None:
+                self._subscribing = Subscribing(self.config, self.context)
         except KeysError as error:
             raise ConfigError("config", f"{self._place}.{error.option}", error.expected, error.came, error.hint) from error
 
+    def _crowd(self) -> str:
+        if self.config.publish is None or self.context.workers == 1:
+            return ""
+        return (
+            f"publish: one process can have that address, and the tier has {self.context.workers} workers; publish from a tier behind them"
+        )
+
     @property
     def _place(self) -> str:
-        return f"tiers.{self.context.tier}.{'sources' if self.config.listen else 'outputs'}.{self.context.id}"
+        place = "sources" if self.config.listen or self.config.subscribe else "outputs"
+        return f"tiers.{self.context.tier}.{place}.{self.context.id}"
 
     async def run(self) -> None:
         """Keep the connection."""
         if self._sending is not None:
             await self._sending.run()
+        if self._publishing is not None:
+            await self._publishing.run()
 
     async def drain(self, deadline_s: float) -> None:
         if self._receiving is not None:
@@ -70,13 +104,19 @@ class TransportZmq(Component):
     async def reread(self) -> None:
         if self._receiving is not None:
             await self._receiving.reread()
+        if self._publishing is not None:
+            await self._publishing.reread()
 
     async def close(self) -> None:
         if self._sending is not None:
             self._sending.close()
         if self._receiving is not None:
             self._receiving.close()
-        self._sending = self._receiving = None
+        if self._publishing is not None:
+            self._publishing.close()
+        if self._subscribing is not None:
+            self._subscribing.close()
+        self._sending = self._receiving = self._publishing = self._subscribing = None
 
     # --- as a source -------------------------------------------------------------------------------------------------
 
@@ -86,6 +126,13 @@ class TransportZmq(Component):
         if self._receiving is None:
             raise self._misplaced("listen")
         await self._receiving.serve(deliver)
+
+    @hookimpl
+    async def transport_subscribe(self, deliver: Deliver) -> None:
+        """Take what is published."""
+        if self._subscribing is None:
+            raise self._misplaced("subscribe")
+        await self._subscribing.serve(deliver)
 
     # --- as an output ------------------------------------------------------------------------------------------------
 
@@ -104,6 +151,13 @@ class TransportZmq(Component):
         """Send one batch; return when the far tier has it durable."""
         await self._link().send(batch, origins, key)
 
+    @hookimpl
+    async def transport_publish(self, batch: pa.RecordBatch, topic: str) -> None:
+        """Publish events to those who want the topic."""
+        if self._publishing is None:
+            raise self._misplaced("publish")
+        self._publishing.publish(batch, topic)
+
     def _link(self) -> Sending:
         if self._sending is None:
             raise self._misplaced("connect")
@@ -112,5 +166,5 @@ class TransportZmq(Component):
     def _misplaced(self, needed: str) -> ConfigError:
         return ConfigError(
             "config", f"tiers.{self.context.tier}.<sources or outputs>.{self.context.id}.{needed}", "an address here", "none",
-            "a source has `listen`, an output has `connect`",
+            "a source has `listen` or `subscribe`, an output `connect` or `publish`",
         )  # fmt: skip

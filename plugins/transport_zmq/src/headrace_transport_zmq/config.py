@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
+import zmq
 from msgspec import Meta
 
 from headrace import Config
@@ -15,7 +16,7 @@ _ADDRESS: Final = r"^tcp://.+:\d{1,5}$"
 
 
 class TransportConfig(Config, frozen=True, kw_only=True):
-    """`listen` makes it a source, `connect` an output."""
+    """`listen` makes it a source, `connect` an output: a durable link. `publish` makes it an output, `subscribe` a source: a fan-out."""
 
     listen: Annotated[
         Annotated[str, Meta(pattern=_ADDRESS)] | None,
@@ -29,6 +30,33 @@ class TransportConfig(Config, frozen=True, kw_only=True):
         str,
         Meta(max_length=200, description="As an output: the far tier's name; keep it when only its address changes. The address if empty."),
     ] = ""
+    publish: Annotated[
+        Annotated[str, Meta(pattern=_ADDRESS)] | None,
+        Meta(description='As an output with `hold = "none"`: where subscribers come to, such as `tcp://127.0.0.1:5556`.'),
+    ] = None
+    subscribe: Annotated[
+        Annotated[str, Meta(pattern=_ADDRESS)] | None, Meta(description="As a source: the address of a tier that publishes.")
+    ] = None
+    topics: Annotated[
+        tuple[Annotated[str, Meta(max_length=255)], ...],
+        Meta(
+            min_length=1, max_length=4096, description="With `subscribe`: beginnings of the topics that are wanted; an empty one wants all."
+        ),
+    ] = ("",)
+    pattern: Annotated[
+        Literal["pubsub", "radio"], Meta(description="With `publish` or `subscribe`: PUB and SUB, or RADIO and DISH where libzmq has them.")
+    ] = "pubsub"
+    queued_messages_max: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=1_000_000,
+            description="Most messages kept by `publish` for a subscriber that is behind, which then loses; most waiting at `subscribe`.",
+        ),
+    ] = 128
+    message_bytes_max: Annotated[
+        int, Meta(ge=1 << 12, le=1 << 30, description="With `publish`: larger batches are published in parts of about this size.")
+    ] = MIB // 2
     key_file: Annotated[
         Annotated[str, Meta(min_length=1)] | None,
         Meta(
@@ -84,18 +112,30 @@ class TransportConfig(Config, frozen=True, kw_only=True):
         ),
     ] = 256
 
+    @property
+    def ends(self) -> dict[str, str]:
+        """Option -> address of what it is to be; one of them, when it is right."""
+        options = {"listen": self.listen, "connect": self.connect, "publish": self.publish, "subscribe": self.subscribe}
+        return {option: address for option, address in options.items() if address is not None}
+
+    @property
+    def waits(self) -> bool:
+        """Whether others connect to it."""
+        return bool(self.listen or self.publish)
+
 
 def problem(config: TransportConfig) -> str:
-    """Why this cannot be a link; empty when it can."""
-    if (config.listen is None) == (config.connect is None):
-        return "expected `listen` (a source) or `connect` (an output), got " + ("both" if config.listen else "neither")
-    if found := _keys_problem(config):
+    """Why this cannot be a link or a fan-out; empty when it can."""
+    if len(config.ends) != 1:
+        came = " and ".join(config.ends) or "none"
+        return f"expected one of `listen`, `subscribe` (a source), `connect` and `publish` (an output), got {came}"
+    if found := _keys_problem(config) or _pattern_problem(config):
         return found
-    address = config.listen or config.connect or ""
+    (address,) = config.ends.values()
     if not config.insecure and config.key_file is None and not is_loopback(address):
-        needed = "key_file and allow_keys_file" if config.listen else "key_file and server_key"
+        needed = "allow_keys_file" if config.waits else "server_key"
         return (
-            f"{address} is not a loopback address, and there are no keys: make them with `headrace keys new`, and set {needed}"
+            f"{address} is not a loopback address, and there are no keys: make them with `headrace keys new`, and set key_file and {needed}"
             " (or insecure = true, if whoever reaches that address may read and send)"
         )
     if config.heartbeat_s >= config.dead_after_s:
@@ -104,14 +144,27 @@ def problem(config: TransportConfig) -> str:
 
 
 def _keys_problem(config: TransportConfig) -> str:
-    needed, foreign = ("allow_keys_file", "server_key") if config.listen else ("server_key", "allow_keys_file")
-    end = "listening" if config.listen else "connecting"
+    needed, foreign = ("allow_keys_file", "server_key") if config.waits else ("server_key", "allow_keys_file")
+    end = "listening" if config.waits else "connecting"
     if getattr(config, foreign) is not None:
         return f"{foreign}: not for the {end} end, which has {needed}"
     if (config.key_file is None) != (getattr(config, needed) is None):
         have, lack = ("key_file", needed) if config.key_file else (needed, "key_file")
         return f"{lack}: expected one beside {have}, got none; make keys with `headrace keys new`"
     return ""
+
+
+def _pattern_problem(config: TransportConfig) -> str:
+    if config.pattern == "pubsub":
+        return ""
+    if not config.ends.keys() & {"publish", "subscribe"}:
+        return "pattern: only for `publish` and `subscribe`"
+    if not zmq.DRAFT_API:
+        return (
+            f'pattern: "radio" needs the draft API of libzmq, and libzmq {zmq.zmq_version()} under pyzmq {zmq.__version__} is built without'
+            ' it; use pattern = "pubsub", which carries the same events'
+        )
+    return 'pattern: "radio" is not part of this version; use pattern = "pubsub", which carries the same events'
 
 
 def is_loopback(address: str) -> bool:

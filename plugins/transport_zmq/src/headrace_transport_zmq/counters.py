@@ -47,3 +47,29 @@ class GuardCounters:
     def refused(self, reason: str) -> None:
         """A connection ended before its peer had said anything that belongs here, or was cut."""
         self._metrics.counter("link_refused_connections_total", "Connections that were not let in, or were cut.", reason=reason).inc()
+
+
+class PublishingCounters:
+    """A publishing output's."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self.events = metrics.counter("fanout_published_events_total", "Events put on the wire, once for all subscribers.")
+        self.messages = metrics.counter("fanout_published_messages_total", "Messages with these events.")
+        self.bytes = metrics.counter("fanout_published_bytes_total", "Bytes of these messages.")
+        self.slow = metrics.counter("fanout_slow_messages_total", "Messages that at least one subscriber was too slow for.")
+        self.prefixes = metrics.gauge("fanout_subscriptions", "Different prefixes of topics that somebody wants.")
+
+
+class SubscribingCounters:
+    """A subscribing source's."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self.events = metrics.counter("fanout_received_events_total", "Events that came from publishers and were handed on.")
+        self.lost_events = metrics.counter("fanout_lost_events_total", "Events that were published and did not come.")
+        self.lost_messages = metrics.counter("fanout_lost_messages_total", "Messages with these events.")
+        self.connected = metrics.gauge("fanout_connected", "1 while there is a publisher.")
+
+    def discarded(self, reason: str) -> None:
+        """A message came and was not handed on."""
+        self._metrics.counter("fanout_discarded_messages_total", "Messages that came and were not handed on.", reason=reason).inc()

@@ -16,6 +16,7 @@ from headrace_transport_zmq.keys import others_may_read
 
 _MONITORED: Final = (
     zmq.EVENT_HANDSHAKE_SUCCEEDED
+    | zmq.EVENT_DISCONNECTED
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
     | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
@@ -31,6 +32,9 @@ class Door:
         keys = read_keys(config)
         self._pair, self._server = keys.pair, keys.server
         self._monitor: zmq.Socket[bytes] | None = None
+        #: as of the last call of `why`
+        self.connected = False
+        self._reason = ""
         if config.key_file is not None and others_may_read(Path(config.key_file)):
             context.log.warning("others can read the secret key: chmod 600", path=config.key_file)
 
@@ -40,6 +44,7 @@ class Door:
             socket.curve_publickey, socket.curve_secretkey = self._pair.public, self._pair.secret
             socket.curve_serverkey = self._server
         self._monitor = monitored(socket, self._zmq, _MONITORED)
+        self.connected, self._reason = False, ""
 
     def shut(self) -> None:
         """Before the socket is closed. Safe twice."""
@@ -49,14 +54,16 @@ class Door:
 
     def why(self) -> str:
         """Why the far side did not let this one in, as far as it can be told; empty when it was not asked, or let in since."""
-        reason = ""
         for event, value in happened(self._monitor):
-            reason = self._reason(event, value)
-        return reason
+            if event == zmq.EVENT_DISCONNECTED:  # behind a handshake that failed, too
+                self.connected = False
+            elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self.connected, self._reason = True, ""
+            else:
+                self.connected, self._reason = False, self._failure(event, value)
+        return self._reason
 
-    def _reason(self, event: int, value: int) -> str:
-        if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-            return ""
+    def _failure(self, event: int, value: int) -> str:
         if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
             key = self._pair.public.decode() if self._pair else ""
             return f"it does not let this key in; add {key} to its allow_keys_file"

@@ -1,0 +1,103 @@
+"""The subscribing end of a fan-out: one SUB socket, as a source. Best effort: what is lost on the way is counted."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+import pyarrow as pa
+import zmq
+import zmq.asyncio
+
+from headrace import Context, Deliver, PermanentError, QueueFull, TransientError
+from headrace.log import describe
+from headrace_transport_zmq.config import TransportConfig
+from headrace_transport_zmq.counters import SubscribingCounters
+from headrace_transport_zmq.door import Door
+from headrace_transport_zmq.fanout import Tracking, unpack
+from headrace_transport_zmq.sending import RECONNECT_BASE_MS
+from headrace_transport_zmq.wire import MalformedError
+
+LOOK_S: Final = 0.5
+
+
+class Subscribing:
+    """One source's socket."""
+
+    def __init__(self, config: TransportConfig, context: Context) -> None:
+        """KeysError when the keys cannot be read."""
+        self._config, self._context = config, context
+        self._count = SubscribingCounters(context.metrics)
+        self._tracking = Tracking()
+        self._zmq = zmq.asyncio.Context()
+        self._door = Door(config, context, self._zmq)
+        self._socket = self._zmq.socket(zmq.SUB)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.RCVHWM, config.queued_messages_max)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, config.frame_bytes_max)
+        self._socket.setsockopt(zmq.HEARTBEAT_IVL, int(config.heartbeat_s * 1000))
+        self._socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, int(config.dead_after_s * 1000))
+        self._socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_BASE_MS)
+        self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, config.reconnect_ms_max)
+        for topic in config.topics:
+            self._socket.setsockopt(zmq.SUBSCRIBE, topic.encode())
+        self._door.arm(self._socket)
+        assert config.subscribe is not None
+        self._socket.connect(config.subscribe)
+
+    async def serve(self, deliver: Deliver) -> None:
+        """Until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._look())
+            while True:
+                parts = await self._socket.recv_multipart(copy=False)
+                try:
+                    topic, header, batch = unpack([part.buffer for part in parts])
+                except MalformedError as error:
+                    self._count.discarded("malformed")
+                    self._context.log.warning("publisher sent a message that is none", error=str(error))
+                    continue
+                lost = self._tracking.came(topic, header)
+                self._count.lost_messages.inc(lost.messages)
+                self._count.lost_events.inc(lost.events)
+                await self._hand_over(batch, deliver)
+
+    async def _hand_over(self, batch: pa.RecordBatch, deliver: Deliver) -> None:
+        while True:
+            try:
+                await deliver(batch)
+            except QueueFull:
+                # meanwhile the publisher's end fills up, and loses what it has no room for: the next message tells how much
+                await deliver.room()
+            except (PermanentError, TransientError) as error:
+                self._count.discarded("refused")
+                self._context.log.warning("published events were not taken", error=describe(error), rows=batch.num_rows)
+                return
+            else:
+                self._count.events.inc(batch.num_rows)
+                return
+
+    async def _look(self) -> None:
+        """Whether there is a publisher."""
+        missed_since: float | None = self._context.clock.monotonic()
+        said = False
+        while True:
+            why = self._door.why()
+            now = self._context.clock.monotonic()
+            self._count.connected.set(self._door.connected)
+            if self._door.connected:
+                if said:
+                    self._context.status("ok", "")
+                missed_since, said = None, False
+            elif missed_since is None:
+                missed_since = now
+            elif not said and now - missed_since >= self._config.dead_after_s:
+                said = True
+                self._context.status("degraded", f"no publisher at {self._config.subscribe}" + (f": {why}" if why else ""))
+            await self._context.clock.sleep(LOOK_S)
+
+    def close(self) -> None:
+        """Safe twice."""
+        self._door.shut()
+        self._socket.close(linger=0)
+        self._zmq.destroy(linger=0)
