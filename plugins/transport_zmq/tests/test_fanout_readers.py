@@ -1,4 +1,4 @@
-"""The readers in examples/ that are not Python. Where there is no compiler with libzmq's headers, or no Node with its packages, they skip."""
+"""The readers in examples/ that are not Python. They skip where a compiler, libzmq's headers, Node or its packages are missing."""
 
 from __future__ import annotations
 

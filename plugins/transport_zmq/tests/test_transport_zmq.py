@@ -334,8 +334,8 @@ def test_close_ends_the_calls_under_way(bench: Bench) -> None:
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ({}, "neither"),
-        ({"listen": "tcp://127.0.0.1:1", "connect": "tcp://127.0.0.1:1"}, "both"),
+        ({}, "got none"),
+        ({"listen": "tcp://127.0.0.1:1", "connect": "tcp://127.0.0.1:1"}, "got listen and connect"),
         ({"listen": "tcp://0.0.0.0:5555"}, "not a loopback address"),
         ({"connect": "tcp://middle.example:5555"}, "not a loopback address"),
         ({"connect": "tcp://[::1]:5555", "heartbeat_s": 6.0}, "dead_after_s"),
