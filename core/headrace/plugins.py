@@ -33,7 +33,7 @@ class ComponentPlugins:
         for participant in participants:
             _refuse(plugin_name, wrapper_problems(type(participant)))
         self._manager = _Manager(set(SPECS))
-        self._in_use = in_use(type(component), component.config)
+        self._in_use = in_use(type(component), getattr(component, "config", None))
         self._manager.register(component, plugin_name)
         # pluggy calls the last registered first, so the outermost comes last.
         for index, participant in reversed(list(enumerate(participants))):
