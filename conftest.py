@@ -1,5 +1,5 @@
-"""For all tests: sites start by a fork. Hundreds of them as commands would take three minutes of two cores to import the same."""
+"""For all tests: processes start by a fork. As commands, hundreds of them would take minutes of two cores to import the same."""
 
-from headrace.testing.site import SiteProcess
+from headrace.testing import forking
 
-SiteProcess.forks = True
+forking.enable()

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Final
 
+from headrace.testing import crash_child, forking
 from headrace.testing.journal import Journal
 
 SEED_VARIABLE: Final = "HEADRACE_SEED"
@@ -91,14 +92,15 @@ class Nursery:
             raise TypeError(f"{cls.__qualname__}: crash tests import the contract class in another process; define it at the module's top")
         self._log = folder / "child.log"
         self._file: IO[bytes] = self._log.open("ab")
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "headrace.testing.crash_child", inspect.getfile(cls), cls.__qualname__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._file,
-            text=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "HEADRACE_FAULTS": ""},
-        )
+        words = [inspect.getfile(cls), cls.__qualname__]
+        environ = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "HEADRACE_FAULTS": ""}
+        self._process: subprocess.Popen[str] | forking.Forked
+        if forking.enabled():
+            self._process = forking.Forked(crash_child.run, words, environ, log=self._log, stdin=True, stdout=True)
+        else:
+            command = [sys.executable, "-m", "headrace.testing.crash_child", *words]
+            pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._file}
+            self._process = subprocess.Popen(command, **pipes, text=True, env=environ)
         self._child: Child | None = None
 
     def __enter__(self) -> Nursery:

@@ -52,5 +52,9 @@ def _child(contract: Any, request: dict[str, Any]) -> NoReturn:
     os._exit(0)
 
 
-if __name__ == "__main__":
+def run() -> None:
     main(*sys.argv[1:])
+
+
+if __name__ == "__main__":
+    run()

@@ -19,6 +19,8 @@ ORIGIN: Final = "5f0c7e4a-0000-4000-8000-00000000000a"
 ROWS_MAX: Final = 30
 OVERLAP_MAX: Final = 6
 ROOM_WAIT_S: Final = 0.01
+#: Between appends once the goal is reached, and only what is late is waited for.
+PAUSE_S: Final = 0.02
 LARGE_BYTES: Final = 64 * 1024
 
 
@@ -44,6 +46,8 @@ class QueueDriver:
                 while self._number < goal or time.monotonic() < end:
                     overlap = self._random.randint(1, OVERLAP_MAX)
                     await asyncio.gather(*(self._append(hook) for _ in range(overlap)))
+                    if self._number >= goal:
+                        await asyncio.sleep(PAUSE_S)
             finally:
                 releasing.cancel()
                 ended = (await asyncio.gather(releasing, return_exceptions=True))[0]

@@ -12,12 +12,13 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from headrace import cli
 from headrace.faults import VARIABLE as FAULTS_VARIABLE
-from headrace.testing.forking import Forked
+from headrace.testing import forking
 
 POLL_S: Final = 0.02
 
@@ -33,9 +34,6 @@ class SiteProcess:
     `admin`), read from the log. The process can be started again after `kill` or `stop`, on the same data.
     """
 
-    #: Start it by a fork of a process that has imported everything (`forking.py`); else as a command.
-    forks: ClassVar[bool] = False
-
     def __init__(
         self, file: Path, folder: Path, overrides: Sequence[str] = (), environ: Mapping[str, str] | None = None, tiers: Sequence[str] = ()
     ) -> None:
@@ -43,7 +41,7 @@ class SiteProcess:
         self.file, self.folder, self.overrides, self.tiers = file, folder, list(overrides), list(tiers)
         self.environ = {**os.environ, "HEADRACE_DATA": str(folder / "data"), **(environ or {})}
         self.urls: dict[str, str] = {}
-        self.process: subprocess.Popen[bytes] | Forked | None = None
+        self.process: subprocess.Popen[bytes] | forking.Forked | None = None
         self.log = folder / "site.log"
         self.log.touch()
         self._log_from = 0
@@ -58,8 +56,8 @@ class SiteProcess:
         tiers = [word for tier in self.tiers for word in ("--tier", tier)]
         words = ["run", str(self.file), *tiers, *overrides]
         environ = {**self.environ, FAULTS_VARIABLE: faults}
-        if self.forks:
-            self.process = Forked(words, environ, self.log)
+        if forking.enabled():
+            self.process = forking.Forked(cli.main, words, environ, log=self.log)
         else:
             with self.log.open("ab") as log:
                 self.process = subprocess.Popen([sys.executable, "-m", "headrace", *words], env=environ, stdout=log, stderr=log)

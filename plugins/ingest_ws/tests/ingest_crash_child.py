@@ -50,5 +50,5 @@ async def main(folder: Path, faults: str) -> None:
     await component.ingest_serve(FileDeliver(folder / "durable"))
 
 
-if __name__ == "__main__":
+def run() -> None:
     asyncio.run(main(Path(sys.argv[1]), sys.argv[2]))

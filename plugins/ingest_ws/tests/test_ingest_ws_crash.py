@@ -7,14 +7,15 @@ import json
 import os
 import random
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import ingest_crash_child
 import pytest
 import websockets
 
-CHILD = Path(__file__).with_name("ingest_crash_child.py")
+from headrace.testing.forking import Forked
+
 DEVICES = 5
 
 
@@ -49,10 +50,10 @@ class Device:
 
 async def crash(folder: Path, faults: str, kill_after_acks: int | None) -> list[Device]:
     """Run a child under load until it is dead; what its devices saw."""
-    arguments = [sys.executable, str(CHILD), str(folder), faults]
-    child = await asyncio.create_subprocess_exec(*arguments, stdout=asyncio.subprocess.PIPE)
+    child = Forked(ingest_crash_child.run, [str(folder), faults], stdout=True)
     assert child.stdout is not None
-    url = (await asyncio.wait_for(child.stdout.readline(), 30)).decode().strip()
+    with child.stdout as stdout:
+        url = (await asyncio.wait_for(asyncio.to_thread(stdout.readline), 30)).strip()
     acks = 0
 
     def heard() -> None:
@@ -63,7 +64,7 @@ async def crash(folder: Path, faults: str, kill_after_acks: int | None) -> list[
 
     devices = [Device(f"d{number}", heard) for number in range(DEVICES)]
     load = asyncio.gather(*(device.run(url) for device in devices))
-    assert await asyncio.wait_for(child.wait(), 30) == -signal.SIGKILL
+    assert await asyncio.to_thread(child.wait, 30) == -signal.SIGKILL
     await asyncio.wait_for(load, 30)
     return devices
 

@@ -1,6 +1,6 @@
-"""Helpers of the tests, and a small host: `python lake_driver.py LAKE QUEUE_ID TOTAL ROLL SEED [FAULT [NTH]]`.
+"""Helpers of the tests, and a small host: `main`, with the arguments LAKE QUEUE_ID TOTAL ROLL SEED [FAULT [NTH]].
 
-As a program it writes events 1..TOTAL of one queue id from the lake's resume point on, in rolls of about ROLL events, and
+As a process of its own it writes events 1..TOTAL of one queue id from the lake's resume point on, in rolls of about ROLL events, and
 kills itself at the NTH time that FAULT is reached. It prints `done` at the end.
 """
 
@@ -165,7 +165,3 @@ def main() -> None:
     asyncio.run(drive(lake, queue_id, int(total), int(roll), int(seed)))
     lake.context.close()
     print("done", flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import lake_driver
 import pytest
 
+from headrace.testing.forking import Forked
 from headrace_sink_lake import LocalStore, SinkLake
 from headrace_sink_lake.verify import verify
 
 TOTAL, ROLL = 400, 60
 
 
-def start(lake: Path, queue_id: str, seed: int, *fault: str) -> subprocess.Popen[str]:
-    command = [sys.executable, str(Path(lake_driver.__file__)), str(lake), queue_id, str(TOTAL), str(ROLL), str(seed), *fault]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+def start(lake: Path, queue_id: str, seed: int, *fault: str) -> Forked:
+    return Forked(lake_driver.main, [str(lake), queue_id, str(TOTAL), str(ROLL), str(seed), *fault], stdout=True)
 
 
-def finish(process: subprocess.Popen[str]) -> str:
-    out, _ = process.communicate(timeout=60)
+def finish(process: Forked) -> str:
+    """What it says until its end."""
+    assert process.stdout is not None
+    with process.stdout as stdout:
+        out = stdout.read()
+    process.wait(60)
     return out
 
 
