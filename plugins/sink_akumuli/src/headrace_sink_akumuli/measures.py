@@ -26,12 +26,12 @@ class Measures:
         self._held.inc(counts.held)
         for reason, count in counts.refused.items():
             if reason == "late":
-                self._metrics.counter("akumuli_late_points_total", "Points older than their series' last one; the lake has them.").inc(
-                    count
-                )
+                counter = self._metrics.counter("akumuli_late_points_total", "Points older than their series' last one; the lake has them.")
             else:
-                name = "akumuli_refused_points_total"
-                self._metrics.counter(name, "Readings that make no point; the lake has them.", reason=reason).inc(count)
+                counter = self._metrics.counter(
+                    "akumuli_refused_points_total", "Readings that make no point; the lake has them.", reason=reason
+                )
+            counter.inc(count)
         self._series.set(series)
         self.gaps(gaps)
 

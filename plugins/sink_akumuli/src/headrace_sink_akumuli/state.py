@@ -1,7 +1,7 @@
 """What the output remembers between two lives: how far it came in each queue, and the last timestamp of every series there.
 
 Two checkpoints, each a file that is replaced as a whole: `newest`, as of the last flush, and `base`, from which points are sent again
-when the server lost some. See docs/decisions/0019.
+when the server lost some. See docs/decisions/0018.
 """
 
 from __future__ import annotations
