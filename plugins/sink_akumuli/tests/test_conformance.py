@@ -1,7 +1,7 @@
 """The contract of sinks, as far as a time-series view can keep it, against the stand-in.
 
 What the store cannot do: it keeps numbers, not events. So `read_back` takes an event's position from its reading `n`, and its origin from
-what was written; text, nulls and numbers that are not finite are not there to be read back, nor are events without a number.
+what was written. What was sent and never flushed cannot be called back, so it looks at what was flushed. Text, nulls and numbers that are not finite are not there to be read back, nor are events without a number.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from akumuli_standin import StandIn
 from headrace import Context, RangeKey, hookimpl
 from headrace.testing import SinkContract, plan
 from headrace_sink_akumuli import AkumuliConfig, SinkAkumuli
+from headrace_sink_akumuli.state import load
 
 #: Where the processes that are killed find the stand-in, which lives in the process of the test.
 ADDRESSES = "HEADRACE_TEST_AKUMULI"
@@ -58,8 +59,10 @@ class TestSinkAkumuli(SinkContract):
         return Noted(config, context)
 
     def read_back(self, context: Context) -> list[tuple[str, int]]:
+        newest = load(context.data_dir / "newest")
+        flushed = max(newest.marks.values()) if newest else 0
         points = sorted(point for series in SERVER[0].points(f"{prefix(context)}n").values() for point in series)
-        return [(WRITTEN.get(position, plan.queue_id(int(position))), int(position)) for _, position in points]
+        return [(WRITTEN.get(position, plan.queue_id(int(position))), int(position)) for _, position in points if position <= flushed]
 
     def break_store(self, context: Context) -> None:
         SERVER[0].stop()
