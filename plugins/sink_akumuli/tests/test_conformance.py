@@ -1,7 +1,8 @@
 """The contract of sinks, as far as a time-series view can keep it, against the stand-in.
 
 What the store cannot do: it keeps numbers, not events. So `read_back` takes an event's position from its reading `n`, and its origin from
-what was written. What was sent and never flushed cannot be called back, so it looks at what was flushed. Text, nulls and numbers that are not finite are not there to be read back, nor are events without a number.
+what was written. What was sent and never flushed cannot be called back, so it looks at what was flushed. Text, nulls and
+numbers that are not finite are not there to be read back, nor are events without a number.
 """
 
 from __future__ import annotations
