@@ -1,0 +1,134 @@
+"""When an event happened: what a device claims, if it can be believed, else the time of arrival. No I/O."""
+
+from __future__ import annotations
+
+import datetime
+import itertools
+import re
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from headrace.encodings import Readings
+from headrace.schema import TIMESTAMP
+
+__all__ = ["CLOCK_FLOOR_US", "TIME", "Times", "parse_time", "take_times"]
+
+#: The reading that claims a time.
+TIME: Final = "ts"
+
+#: Wall clocks before this (the release of this version) are wrong: then `ts` decides, without a window (DELIVERY 24).
+CLOCK_FLOOR_US: Final = 1_793_491_200_000_000  # 2026-11-01
+
+_NO_TIME: Final = -(2**63)
+
+#: A number below the bound counts in the unit: 1e11 s is the year 5138, 1e11 ms is 1973.
+_EPOCH_UNITS: Final = ((1e11, 1_000_000, 1), (1e14, 1_000, 1), (1e17, 1, 1), (1e20, 1, 1_000))
+_EPOCH: Final = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+_MICROSECOND: Final = datetime.timedelta(microseconds=1)
+
+Microseconds = npt.NDArray[np.int64]
+
+
+class Times(NamedTuple):
+    """The events' times (TIMESTAMP), how many claimed a time outside the window, and how many one that cannot be read."""
+
+    time: pa.Array
+    outside: int
+    unreadable: int
+
+
+def take_times(rows: list[Readings], received: pa.Array, past_max_s: int, future_max_s: int) -> Times:
+    """Take `ts` out of the rows where it is believed; elsewhere `received` is the time and `ts` stays a reading."""
+    arrived = received.cast(pa.int64()).to_numpy()
+    # taken from all rows at once, and given back to the few that are not believed
+    claims: list[Any] = list(map(dict.pop, rows, itertools.repeat(TIME), itertools.repeat(None)))
+    kinds = list(map(type, claims))
+    claimed = _claimed(claims, kinds)
+    readable = claimed != _NO_TIME
+    early, late = arrived - past_max_s * 1_000_000, arrived + future_max_s * 1_000_000
+    believed = readable & ((arrived < CLOCK_FLOOR_US) | ((claimed >= early) & (claimed <= late)))
+    claims_made = len(claims) - kinds.count(type(None))
+    if claims_made > (count := int(believed.sum())):
+        for index in np.flatnonzero(~believed).tolist():
+            if claims[index] is not None:
+                rows[index][TIME] = claims[index]
+    unreadable = claims_made - int(readable.sum())
+    outside = int(readable.sum()) - count
+    time = pa.array(np.where(believed, claimed, arrived), pa.int64()).cast(TIMESTAMP)
+    return Times(time, outside, unreadable)
+
+
+def _claimed(claims: list[Any], kinds: list[type]) -> Microseconds:
+    """`parse_time` of all claims, _NO_TIME where it finds none; numbers all at once."""
+    there = set(kinds)
+    if there == {float}:
+        return _of_floats(np.array(claims))
+    if there == {int}:
+        return _of_integers(claims)
+    claimed = np.full(len(claims), _NO_TIME, np.int64)
+    for kind, of_kind in ((float, lambda some: _of_floats(np.array(some))), (int, _of_integers), (str, _one_by_one)):
+        if kind in there:
+            indexes = [index for index, one in enumerate(kinds) if one is kind]
+            claimed[indexes] = of_kind([claims[index] for index in indexes])
+    return claimed
+
+
+def _of_floats(claims: npt.NDArray[np.float64]) -> Microseconds:
+    size = np.abs(claims)
+    claimed = np.full(len(claims), _NO_TIME, np.int64)
+    least = -1.0
+    for bound, times, over in _EPOCH_UNITS:
+        among = (size < bound) & (size >= least)  # NaN is in none
+        if among.any():
+            claimed[among] = np.rint(claims[among] * times / over).astype(np.int64)
+        least = bound
+    return claimed
+
+
+def _of_integers(claims: list[int]) -> Microseconds:
+    try:
+        whole = np.array(claims, np.int64)
+    except OverflowError:
+        return _one_by_one(claims)
+    if ((whole > -(10**11)) & (whole < 10**11)).all():
+        return whole * 1_000_000
+    if ((whole >= 10**11) & (whole < 10**14)).all():
+        return whole * 1_000
+    return _one_by_one(claims)
+
+
+def _one_by_one(claims: list[Any]) -> Microseconds:
+    return np.array([_NO_TIME if us is None else us for us in map(parse_time, claims)], np.int64)
+
+
+def parse_time(claim: object) -> int | None:
+    """A claimed time (`ts`) in microseconds since the epoch, or None when it cannot be read."""
+    kind = type(claim)
+    if kind is int or kind is float:
+        return _epoch_us(claim)  # type: ignore[arg-type]
+    return _rfc3339_us(claim) if isinstance(claim, str) else None
+
+
+def _epoch_us(number: float) -> int | None:
+    size = abs(number)
+    for bound, times, over in _EPOCH_UNITS:
+        if size < bound:
+            # an integer stays one: a float has no microseconds left at 1e15
+            return number * times // over if isinstance(number, int) else round(number * times / over)
+    return None
+
+
+def _rfc3339_us(text: str) -> int | None:
+    try:
+        moment = datetime.datetime.fromisoformat(text)
+    except ValueError:
+        try:  # what is finer than microseconds is cut, not refused
+            moment = datetime.datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", text))
+        except ValueError:
+            return None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=datetime.UTC)
+    return (moment - _EPOCH) // _MICROSECOND

@@ -1,0 +1,192 @@
+"""Rows of readings become columns, one per name, by the rules of `headrace.decoding`. No I/O.
+
+Rows of the same names go through together, a column at a time; a row costs more only where its names are its own, and a value only
+where it does not fit its column.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from operator import itemgetter
+from typing import Any, Final, NamedTuple
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+
+from headrace.encodings import Readings
+from headrace.reading_types import ARROW_TYPES, FITTING, OTHER, ReadingTypes
+
+__all__ = ["readings_array"]
+
+_encode = msgspec.json.Encoder()
+_NOTHING: Final = type(None)
+_INT64: Final = range(-(2**63), 2**63)
+
+#: What fits no column, by row and name.
+Others = dict[int, Readings]
+
+
+class Cells(NamedTuple):
+    """One name's values, and the rows that they stand in (None: one in each row, in order)."""
+
+    values: list[Any]
+    rows: list[int] | None
+
+    def row(self, place: int) -> int:
+        """The row of the value at that place."""
+        return place if self.rows is None else self.rows[place]
+
+
+def readings_array(rows: list[Readings], types: ReadingTypes) -> tuple[pa.StructArray, int]:
+    """All readings as one struct array (children in order of appearance), and how many values went to `_other`."""
+    names = _gather(rows)
+    kinds = {name: set(map(type, cells.values)) for name, cells in names.items()}
+    if any(dict in found for found in kinds.values()):
+        rows = [_flat(row) for row in rows]
+        names = _gather(rows)
+        kinds = {name: set(map(type, cells.values)) for name, cells in names.items()}
+    _learn(rows, names, types)
+    others: Others = {}
+    fields, arrays = [], []
+    for name, cells in names.items():
+        if kinds[name] == {_NOTHING}:
+            continue
+        kind = types.types.get(name)
+        array = _column(name, cells, kind, kinds[name], others)
+        if kind is not None and array.null_count < len(array):
+            fields.append(pa.field(name, array.type))
+            arrays.append(array if cells.rows is None else _spread(array, cells.rows, len(rows)))
+    if others:
+        fields.append(pa.field(OTHER, pa.string()))
+        arrays.append(_texts(rows, others))
+    if not arrays:
+        return pa.array([{}] * len(rows), pa.struct([])), 0
+    return pa.StructArray.from_arrays(arrays, fields=fields), sum(map(len, others.values()))
+
+
+def _gather(rows: list[Readings]) -> dict[str, Cells]:
+    """The values of each name, names in order of appearance."""
+    names = list(rows[0]) if rows else []
+    if set(map(len, rows)) == {len(names)}:
+        try:
+            return {name: Cells(list(map(itemgetter(name), rows)), None) for name in names}
+        except KeyError:
+            pass  # as many names, but others
+    shapes: dict[tuple[str, ...], list[int]] = {}
+    for index, shape in enumerate(map(tuple, rows)):
+        shapes.setdefault(shape, []).append(index)
+    found: dict[str, Cells] = {}
+    for shape, indexes in shapes.items():
+        alike = [rows[index] for index in indexes]
+        for name in shape:
+            cells = found.get(name)
+            if cells is None:
+                cells = found[name] = Cells([], [])
+            assert cells.rows is not None
+            cells.rows.extend(indexes)
+            cells.values.extend(map(itemgetter(name), alike))
+    return found
+
+
+def _learn(rows: list[Readings], names: dict[str, Cells], types: ReadingTypes) -> None:
+    """Give new names their kinds, in the order of the events: it must not matter how they fell into batches."""
+    news: list[tuple[int, int, str, Any]] = []
+    for name, cells in names.items():
+        if types.knows(name):
+            continue
+        given = ((cells.row(place), value) for place, value in enumerate(cells.values) if value is not None)
+        row, value = min(given, key=itemgetter(0), default=(-1, None))
+        if row >= 0:
+            news.append((row, list(rows[row]).index(name), name, value))
+    for _, _, name, value in sorted(news, key=itemgetter(0, 1)):
+        types.type_of(name, value)
+
+
+def _column(name: str, cells: Cells, kind: str | None, kinds: set[type], others: Others) -> pa.Array:
+    """One reading's values as an array; what does not fit its kind moves to `others`, by row."""
+    values: Sequence[Any] = cells.values
+    fitting = FITTING[kind]
+    if not kinds <= fitting | {_NOTHING}:
+        for place, value in enumerate(values):
+            if value is not None and type(value) not in fitting:
+                _set_aside(name, cells, place, others)
+    if kind is None:
+        return pa.nulls(len(values))
+    if kind == "string" and list in kinds:
+        values = [_encode.encode(value).decode() if isinstance(value, list) else value for value in values]
+    if kind == "integer":
+        return _integers(name, cells, kinds, others)
+    try:
+        return pa.array(values, ARROW_TYPES[kind])
+    except pa.ArrowInvalid:  # integers beyond 2**53
+        return _numbers(name, cells, others)
+
+
+def _numbers(name: str, cells: Cells, others: Others) -> pa.Array:
+    """The nearest float64, as every JSON reader with doubles does."""
+    if None not in cells.values:
+        try:
+            return pa.array(np.array(cells.values, np.float64))
+        except OverflowError:
+            pass
+    for place, value in enumerate(cells.values):
+        try:
+            cells.values[place] = None if value is None else float(value)
+        except OverflowError:
+            _set_aside(name, cells, place, others, str(value))
+    return pa.array(cells.values, pa.float64())
+
+
+def _integers(name: str, cells: Cells, kinds: set[type], others: Others) -> pa.Array:
+    """Whole numbers of 64 bits; 20.0 is one."""
+    if float in kinds:
+        for place, value in enumerate(cells.values):
+            if type(value) is float:
+                if value.is_integer() and int(value) in _INT64:
+                    cells.values[place] = int(value)
+                else:
+                    _set_aside(name, cells, place, others)
+    try:
+        return pa.array(cells.values, pa.int64())
+    except (pa.ArrowInvalid, OverflowError):
+        for place, value in enumerate(cells.values):
+            if value is not None and value not in _INT64:
+                _set_aside(name, cells, place, others, str(value))
+        return pa.array(cells.values, pa.int64())
+
+
+def _set_aside(name: str, cells: Cells, place: int, others: Others, text: str | None = None) -> None:
+    value = cells.values[place]
+    if text is None and type(value) is float and not math.isfinite(value):
+        text = str(value)  # JSON has no number for it
+    others.setdefault(cells.row(place), {})[name] = value if text is None else text
+    cells.values[place] = None
+
+
+def _spread(array: pa.Array, rows: list[int], count: int) -> pa.Array:
+    """The values in their rows, nulls between them."""
+    places = np.full(count, -1, np.int64)
+    places[rows] = np.arange(len(rows))
+    return array.take(pa.array(places, mask=places < 0))
+
+
+def _texts(rows: list[Readings], others: Others) -> pa.Array:
+    """The `_other` of each row: names in the order in which the event has them."""
+    texts: list[str | None] = [None] * len(rows)
+    for row, misfits in others.items():
+        texts[row] = _encode.encode({name: misfits[name] for name in rows[row] if name in misfits}).decode()
+    return pa.array(texts, pa.string())
+
+
+def _flat(row: Readings) -> Readings:
+    return dict(_members(row, "")) if dict in map(type, row.values()) else row
+
+
+def _members(row: Readings, prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in row.items():
+        if isinstance(value, dict):
+            yield from _members(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value

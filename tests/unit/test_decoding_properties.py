@@ -1,0 +1,148 @@
+"""What devices may send, and worse: each event comes out as an oracle says that goes through them one by one, in whatever batches."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from headrace.decoding import ReadingTypes, check, decode, parse_time, readings_array, take_times
+
+MANY = 5000 if os.environ.get("HEADRACE_FULL") else 60
+NOW_US = 1_795_435_200_000_000
+NAMES_MAX = 6
+KINDS = {float: "number", int: "number", bool: "boolean", str: "string", list: "string"}
+
+# numbers as texts, since what JSON can say is more than what Python's floats can
+WHOLE = ("0", "-0", "20", str(2**53 + 1), str(2**63), "9" * 400, "-" + "9" * 400, "9" * 5000)
+numbers = st.sampled_from((*WHOLE, "-0.0", "20.0", "20.5", "1e400", "-1e400", "1e-999")) | (
+    st.integers(-(2**70), 2**70) | st.floats(allow_nan=False, allow_infinity=False)
+).map(json.dumps)
+times = st.sampled_from(
+    ("1795435100", "1795435100.25", "1795435100250", "1795435100250000", "1795435100250000001", '"2026-11-23T00:00:00Z"', '"2026-11-23"')
+) | st.sampled_from(
+    ("0", "-1", "1e30", "9" * 400, '"yesterday"', "true", "[1]", '{"a":1}', "null", "99999999999", "1e11", "-9223372036854775808")
+)
+scalars = numbers | st.sampled_from(("null", "true", "false")) | st.text(max_size=3).map(json.dumps)
+names = st.sampled_from(("a", "b", "c", "d", "a.b", "", "_other", "é", "x\0", "ts", "k1", "k2", "k3"))
+
+
+def members(values: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    """The text of an object; names may stand in it twice."""
+    member = st.tuples(names, values).map(lambda pair: f"{json.dumps(pair[0])}:{pair[1]}") | times.map(lambda time: f'"ts":{time}')
+    return st.lists(member, max_size=5).map(lambda texts: "{" + ",".join(texts) + "}")
+
+
+values = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=3).map(lambda texts: f"[{','.join(texts)}]") | members(inner), max_leaves=6
+)
+payloads = st.lists(members(values).map(str.encode), min_size=1, max_size=12)
+
+EDGES = (10**11, 10**14, 10**17, 1e11, 1e14, None, True, "2026-11-23")
+claims = st.integers(-(2**64), 2**64) | st.floats() | st.floats(-1e21, 1e21) | st.sampled_from(EDGES)
+
+
+class Oracle:
+    """The rules of `headrace.decoding`, one event at a time."""
+
+    def __init__(self) -> None:
+        self.kinds: dict[str, str] = {}
+
+    def event(self, payload: bytes) -> tuple[int, dict[str, Any]]:
+        """Its time, and its readings that are not null."""
+        row = dict(json.loads(payload, parse_int=lambda digits: int(digits) if len(digits.lstrip("-")) <= 4300 else digits))
+        claim = row.pop("ts", None)
+        time = parse_time(claim)
+        if time is None or not NOW_US - 3600_000_000 <= time <= NOW_US + 3600_000_000:
+            time = NOW_US
+            if claim is not None:
+                row["ts"] = claim
+        readings: dict[str, Any] = {}
+        misfits: dict[str, Any] = {}
+        for name, value in self.flat(row, "").items():
+            if value is None:
+                continue
+            if name not in self.kinds and name != "_other" and len(self.kinds) < NAMES_MAX:
+                self.kinds[name] = KINDS[type(value)]
+            if self.kinds.get(name) != KINDS[type(value)]:
+                misfits[name] = str(value) if isinstance(value, float) and not math.isfinite(value) else value
+            elif isinstance(value, list):
+                readings[name] = msgspec.json.encode(value).decode()
+            elif self.kinds[name] == "number":
+                try:
+                    readings[name] = float(value)
+                except OverflowError:
+                    misfits[name] = str(value)
+            else:
+                readings[name] = value
+        if misfits:
+            readings["_other"] = msgspec.json.encode(misfits).decode()
+        return time, readings
+
+    def flat(self, row: dict[str, Any], prefix: str) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, value in row.items():
+            found.update(self.flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
+        return found
+
+
+def decoded(batch: list[bytes], types: ReadingTypes) -> list[tuple[int, dict[str, Any]]]:
+    rows, bad = decode(batch)
+    assert bad == []
+    taken = take_times(rows, pa.array([NOW_US] * len(batch), pa.int64()), 3600, 3600)
+    array, _ = readings_array(rows, types)
+    array.validate(full=True)
+    readings = [{name: value for name, value in row.items() if value is not None} for row in array.to_pylist()]
+    return list(zip(taken.time.cast(pa.int64()).to_pylist(), readings, strict=True))
+
+
+def shown(event: tuple[int, dict[str, Any]]) -> str:
+    """Time and readings as text: -0.0 is not 0.0, and 1 is not True."""
+    return repr((event[0], sorted(event[1].items())))
+
+
+@settings(max_examples=MANY, deadline=None)
+@given(sent=payloads, cuts=st.lists(st.integers(1, 11), max_size=4))
+@example(sent=[b'{"a":null,"b":1}', b'{"a":true,"c":1e400}', b'{"b":"x","a":2,"a.b":1}', b'{"a":{"b":2},"c":"y"}'], cuts=[])
+@example(sent=[b'{"b":true,"a":1}', b'{"a":"x","b":2}', b'{"b":"x","a":"y"}'], cuts=[1])
+def test_each_event_comes_out_as_the_oracle_says_in_whatever_batches(sent: list[bytes], cuts: list[int]) -> None:
+    assert [check(payload) for payload in sent] == [None] * len(sent)
+    oracle, types = Oracle(), ReadingTypes(NAMES_MAX)
+    expected = [oracle.event(payload) for payload in sent]
+    bounds = sorted({0, len(sent), *(cut for cut in cuts if cut < len(sent))})
+    got = [event for start, stop in itertools.pairwise(bounds) for event in decoded(sent[start:stop], types)]
+    assert list(map(shown, got)) == list(map(shown, expected))
+    assert types.types == oracle.kinds
+
+
+@settings(max_examples=MANY, deadline=None)
+@given(claims=st.lists(claims, min_size=1, max_size=8))
+@example(claims=[-(2**63)])
+@example(claims=[math.nan, math.inf])
+def test_times_read_at_once_are_those_read_one_by_one(claims: list[Any]) -> None:
+    rows = [{} if claim is None else {"ts": claim} for claim in claims]
+    # a clock before the release of this version: whatever can be read is believed
+    taken = take_times(rows, pa.array(np.zeros(len(rows), np.int64)), 1, 1)
+    expected = [parse_time(claim) for claim in claims]
+    assert taken.time.cast(pa.int64()).to_pylist() == [us or 0 for us in expected]
+    assert ["ts" in row for row in rows] == [claim is not None and us is None for claim, us in zip(claims, expected, strict=True)]
+
+
+@settings(max_examples=MANY, deadline=None)
+@given(
+    noise=st.lists(st.binary(max_size=12) | payloads.map(lambda some: some[0][:-1]) | st.just(b'{"a":"\\ud800"}'), min_size=1, max_size=6)
+)
+def test_what_does_not_decode_is_named_and_costs_the_others_nothing(noise: list[bytes]) -> None:
+    good = b'{"a":1.5}'
+    sent = [piece for one in noise for piece in (one, good)]
+    rows, bad = decode(sent)
+    assert bad == [index for index, payload in enumerate(sent) if check(payload) is not None]
+    assert all(rows[index] == {"a": 1.5} for index in range(1, len(sent), 2))
