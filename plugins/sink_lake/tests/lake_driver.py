@@ -125,7 +125,7 @@ def held(path: Path | str, queue_id: str) -> tuple[list[int], list[int]]:
     return found, sorted(absent)
 
 
-async def drive(lake: SinkLake, queue_id: str, total: int, roll: int, seed: int) -> None:
+async def drive(lake: SinkLake, queue_id: str, total: int, roll: int, seed: int, pause_s: float = 0.0) -> None:
     """What the host does: from the resume point on, write some batches, flush them; after an error reset and resume."""
     chance = random.Random(seed)
     await lake.open()
@@ -144,6 +144,7 @@ async def drive(lake: SinkLake, queue_id: str, total: int, roll: int, seed: int)
             await lake.sink_flush(join_keys(keys))
             position = end
             print("safe", position, flush=True)
+            await asyncio.sleep(pause_s)
         except TransientError:
             await lake.sink_reset()
             position = await lake.sink_resume(queue_id) or 0
