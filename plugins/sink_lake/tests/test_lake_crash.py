@@ -58,7 +58,8 @@ def check_unrecovered(lake: Path, upto: int) -> None:
     found = lake_driver.positions(lake)
     assert len(found) == len(set(found)), "a reader of the unrecovered lake saw an event twice"
     assert set(expected(upto)) <= set(found), "what a flush promised is not there"
-    assert verify(LocalStore(lake)).findings == []
+    if (lake / "_commits").exists():
+        assert verify(LocalStore(lake)).findings == []
 
 
 @pytest.mark.parametrize("point", SinkLake.fault_points)
