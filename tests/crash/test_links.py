@@ -1,5 +1,5 @@
 """kill -9 of either side of a link, at each of its fault points and at random moments, under load: nothing acked is lost, nothing
-doubled. Edge and middle are processes of their own, run from `examples/tiers.toml`."""
+doubled. Edge and middle are processes of their own, run from `edge_and_middle.toml`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from headrace.testing.oracle import Oracle, Verdict
 from headrace.testing.site import SiteProcess
 from headrace_transport_zmq import receiving, sending
 
-ROOT = Path(__file__).parents[2]
+FILE = Path(__file__).with_name("edge_and_middle.toml")
 #: At which pass a point kills: late enough that there is traffic, where the point is passed often.
 HIT = {sending.BEFORE_HELLO: 1, receiving.AFTER_WELCOME: 1}
 RANDOM_KILLS = 2 if "HEADRACE_FULL" not in os.environ else 200
@@ -39,7 +39,9 @@ class Tiers:
         for tier, own in overrides.items():
             (folder / tier).mkdir()
             environ = {"HEADRACE_DATA": str(folder / "data"), "HEADRACE_NAME": tier}
-            process = SiteProcess(ROOT / "examples" / "tiers.toml", folder / tier, ["admin.listen=127.0.0.1:0", *own], environ, [tier])
+            process = SiteProcess(
+                Path(__file__).with_name("edge_and_middle.toml"), folder / tier, ["admin.listen=127.0.0.1:0", *own], environ, [tier]
+            )
             setattr(self, tier, process)
 
     edge: SiteProcess

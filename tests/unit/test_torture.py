@@ -54,8 +54,8 @@ def test_the_shortest_trial_has_a_death_of_each_tier_and_begins_with_the_points_
 # --- the layout --------------------------------------------------------------------------------------------------------
 
 
-def test_two_tiers_are_two_processes_with_a_link(tmp_path: Path) -> None:
-    site = load(EXAMPLES / "tiers.toml", only=["edge", "middle"])
+def test_tiers_are_processes_with_links(tmp_path: Path) -> None:
+    site = load(EXAMPLES / "tiers.toml", only=["edge", "middle", "storage"])
     made = layout(site, tmp_path)
     (link,) = [link for link in made.links if link.tier == "edge"]
     assert link.name == "edge.uplink -> middle.links"
