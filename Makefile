@@ -28,7 +28,7 @@ run: .venv/.set-up-run
 
 # the tests start hundreds of processes, which compile our modules again and again where the environment forbids to keep that
 test: .venv/.set-up-dev
-	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n 3 --dist loadgroup $(PYTEST_ARGS)
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n 4 --dist loadgroup $(PYTEST_ARGS)
 
 lint: .venv/.set-up-dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -32,19 +32,23 @@ has_fuzzer() {
 }
 has_library() { "$python" -c "import ctypes; ctypes.CDLL('$1')" 2>/dev/null; }
 
-has_library libpmemobj.so.1 || install_debian libpmemobj1 ||
-    say "libpmemobj1 cannot be installed here (neither root nor sudo without a password, or no apt-get): the queue will use a plain file." \
-        "To have it: apt-get install libpmemobj1"
-if [ "$kind" = dev ]; then
+programs() {
+    has_library libpmemobj.so.1 || install_debian libpmemobj1 ||
+        say "libpmemobj1 cannot be installed here (neither root nor sudo without a password, or no apt-get): the queue will use a plain" \
+            "file. To have it: apt-get install libpmemobj1"
+    [ "$kind" = dev ] || return 0
     command -v chromium >/dev/null && command -v chromedriver >/dev/null || install_debian chromium chromium-driver ||
         say "chromium cannot be installed here: the browser tests will be skipped"
     ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || install_debian postgresql ||
         say "postgresql cannot be installed here: its tests will be skipped"
-    # for fuzzing the C parser guided by coverage: 12 s and 90 MB
+}
+compiler() { # for fuzzing the C parser guided by coverage: 12 s and 90 MB
     has_fuzzer || { [ "$(. /etc/os-release 2>/dev/null; echo "${VERSION_ID:-}")" = 12 ] && install_debian clang-14 libclang-rt-14-dev; } ||
         install_debian clang libclang-rt-dev ||
         say "clang with libFuzzer cannot be installed here: the C parser is fuzzed with random streams, by gcc"
-fi
+}
+programs & # beside pip; the compiler, which pip may be using, is let alone until it has ended
+programs=$!
 
 # --- the virtual environment
 if [ ! -x .venv/bin/python ]; then
@@ -62,4 +66,6 @@ host=.
 set -- -e "$host"
 for plugin in plugins/*/; do set -- "$@" -e "$plugin"; done
 $pip install -q --disable-pip-version-check --no-build-isolation -c constraints.txt "$@"
+wait "$programs"
+[ "$kind" = run ] || compiler
 touch ".venv/.set-up-$kind"

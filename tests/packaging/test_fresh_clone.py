@@ -45,6 +45,7 @@ class Demo:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV", "MAKE", "MFLAGS"))}
         listen = (f"--set admin.listen=127.0.0.1:{self.admin}", f"--set tiers.site.sources.devices.listen=127.0.0.1:{self.devices}",
                   f"--set tiers.site.outputs.live.listen=127.0.0.1:{self.live}")  # fmt: skip
+        kept["PIP_NO_COMPILE"] = "1"  # what is not imported needs no bytecode
         self.environ = {**kept, "HEADRACE_DATA": str(self.data), "SITE_ARGS": " ".join(listen), "URL": f"ws://127.0.0.1:{self.devices}"}
 
     def start(self) -> None:

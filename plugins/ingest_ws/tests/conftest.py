@@ -267,11 +267,6 @@ async def http(address: tuple[str, int], request: bytes, **connecting: Any) -> t
     return int(lines[0].split()[1]), headers, body
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The one test that takes a minute goes first, so that the others run beside it."""
-    items.sort(key=lambda item: "test_ingest_ws_fuzz" not in item.nodeid)
-
-
 @pytest.fixture
 def kit() -> SimpleNamespace:
     """The helpers above: with pytest's importlib mode, test modules cannot import their conftest."""
