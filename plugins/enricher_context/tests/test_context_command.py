@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 from context_driver import added, enricher, sqlite_url
-from pg_server import PASSWORD, PostgresServer
 
 from headrace.testing import run
+from headrace.testing.postgres import PASSWORD, PostgresServer
 from headrace_enricher_context.command import main
 from headrace_enricher_context.csv_rows import kind_of
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 from context_driver import added, classes, enricher, next_reading, until
-from pg_server import PASSWORD, PostgresServer
 
 from headrace.testing import FakeClock, living, run
+from headrace.testing.postgres import PASSWORD, PostgresServer
 from headrace_enricher_context.config import Column
 
 # one server for all of them, where the tests run in several processes

@@ -27,14 +27,15 @@ from headrace import NO_ORIGINS, Context, Elsewhere, Origin, OriginMark, QueueFu
 from headrace.component import SystemClock
 from headrace.log import Log
 from headrace.metrics import Metrics
+from headrace.testing.postgres import postgres, postgres_server
 from headrace_ingest_ws import IngestWs
 from headrace_ingest_ws.auth.options import JwtOptions, MtlsOptions, TlsOptions, TokensOptions
 from headrace_ingest_ws.parser import frame_buffer
 
-# Under --import-mode=importlib a test file cannot import its neighbours by itself; the PostgreSQL of tests is another plugin's.
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2] / "enricher_context" / "tests")]
+__all__ = ["postgres", "postgres_server"]
 
-from pg_server import PostgresServer, find_programs  # noqa: E402
+# Under --import-mode=importlib a test file cannot import its neighbours by itself.
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 class FakeDeliver:
@@ -279,27 +280,6 @@ def kit() -> SimpleNamespace:
         RawClient=RawClient,
         http=http,
     )
-
-
-@pytest.fixture(scope="session")
-def postgres_server() -> Iterator[PostgresServer]:
-    """A PostgreSQL server of this test run's own."""
-    programs = find_programs()
-    if programs is None:
-        pytest.skip("PostgreSQL is not installed: no initdb on the PATH or under /usr/lib/postgresql (Debian: apt install postgresql)")
-    server = PostgresServer.create(programs)
-    try:
-        yield server
-    finally:
-        server.remove()
-
-
-@pytest.fixture
-def postgres(postgres_server: PostgresServer) -> PostgresServer:
-    """The server, running, with an empty database."""
-    postgres_server.start()
-    postgres_server.execute("DROP SCHEMA IF EXISTS public CASCADE", "CREATE SCHEMA public")
-    return postgres_server
 
 
 @pytest.fixture(params=["asyncio-python", "uvloop-c"])

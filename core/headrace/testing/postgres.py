@@ -1,7 +1,14 @@
-"""A real PostgreSQL server for tests, which they may kill and start again."""
+"""A real PostgreSQL server for tests, which they may kill and start again.
+
+    from headrace.testing.postgres import postgres, postgres_server  # noqa: F401  in a conftest: two fixtures
+
+Needs psycopg and pytest, and the server's programs (Debian: apt install postgresql); where these are missing, the tests skip. Give
+them the mark `xdist_group("postgres")`: all tests of one process share one server.
+"""
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import pwd
@@ -15,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+import pytest
 
 PASSWORD = "not-to-be-printed"
 START_TIMEOUT_S = 30.0
@@ -114,6 +122,29 @@ class PostgresServer:
         done = subprocess.run(command, capture_output=True, text=True, cwd=self._folder, check=False, **self._run_as)
         if done.returncode:
             raise RuntimeError(f"{program}: {done.stdout}{done.stderr}")
+
+
+_shared: list[PostgresServer] = []
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> PostgresServer:
+    """A PostgreSQL server of this test run's own, removed at its end."""
+    if not _shared:
+        programs = find_programs()
+        if programs is None:
+            pytest.skip("PostgreSQL is not installed: no initdb on the PATH or under /usr/lib/postgresql (Debian: apt install postgresql)")
+        _shared.append(PostgresServer.create(programs))
+        atexit.register(_shared[0].remove)
+    return _shared[0]
+
+
+@pytest.fixture
+def postgres(postgres_server: PostgresServer) -> PostgresServer:
+    """The server, running, with an empty database."""
+    postgres_server.start()
+    postgres_server.execute("DROP SCHEMA IF EXISTS public CASCADE", "CREATE SCHEMA public", "DROP SCHEMA IF EXISTS plant CASCADE")
+    return postgres_server
 
 
 def free_port() -> int:

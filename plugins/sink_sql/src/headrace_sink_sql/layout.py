@@ -1,0 +1,159 @@
+"""The table: its columns, the DDL that makes it, and what is wrong with one that is there. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, NamedTuple
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import mysql, postgresql
+
+from headrace.errors import did_you_mean
+from headrace_sink_sql.config import REQUIRED, SqlConfig
+
+#: What a column takes. `any`: a type that nothing is known of here; the database says what fits.
+Kind = Literal["text", "time", "integer", "number", "boolean", "json", "any"]
+
+#: The unique key by which an event is known, and the one of a hypertable, which must have the time in it.
+KEY: Final = ("origin", "position")
+HYPERTABLE_KEY: Final = ("origin", "position", "time")
+
+_MYSQL_NAME: Final = mysql.VARCHAR(255)
+_KINDS: Final[Mapping[Kind, sa.types.TypeEngine[Any]]] = {
+    "text": sa.Text(),
+    "time": sa.DateTime(timezone=True).with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb"),
+    "integer": sa.BigInteger(),
+    "number": sa.Double(),
+    "boolean": sa.Boolean(),
+    "json": sa.JSON().with_variant(postgresql.JSONB(), "postgresql"),
+}
+_REQUIRED: Final[dict[str, tuple[Kind, ...]]] = {
+    "device": ("text",),
+    "time": ("time",),
+    "received": ("time",),
+    "origin": ("text", "any"),  # a uuid is fine
+    "position": ("integer", "number"),
+}
+
+
+class Target(NamedTuple):
+    """One column that is filled: its name, where it comes from (`device`, `readings`, `readings.temperature`), and its type."""
+
+    name: str
+    source: str
+    kind: Kind
+    type: sa.types.TypeEngine[Any]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The columns that are filled, in their order, and the table's unique key."""
+
+    targets: tuple[Target, ...]
+    key: tuple[str, ...] = KEY
+    #: names of the constraints (or unique indexes) that are that key
+    key_names: frozenset[str] = field(default_factory=frozenset)
+
+    @property
+    def names(self) -> list[str]:
+        return [target.name for target in self.targets]
+
+
+def wanted(config: SqlConfig) -> Layout:
+    """What the options ask for."""
+    kinds: list[tuple[str, str, Kind]] = [(name, name, _REQUIRED[name][0]) for name in REQUIRED]
+    kinds += [(name, name, "json") for name in config.documents]
+    kinds += [(name, column.source, column.type) for name, column in config.columns.items()]
+    return Layout(tuple(Target(name, source, kind, _KINDS[kind]) for name, source, kind in kinds))
+
+
+def split_name(table: str) -> tuple[str | None, str]:
+    """Schema, if any, and name."""
+    schema, _, name = table.rpartition(".")
+    return schema or None, name
+
+
+def table_of(layout: Layout, table: str, key: Sequence[str]) -> sa.Table:
+    """The table to create."""
+    schema, name = split_name(table)
+    columns: list[Any] = [
+        # MySQL takes no column without a length into a key
+        sa.Column(target.name, target.type.with_variant(_MYSQL_NAME, "mysql", "mariadb") if target.name == "origin" else target.type,
+                  nullable=target.name not in REQUIRED, autoincrement=False)
+        for target in layout.targets
+    ]  # fmt: skip
+    return sa.Table(name, sa.MetaData(), *columns, sa.PrimaryKeyConstraint(*key), schema=schema)
+
+
+def positions_of(table: str) -> sa.Table:
+    """Up to where the events of each queue id are in which table."""
+    schema, name = split_name(table)
+    return sa.Table(
+        name,
+        sa.MetaData(),
+        sa.Column("target", sa.String(200), primary_key=True),
+        sa.Column("queue_id", sa.String(200), primary_key=True),
+        sa.Column("position", sa.BigInteger, nullable=False, autoincrement=False),
+        sa.Column("stored", _KINDS["time"], nullable=False),
+        schema=schema,
+    )
+
+
+def kind_of(type_: sa.types.TypeEngine[Any]) -> Kind:
+    """What a column of this type takes."""
+    tests: tuple[tuple[type[Any] | tuple[type[Any], ...], Kind], ...] = (
+        (sa.JSON, "json"),
+        (sa.Enum, "any"),
+        (sa.String, "text"),
+        (sa.Boolean, "boolean"),
+        (sa.Integer, "integer"),
+        (sa.Numeric, "number"),
+        (sa.DateTime, "time"),
+    )
+    return next((kind for types, kind in tests if isinstance(type_, types)), "any")
+
+
+def fitted(
+    layout: Layout, columns: Sequence[Mapping[str, Any]], uniques: Mapping[str, Sequence[str]], table: str, dialect: sa.Dialect
+) -> tuple[Layout, list[str]]:
+    """The layout with the types that the table has, and what is wrong with that table, each with the DDL that would mend it.
+
+    columns: as SQLAlchemy's inspector gives them. uniques: name -> columns of every unique key.
+    """
+    known = {column["name"]: column for column in columns}
+    problems: list[str] = []
+    targets: list[Target] = []
+    for target in layout.targets:
+        column = known.get(target.name)
+        ddl_type = target.type.compile(dialect)
+        if column is None:
+            near = did_you_mean(target.name, [name for name in known if name not in layout.names])
+            null = " NOT NULL" if target.name in REQUIRED else ""
+            problems.append(f"no column {target.name!r}{near} (ALTER TABLE {table} ADD COLUMN {_quoted(target.name)} {ddl_type}{null})")
+            continue
+        kind = kind_of(column["type"])
+        accepted = _REQUIRED.get(target.name) or (("json", "text") if target.kind == "json" else ())
+        if accepted and kind not in accepted:
+            problems.append(
+                f"column {target.name!r} is {column['type']}, expected {ddl_type} "
+                f"(ALTER TABLE {table} ALTER COLUMN {_quoted(target.name)} TYPE {ddl_type})"
+            )
+        targets.append(Target(target.name, target.source, kind, column["type"]))
+    for name, column in known.items():
+        filled = (
+            column.get("default") is not None or column.get("identity") or column.get("computed") or column.get("autoincrement") is True
+        )
+        if name not in layout.names and not column["nullable"] and not filled:
+            problems.append(
+                f"column {name!r} wants a value and is given none (ALTER TABLE {table} ALTER COLUMN {_quoted(name)} DROP NOT NULL)"
+            )
+    keys = {name: tuple(names) for name, names in uniques.items() if {*names} in ({*KEY}, {*HYPERTABLE_KEY})}
+    if not keys:
+        problems.append(f"no unique key on (origin, position) (CREATE UNIQUE INDEX ON {table} (origin, position))")
+    key = min(keys.values(), key=len, default=KEY)
+    return Layout(tuple(targets), key, frozenset(keys)), problems
+
+
+def _quoted(name: str) -> str:
+    return name if name.isidentifier() and name.islower() else f'"{name}"'

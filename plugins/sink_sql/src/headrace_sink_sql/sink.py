@@ -1,0 +1,205 @@
+"""The output `sink_sql`: rows go to the database as they come; a flush commits them, with the position that they reach."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import psycopg
+import pyarrow as pa
+import sqlalchemy as sa
+
+from headrace import Component, Context, PermanentError, RangeKey, TransientError, hookimpl
+from headrace_sink_sql import fitting, verdict
+from headrace_sink_sql.config import SqlConfig
+from headrace_sink_sql.database import Database
+from headrace_sink_sql.postgres import Postgres
+from headrace_sink_sql.rendering import render
+
+T = TypeVar("T")
+#: What a database raises: by SQLAlchemy, by psycopg itself (COPY), by the sockets, and OverflowError of drivers.
+DATABASE_ERRORS: Final = (sa.exc.SQLAlchemyError, psycopg.Error, OSError, OverflowError)
+
+
+class SinkSql(Component):
+    """Stores events in a table, effectively once. README.md has the guarantees."""
+
+    class Config(SqlConfig, frozen=True):
+        """The options of sink_sql."""
+
+    many_workers = True
+    idempotence = "event"
+    fault_points = ("sink_sql.after_write", "sink_sql.before_commit", "sink_sql.after_commit")
+
+    def __init__(self, config: SqlConfig, context: Context) -> None:
+        super().__init__(config, context)
+        self._database: Database | None = None
+        self._ends: dict[str, int | None] = {}
+        self._merge = self._degraded = False
+        # a cancelled caller does not stop its thread: the next call must not meet it
+        self._lock = threading.Lock()
+        postgres = sa.make_url(config.database.reveal()).get_backend_name() == "postgresql"
+        self._timeout_s = config.unanswered_s if postgres else None
+        self._duplicates = context.metrics.counter("sql_duplicate_events_total", "Events left out because the table held them already.")
+
+    async def open(self) -> None:
+        """Connect; create the table, or see that it fits. TransientError says what is wrong with it, and the DDL that mends it."""
+        await self._in_thread("open", self._open)
+        self._healed()
+
+    async def close(self) -> None:
+        database, self._database = self._database, None
+        if database is not None:
+            database.cancel()  # another thread may wait there
+            await self.context.call_blocking(self._locked, database.close)
+
+    def check(self) -> list[str]:
+        """A URL without a driver, a SQLite file in no folder."""
+        url = sa.make_url(self.config.database.reveal())
+        try:
+            dialect = (
+                url.get_dialect() if url.get_backend_name() != "postgresql" else url.set(drivername="postgresql+psycopg").get_dialect()
+            )
+            dialect.import_dbapi()
+        except (sa.exc.NoSuchModuleError, ImportError) as error:
+            return [f"database: no driver for {url.drivername!r} ({error}); install it"]
+        if dialect.is_async:
+            return [f"database: {url.drivername!r} is an async driver; name another"]
+        if url.get_backend_name() == "sqlite" and url.database and not Path(url.database).absolute().parent.is_dir():
+            return [f"database: no folder {Path(url.database).absolute().parent}; create it"]
+        return []
+
+    @hookimpl
+    async def sink_resume(self, queue_id: str) -> int | None:
+        return await self._in_thread("read the position", self._resume, queue_id)
+
+    @hookimpl
+    async def sink_write(self, batch: pa.RecordBatch, key: RangeKey) -> None:
+        await self._in_thread("write", self._write, batch, key)
+
+    @hookimpl
+    async def sink_flush(self, key: RangeKey) -> None:
+        await self._in_thread("flush", self._flush, key)
+        self._healed()
+
+    @hookimpl
+    async def sink_reset(self) -> None:
+        await self.context.call_blocking(self._locked, self._forget)
+
+    # --- in the thread -------------------------------------------------------------------------------------------------
+
+    async def _in_thread(self, what: str, work: Callable[..., T], *args: Any) -> T:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await self.context.call_blocking(self._locked, work, *args)
+        except TimeoutError:
+            self._cut()  # the thread ends, with an error that nobody reads
+            self._fails(reason := f"cannot {what} at {self._name()}: no answer for {self._timeout_s} s")
+            raise TransientError(reason) from None
+        except TransientError as error:
+            self._fails(str(error))
+            raise
+        except DATABASE_ERRORS as error:
+            self._fails(reason := f"cannot {what} at {self._name()}: {verdict.plain(error)}")
+            raise TransientError(reason) from None  # the driver's own text has what devices sent
+
+    def _cut(self) -> None:
+        if self._database is not None:
+            self._database.cancel()
+
+    def _fails(self, reason: str) -> None:
+        self._degraded = True
+        self.context.status("degraded", reason)
+
+    def _healed(self) -> None:
+        if self._degraded:
+            self._degraded = False
+            self.context.status("ok", "")
+
+    def _name(self) -> str:
+        return self._database.name if self._database else "the database"
+
+    def _locked(self, work: Callable[..., T], *args: Any) -> T:
+        with self._lock:
+            return work(*args)
+
+    def _open(self) -> None:
+        backend = sa.make_url(self.config.database.reveal()).get_backend_name()
+        self._database = Postgres(self.config) if backend == "postgresql" else Database(self.config)
+        self._database.open()
+
+    def _opened(self) -> Database:
+        if self._database is None:
+            raise TransientError("the database is not open")
+        return self._database
+
+    def _resume(self, queue_id: str) -> int | None:
+        if len(self._ends) > 1000:
+            self._ends.clear()
+        self._ends[queue_id] = self._opened().position(queue_id)
+        return self._ends[queue_id]
+
+    def _end(self, queue_id: str) -> int | None:
+        return self._ends[queue_id] if queue_id in self._ends else self._resume(queue_id)
+
+    def _write(self, batch: pa.RecordBatch, key: RangeKey) -> None:
+        database = self._opened()
+        end = self._end(key.queue_id)
+        held = 0
+        if end is not None and end >= key.first:
+            held = _rows_upto(key, end, batch.num_rows)
+            self._duplicates.inc(held)
+            batch = batch.slice(held)
+        if not batch.num_rows:
+            return
+        rendered = render(batch, database.layout.targets)
+        if rows := fitting.unfit(rendered, database.layout.targets, database.takes_nul):
+            raise PermanentError(next(iter(rows.values())), {str(key): [held + row for row in rows]})
+        try:
+            self._duplicates.inc(database.write(rendered, self._merge))
+        except DATABASE_ERRORS as error:
+            self._answer(error, key, held)
+        self.context.fault("sink_sql.after_write")
+
+    def _answer(self, error: BaseException, key: RangeKey, held: int) -> None:
+        """What the database said to rows, as what it means to the host."""
+        name = self._name()
+        if not self._merge and verdict.is_doubled_key(error, self._opened().layout.key_names):
+            self._merge = True
+            raise TransientError(f"{name}: events of {key} are in the table already; they are merged") from None
+        if verdict.is_permanent(error):
+            line = verdict.line_of(error)
+            raise PermanentError(verdict.plain(error), {str(key): [held + line - 1]} if line else None) from None
+        raise error
+
+    def _flush(self, key: RangeKey) -> None:
+        database = self._opened()
+        end = self._end(key.queue_id)
+        if end is not None and end >= key.last:
+            return
+        self.context.fault("sink_sql.before_commit")
+        self._ends.pop(key.queue_id, None)  # unknown until the end of this call: a commit may be in doubt
+        # the order: rows and position in one transaction; only the return of this call lets the queue forget the range
+        try:
+            database.commit(key.queue_id, end, key.last)
+        except DATABASE_ERRORS as error:
+            self._answer(error, key, 0)
+        self.context.fault("sink_sql.after_commit")
+        self._ends[key.queue_id] = key.last
+        self._merge = False
+
+    def _forget(self) -> None:
+        self._ends.clear()
+        if self._database is not None:
+            self._database.rollback()
+
+
+def _rows_upto(key: RangeKey, position: int, rows: int) -> int:
+    """How many of the rows of `key` lie at or below that position."""
+    if position >= key.last:
+        return rows
+    gone = sum(min(hole.last, position) - hole.first + 1 for hole in key.missing if hole.first <= position)
+    return position - key.first + 1 - gone - sum(1 for dead in key.dead if dead <= position)

@@ -1,0 +1,105 @@
+"""The contract of sinks, against SQLite and a real PostgreSQL."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from typing import Any, ClassVar
+
+import pyarrow as pa
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.pool import NullPool
+
+from headrace import Context
+from headrace.config import Secret
+from headrace.testing import SinkContract, event_batch
+from headrace.testing.postgres import PostgresServer
+from headrace_sink_sql import SinkSql, SqlConfig
+from headrace_sink_sql.config import Column
+
+
+def odd_numbers(document: dict[str, Any]) -> dict[str, Any]:
+    """What JSON cannot say stands there as text."""
+    odd = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
+    return {name: odd.get(value, value) if isinstance(value, str) else value for name, value in document.items()}
+
+
+class SqlContract(SinkContract):
+    crash_rounds = 3
+
+    def url(self, context: Context) -> str:
+        raise NotImplementedError
+
+    def table(self, context: Context) -> str:
+        return "events"
+
+    def make(self, context: Context) -> SinkSql:
+        columns = {"level": Column(source="readings.level", type="integer")}
+        config = SqlConfig(database=Secret(self.url(context)), table=self.table(context), columns=columns)
+        return SinkSql(config, context)
+
+    def read_back(self, context: Context) -> Any:
+        engine = sa.create_engine(self.url(context), poolclass=NullPool)
+        if not sa.inspect(engine).has_table(self.table(context)):
+            return []
+        table = sa.Table(self.table(context), sa.MetaData(), autoload_with=engine)
+        with engine.connect() as connection:
+            rows = [row._asdict() for row in connection.execute(sa.select(table).order_by(table.c.origin, table.c.position))]
+        texts = [json.loads(row["readings"]) if isinstance(row["readings"], str) else row["readings"] for row in rows]
+        readings = [odd_numbers(text) for text in texts]
+        if any(len({type(row.get(name)) for row in readings} - {type(None)}) > 1 for row in readings for name in row):
+            return [(row["origin"], row["position"]) for row in rows]
+        utc = pa.timestamp("us", "UTC")
+        return pa.table(
+            {
+                "device": [row["device"] for row in rows],
+                "time": pa.array([row["time"] for row in rows], utc),
+                "received": pa.array([row["received"] for row in rows], utc),
+                "origin": pa.array([row["origin"] for row in rows], pa.string()),
+                "position": pa.array([row["position"] for row in rows], pa.uint64()),
+                "readings": pa.array(readings) if readings else pa.array([], pa.struct([])),
+            }
+        )
+
+    def refused(self, context: Context) -> tuple[pa.RecordBatch, list[int]]:
+        return event_batch(4, 1, readings={"level": [1.0, 2.5, 3.0, 1e300]}), [1, 3]
+
+
+class TestSqlite(SqlContract):
+    def url(self, context: Context) -> str:
+        return f"sqlite:///{context.data_dir}/events.db"
+
+    def break_store(self, context: Context) -> None:
+        (context.data_dir / "events.db").rename(context.data_dir / "away")
+        (context.data_dir / "events.db").mkdir()
+
+    def heal_store(self, context: Context) -> None:
+        (context.data_dir / "events.db").rmdir()
+        (context.data_dir / "away").rename(context.data_dir / "events.db")
+
+
+@pytest.mark.xdist_group("postgres")
+class TestPostgres(SqlContract):
+    server: ClassVar[PostgresServer | None] = None
+
+    @pytest.fixture(autouse=True)
+    def _server(self, postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        type(self).server = postgres
+        # the processes that are killed find the server by this
+        monkeypatch.setenv("HEADRACE_TEST_POSTGRES", postgres.url)
+
+    def url(self, context: Context) -> str:
+        return os.environ["HEADRACE_TEST_POSTGRES"]
+
+    def table(self, context: Context) -> str:
+        return "t" + hashlib.sha256(str(context.data_dir).encode()).hexdigest()[:20]
+
+    def break_store(self, context: Context) -> None:
+        assert self.server is not None
+        self.server.kill()
+
+    def heal_store(self, context: Context) -> None:
+        assert self.server is not None
+        self.server.start()
