@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import pyarrow as pa
@@ -131,15 +131,20 @@ class Database:
             ).scalar()
         return None if found is None else int(found)
 
-    def write(self, rendered: pa.RecordBatch, merge: bool) -> int:
-        """Store these rows in the transaction (begun with the first of them); how many were there already. merge: expect that."""
-        connection = self._begun()
-        rows = python_rows(rendered)
-        held: set[tuple[str, int]] = self._held(connection, rendered) if merge else set()
-        fresh = [row for row in rows if (row["origin"], row["position"]) not in held]
-        if fresh:
-            connection.execute(self._light_table().insert(), fresh)
-        return len(rows) - len(fresh)
+    def write(self, pieces: Iterable[pa.RecordBatch], merge: bool, odd_lines: bool) -> int:
+        """Store the rows of these pieces in the transaction (begun with the first of them); how many were there already.
+
+        merge: expect that some are. odd_lines: a text has a line that a COPY in CSV would take for its end.
+        """
+        connection, duplicates = self._begun(), 0
+        for piece in pieces:
+            rows = python_rows(piece)
+            held: set[tuple[str, int]] = self._held(connection, piece) if merge else set()
+            fresh = [row for row in rows if (row["origin"], row["position"]) not in held]
+            if fresh:
+                connection.execute(self._light_table().insert(), fresh)
+            duplicates += len(rows) - len(fresh)
+        return duplicates
 
     def _light_table(self) -> sa.TableClause:
         """The columns with types that send values as they are: documents are JSON text already."""

@@ -6,12 +6,11 @@ import contextlib
 import io
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import psycopg
 import pyarrow as pa
-import pyarrow.compute as pc
 import sqlalchemy as sa
 from psycopg import sql
 from pyarrow import csv
@@ -21,8 +20,6 @@ from headrace_sink_sql.database import Database
 from headrace_sink_sql.layout import split_name
 
 STAGE: Final = "headrace_stage"
-#: In CSV a server before version 18 takes a line that is `\\.` for the end of the data, in quotes too.
-_END_OF_DATA: Final = r"(^|[\r\n])\\\."
 
 
 class Postgres(Database):
@@ -62,13 +59,13 @@ class Postgres(Database):
         with contextlib.suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(working.fileno())) as one:
             one.shutdown(socket.SHUT_RDWR)
 
-    def write(self, rendered: pa.RecordBatch, merge: bool) -> int:
+    def write(self, pieces: Iterable[pa.RecordBatch], merge: bool, odd_lines: bool) -> int:
         connection = self._begun()
         driver: psycopg.Connection[Any] = connection.connection.driver_connection  # type: ignore[assignment]
         self._working = driver
         columns = sql.SQL(", ").join(map(sql.Identifier, self.layout.names))
         if not merge:
-            self._copy(driver, self._table, columns, rendered)
+            self._copy(driver, self._table, columns, pieces, odd_lines)
             return 0
         connection.execute(sa.text("select 1"))  # SQLAlchemy's transaction begins with its own first statement
         stage = sql.Identifier(STAGE)
@@ -79,25 +76,36 @@ class Postgres(Database):
             )
         )
         cursor.execute(sql.SQL("truncate {}").format(stage))
-        self._copy(driver, stage, columns, rendered)
+        rows = self._copy(driver, stage, columns, pieces, odd_lines)
         cursor.execute(
             sql.SQL("insert into {table} ({columns}) select {columns} from {stage} on conflict ({key}) do nothing").format(
                 table=self._table, columns=columns, stage=stage, key=sql.SQL(", ").join(map(sql.Identifier, self.layout.key))
             )
         )
-        return int(rendered.num_rows - cursor.rowcount)
+        return int(rows - cursor.rowcount)
 
-    def _copy(self, driver: psycopg.Connection[Any], table: sql.Composable, columns: sql.Composable, rendered: pa.RecordBatch) -> None:
-        into = sql.SQL("copy {} ({}) from stdin").format(table, columns)
-        if any(pa.types.is_string(column.type) and _ends_data(column) for column in rendered.columns):
-            with driver.cursor().copy(into) as copy:
-                for row in zip(*(column.to_pylist() for column in rendered.columns), strict=True):
-                    copy.write_row(row)
-            return
-        text = io.BytesIO()
-        csv.write_csv(rendered, text, csv.WriteOptions(include_header=False))
-        with driver.cursor().copy(into + sql.SQL(" with (format csv)")) as copy:
-            copy.write(text.getbuffer())
+    def _copy(
+        self,
+        driver: psycopg.Connection[Any],
+        table: sql.Composable,
+        columns: sql.Composable,
+        pieces: Iterable[pa.RecordBatch],
+        odd_lines: bool,
+    ) -> int:
+        """How many rows. The server works on one piece while the next is made."""
+        into = sql.SQL("copy {} ({}) from stdin" if odd_lines else "copy {} ({}) from stdin with (format csv)").format(table, columns)
+        rows = 0
+        with driver.cursor().copy(into) as copy:
+            for piece in pieces:
+                rows += piece.num_rows
+                if odd_lines:
+                    for row in zip(*(column.to_pylist() for column in piece.columns), strict=True):
+                        copy.write_row(row)
+                else:
+                    text = io.BytesIO()
+                    csv.write_csv(piece, text, csv.WriteOptions(include_header=False))
+                    copy.write(text.getbuffer())
+        return rows
 
     def _done(self) -> None:
         self._working = None
@@ -105,7 +113,3 @@ class Postgres(Database):
     def rollback(self) -> None:
         self._working = None
         super().rollback()
-
-
-def _ends_data(column: pa.Array) -> bool:
-    return bool(pc.any(pc.match_substring_regex(column, _END_OF_DATA)).as_py())

@@ -12,6 +12,8 @@ import pyarrow.compute as pc
 from headrace_sink_sql.layout import Target
 
 _ESCAPED: Final = r'[\x00-\x1f"\\\x7f]'
+#: In CSV a server before version 18 takes a line that is `\\.` for the end of the data, in quotes too.
+_END_OF_DATA: Final = r"(^|[\r\n])\\\."
 _encode = msgspec.json.Encoder()
 
 
@@ -30,6 +32,15 @@ def render(batch: pa.RecordBatch, targets: Sequence[Target]) -> pa.RecordBatch:
         else:
             columns.append(batch.column(whole))
     return pa.RecordBatch.from_arrays(columns, [target.name for target in targets])
+
+
+def has_odd_lines(batch: pa.RecordBatch, targets: Sequence[Target]) -> bool:
+    """Whether a text that is no document has a line that begins like the end of a COPY. (Documents have no line breaks.)"""
+    texts = [batch.column("device")]
+    for whole in ("readings", "context"):
+        wanted = {target.source.partition(".")[2] for target in targets if target.source.startswith(f"{whole}.")}
+        texts += [column for name, column in _children(batch.column(whole)).items() if name in wanted and pa.types.is_string(column.type)]
+    return any(pc.any(pc.match_substring_regex(text, _END_OF_DATA)).as_py() for text in texts)
 
 
 def _children(column: pa.StructArray) -> dict[str, pa.Array]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -17,9 +17,11 @@ from headrace_sink_sql import fitting, verdict
 from headrace_sink_sql.config import SqlConfig
 from headrace_sink_sql.database import Database
 from headrace_sink_sql.postgres import Postgres
-from headrace_sink_sql.rendering import render
+from headrace_sink_sql.rendering import has_odd_lines, render
 
 T = TypeVar("T")
+#: Rows that are rendered at a time: small, so that the server has work while the next are made.
+PIECE_ROWS: Final = 2048
 #: What a database raises: by SQLAlchemy, by psycopg itself (COPY), by the sockets, and OverflowError of drivers.
 DATABASE_ERRORS: Final = (sa.exc.SQLAlchemyError, psycopg.Error, OSError, OverflowError)
 
@@ -155,14 +157,24 @@ class SinkSql(Component):
             batch = batch.slice(held)
         if not batch.num_rows:
             return
-        rendered = render(batch, database.layout.targets)
-        if rows := fitting.unfit(rendered, database.layout.targets, database.takes_nul):
-            raise PermanentError(next(iter(rows.values())), {str(key): [held + row for row in rows]})
+        odd_lines = has_odd_lines(batch, database.layout.targets)
         try:
-            self._duplicates.inc(database.write(rendered, self._merge))
+            self._duplicates.inc(database.write(self._pieces(batch, key, held), self._merge, odd_lines))
         except DATABASE_ERRORS as error:
             self._answer(error, key, held)
         self.context.fault("sink_sql.after_write")
+
+    def _pieces(self, batch: pa.RecordBatch, key: RangeKey, held: int) -> Iterator[pa.RecordBatch]:
+        """The batch in parts as the table wants it. PermanentError names all rows that it never takes, once the first is met."""
+        targets, takes_nul = self._opened().layout.targets, self._opened().takes_nul
+        unfit: dict[int, str] = {}
+        for first in range(0, batch.num_rows, PIECE_ROWS):
+            piece = render(batch.slice(first, PIECE_ROWS), targets)
+            unfit |= {held + first + row: reason for row, reason in fitting.unfit(piece, targets, takes_nul).items()}
+            if not unfit:
+                yield piece
+        if unfit:
+            raise PermanentError(next(iter(unfit.values())), {str(key): [*unfit]})
 
     def _answer(self, error: BaseException, key: RangeKey, held: int) -> None:
         """What the database said to rows, as what it means to the host."""
