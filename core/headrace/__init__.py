@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         QueueLocked,
         TransientError,
     )
-    from headrace.hookspecs import Deliver, Elsewhere, Plan, QueueInfo, QueueRead, QueueSpan, ReaderInfo, hookimpl
+    from headrace.hookspecs import BY_FLUSH, Deliver, Elsewhere, Plan, QueueInfo, QueueRead, QueueSpan, ReaderInfo, hookimpl
     from headrace.options import Secret
     from headrace.position import (
         NO_ORIGINS,
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from headrace.schema import ENCODING_CBOR, ENCODING_JSON, ENCODING_MSGPACK, EVENT_COLUMNS, RAW_SCHEMA, TIMESTAMP, event_schema
 
 __all__ = [
+    "BY_FLUSH",
     "ENCODINGS",
     "ENCODING_CBOR",
     "ENCODING_JSON",
@@ -98,7 +99,7 @@ _HOMES: Final = {
         "QueueLocked",
         "TransientError",
     ),
-    "headrace.hookspecs": ("Deliver", "Elsewhere", "Plan", "QueueInfo", "QueueRead", "QueueSpan", "ReaderInfo", "hookimpl"),
+    "headrace.hookspecs": ("BY_FLUSH", "Deliver", "Elsewhere", "Plan", "QueueInfo", "QueueRead", "QueueSpan", "ReaderInfo", "hookimpl"),
     "headrace.options": ("Secret",),
     "headrace.position": (
         "NO_ORIGINS",

@@ -76,10 +76,12 @@ def _orphans(site: Site) -> Iterator[Finding]:
 
 def _remedy(site: Site, orphan: Registered) -> str:
     tier = site.tiers.get(orphan.tier)
+    drain = f"headrace drain {site.file} --tier {orphan.tier} --queue {orphan.path}"
     if tier is not None and tier.queue is not None:
         for number in range(tier.workers, WORKERS_MAX):
             if orphan.path == str(Path(queue_path(tier.queue, number)).absolute()):
-                return f"set tiers.{tier.name}.workers = {number + 1}, with outputs that can have them, until it is empty"
+                return f"set tiers.{tier.name}.workers = {number + 1}, with outputs that can have them, until it is empty, or run {drain}"
+        return f"run {drain}"
     return "give it back its tier until it is empty"
 
 

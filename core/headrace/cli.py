@@ -116,10 +116,30 @@ def _schema(argv: list[str]) -> int:
     return 0
 
 
+def _drain(argv: list[str]) -> int:
+    text = "Empty a queue that nobody opens any more into its tier's outputs: no sources, the queue's own cursors, until nothing is left."
+    parser = _parser("drain", text)
+    parser.add_argument("--queue", metavar="PATH", help="the queue's folder, when it is not the one of the file")
+    parser.add_argument("--minutes", type=float, default=60.0, metavar="M", help="give up after this long (default: 60)")
+    args = parser.parse_args(argv)
+    if len(args.tier) != 1 or not 0 < args.minutes <= 60 * 24 * 365:
+        parser.error("expected one --tier, and --minutes above 0")
+
+    from headrace.config import examine
+
+    site, problems = examine(args.file, args.set, only=args.tier)
+    if site is None or problems:
+        return _fail(problems, EX_CONFIG)
+    from headrace import draining
+
+    return draining.run(site, args.tier[0], args.queue, args.minutes)
+
+
 #: First word -> what it does, and its function.
 CORE: Final[dict[str, tuple[str, Callable[[list[str]], int]]]] = {
     "run": ("run a site's tiers", _run),
     "check": ("say whether a site would start, and all that is wrong with it", _check),
+    "drain": ("empty a queue that nobody opens any more into the next tier", _drain),
     "plugins": ("list the installed plugins, or tell all about one", _plugins),
     "schema": ("print the JSON Schema of a site's file", _schema),
 }

@@ -155,10 +155,6 @@ class _Reader:
             self._problem(f"{entry.path}.use", expected, f"{use}, which does not say so (many_workers)", hint)
 
     def _check_unqueued(self, tier: Tier, path: str) -> None:
-        for entry in tier.sources.values():
-            if "transport_serve" in entry.hooks and "ingest_serve" not in entry.hooks:
-                hint = f"add a [{path}.queue]: without one nothing tells after a crash what has arrived"
-                self._problem(entry.path, "a source that needs no queue", repr(entry.use), hint)
         holding = [entry for entry in tier.outputs.values() if entry.holds]
         if len(holding) > 1:
             ids = ", ".join(entry.id for entry in holding)
@@ -167,6 +163,20 @@ class _Reader:
         for entry in holding:
             if entry.output.hold == "window":
                 self._problem(f"{entry.path}.hold", '"always" or "none" in a tier without a queue', "'window'", f"add a [{path}.queue]")
+        if passes(tier):
+            self._check_passing(tier, path, holding)
+
+    def _check_passing(self, tier: Tier, path: str, holding: list[Entry]) -> None:
+        """A tier without a queue that links lead to: the store of its one holding output has to tell what has arrived."""
+        hint = f"add a [{path}.queue]: without one, only a store that knows up to where it holds each queue can tell a link where to go on"
+        for entry in tier.sources.values():
+            if not is_link(entry):
+                self._problem(entry.path, "links only, beside a link into a tier without a queue", repr(entry.use), f"add a [{path}.queue]")
+        if not holding:
+            self._problem(f"{path}.outputs", "an output that holds, in a tier without a queue that links lead to", "none", hint)
+        for entry in holding[:1]:
+            if "sink_resume" not in entry.hooks:
+                self._problem(entry.path, "a sink that knows what it holds (sink_resume)", repr(entry.use), hint)
 
     # --- entries -----------------------------------------------------------------------------------------------------
 
@@ -312,6 +322,16 @@ class _Reader:
 def _others(hooks: frozenset[str]) -> str:
     """The roles that a set of hooks makes whole."""
     return " or ".join(role for role, sets in ROLES.items() if role != "listener" and any(whole <= hooks for whole in sets)) or "none"
+
+
+def is_link(entry: Entry) -> bool:
+    """Whether a source is the receiving half of a durable link, and nothing else."""
+    return "transport_serve" in entry.hooks and "ingest_serve" not in entry.hooks
+
+
+def passes(tier: Tier) -> bool:
+    """Whether links lead to a tier without a queue: it passes on what it gets, under the positions of the queues that sent it."""
+    return tier.queue is None and any(is_link(entry) for entry in tier.sources.values())
 
 
 def single(entry: Entry) -> list[str]:

@@ -43,7 +43,8 @@ use = "sink_lake"
 - Relative paths are relative to the current directory; only a plugin's file is looked for beside the config file.
 - Options of type `secret` print as `***` everywhere, as do passwords in URLs and what came from `${file:...}`.
 - An output that holds must know where it stopped, or take the same events twice without doubling them; `check` refuses
-  what cannot keep that promise. A tier without a queue can have one holding output.
+  what cannot keep that promise. A tier without a queue can have one holding output; where
+  links lead to it, that output has to be a sink that knows what it holds (`sink_resume`).
 """
 
 

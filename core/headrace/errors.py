@@ -94,10 +94,10 @@ class QueueFull(QueueError):
 
 
 class QueueLocked(QueueError):
-    """Another process has the queue open."""
+    """Another process has the queue open. drains: it only empties it, and will let go of it by itself."""
 
-    def __init__(self, path: str, holder: str) -> None:
-        self.path, self.holder = path, holder
+    def __init__(self, path: str, holder: str, drains: bool = False) -> None:
+        self.path, self.holder, self.drains = path, holder, drains
         super().__init__(f"queue at {path} is held by {holder}; stop it, or give this tier a path of its own")
 
 

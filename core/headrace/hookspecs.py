@@ -74,6 +74,12 @@ class Deliver(Protocol):
         one worker there is nobody to ask.
         """
 
+    def hurry(self) -> None:
+        """Whoever sent what was handed over cannot go on before it is durable: the tier is not to wait for more (DELIVERY 11).
+
+        Of use in a tier without a queue; else nothing waits.
+        """
+
     def queue_info(self) -> QueueInfo | None:
         """The queue's facts (id, level, bounds), or None in a tier without one."""
 
@@ -124,8 +130,9 @@ class QueueInfo(NamedTuple):
     queue_id is None before the first append of this open. head is the last committed position (0: none yet), tail the
     oldest position still held. Sizes in bytes, oldest_event_s as a Unix time (None when empty). spans lists every queue id
     that still has positions here, oldest first. level is `"process"` or `"power"`, or `"none"` in a tier without a queue.
-    medium and method say what is really done, for example `ext4` and `fdatasync`. batch_bytes_max is the largest batch that
-    is ever taken, as Arrow serialises it with its origins; None: as large as the queue.
+    medium and method say what is really done, for example `ext4` and `fdatasync`; the method `BY_FLUSH` is that of a tier without a queue
+    that links lead to: what was handed over is durable, at `level`, when its output has flushed it. batch_bytes_max is the largest batch
+    that is ever taken, as Arrow serialises it with its origins; None: as large as the queue.
     """
 
     name: str
@@ -158,6 +165,9 @@ class QueueRead(NamedTuple):
     origins: pa.RecordBatch
     missing: tuple[Missing, ...]
 
+
+#: `QueueInfo.method` where `deliver` returns when the tier's output is safe: whoever calls it should not wait for one call before the next.
+BY_FLUSH: Final = "flush"
 
 Start = str  # "oldest", "head" or "after:READER"
 Status = Literal["starting", "ok", "degraded", "stopped"]
@@ -348,7 +358,8 @@ class SinkHooks(Protocol):
     async def sink_resume(self, queue_id: str) -> int | None:
         """Optional: up to which position the store itself holds that queue's range (the contiguous prefix); None: nothing.
 
-        What it returns is never written again, and what lies behind it is, even below the reader's cursor.
+        What it returns is never written again, and what lies behind it is, even below the reader's cursor. In a tier without a
+        queue it is also asked between writes, for queue ids of which nothing was written yet.
         """
 
 
@@ -381,6 +392,14 @@ class TransportHooks(Protocol):
         Raise TransientError when the far side can no longer be relied on: all calls are cancelled then, and it goes on with
         `transport_resume`. Cancelled and unanswered batches may come again with other bounds: positions decide. `close` must
         end the calls under way.
+        """
+
+    @hookspec(firstresult=True)
+    async def transport_hurry(self) -> None:
+        """Optional: nothing more is sent before calls under way are answered, so the far side is not to wait for more.
+
+        Called when `send_window` calls are under way, when the queue passes half of its size, and at drain. Must not wait for
+        the answer.
         """
 
     @hookspec(firstresult=True)

@@ -52,7 +52,7 @@ class Part(NamedTuple):
     process: Process
     admin: socket.socket
     first: bool
-    colleagues: Colleagues
+    colleagues: Colleagues | None
 
 
 class Totals(NamedTuple):
@@ -106,7 +106,7 @@ class Host:
         self._register = QueueRegister(data_dir)
         self._register.set_aside_if_unreadable()
         self._facts = SitePlugins(self._log, self._metrics)
-        self._statuses = Statuses(self._clock, self._metrics, self._log, self._status_changed)
+        self.statuses = self._statuses = Statuses(self._clock, self._metrics, self._log, self._status_changed)
         self._services = Services(
             metrics=self._metrics,
             clock=self._clock,
@@ -200,9 +200,15 @@ class Host:
         self._facts.tell("host_draining", deadline_s=deadline_s)
         until = self._clock.monotonic() + deadline_s
         for tier in self.tiers:
+            before = tier.lags()
             await tier.drain_sources(max(0.0, until - self._clock.monotonic()))
-            if not await tier.pipeline.drain(max(0.0, until - self._clock.monotonic())):
-                self._log.warning("drain deadline passed; the queue keeps the rest", tier=tier.name)
+            in_time = await tier.pipeline.drain(max(0.0, until - self._clock.monotonic()))
+            left = {output: lag for output, lag in tier.lags().items() if lag}
+            facts = {"tier": tier.name, "queued": before, "left": left}
+            if in_time:
+                self._log.info("drained", **facts)
+            else:
+                self._log.warning("drain deadline passed; the queue keeps the rest", **facts)
 
     async def _close(self) -> None:
         self._final = self._totals()

@@ -51,9 +51,11 @@ class QueueRegister:
         """The registered queues whose path is not among those that the config opens."""
         return [entry for entry in self.entries() if entry.path not in opened]
 
-    def add(self, entry: Registered) -> None:
-        """Note a queue before it takes anything; durable on return."""
+    def add(self, entry: Registered, again: bool = True) -> None:
+        """Note a queue before it takes anything; durable on return. `again`: also when it is there."""
         with locked(self._file):
+            if not again and entry in self.entries():
+                return
             self._write([*self._others(entry.path), entry])
 
     def drained(self, path: str) -> None:

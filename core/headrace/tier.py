@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
 
 from headrace import config
+from headrace.config import passes
 from headrace.engine.buffer import Buffer
 from headrace.engine.pipeline_thread import PipelineThread
 from headrace.engine.supervisor import OPEN_RETRY_BASE_MS, OPEN_RETRY_MS_MAX, Colleagues, Services, Supervised, call_plugin
@@ -35,8 +36,14 @@ ROOM_POLL_S: Final = 0.5
 class TierDeliver:
     """`deliver` of one tier: into its queue, durable on return."""
 
-    def __init__(self, hook: Any, failed: Callable[[Exception], None], colleagues: Colleagues | None = None) -> None:
-        self._hook, self._failed, self._colleagues = hook, failed, colleagues
+    def __init__(
+        self,
+        hook: Any,
+        failed: Callable[[Exception], None],
+        colleagues: Colleagues | None = None,
+        hurry: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._hook, self._failed, self._colleagues, self._hurry = hook, failed, colleagues, hurry
         self._released = asyncio.Event()
         self.refusing = False
 
@@ -89,6 +96,9 @@ class TierDeliver:
         async with self._colleagues.taking(origin) as elsewhere:
             yield elsewhere
 
+    def hurry(self) -> None:
+        self._hurry()
+
     def queue_info(self) -> QueueInfo | None:
         info: QueueInfo = self._hook.queue_info()
         return info
@@ -101,15 +111,29 @@ class Tier:
         self.name, self.config = tier.name, tier
         self._services, self._register, self._failed = services, register, failed
         self._log = services.log.bind(tier=tier.name)
-        holding = any(entry.holds for entry in tier.outputs.values())
         self.queue = Supervised(tier.queue, tier.name, services) if tier.queue else None
-        self.queue_hook: Any = self.queue.hook if self.queue else Buffer(tier.name, services.clock, holding)
+        self.queue_hook: Any = self.queue.hook if self.queue else self._buffer()
         self.sources = {entry.id: Supervised(entry, tier.name, services) for entry in tier.sources.values()}
         self.pipeline = PipelineThread(tier, services, self.queue_hook, failed)
-        self.deliver = TierDeliver(self.queue_hook, failed, services.colleagues)
+        hurry = self.pipeline.hurry if self.queue is None else lambda: None
+        self.deliver = TierDeliver(self.queue_hook, failed, services.colleagues, hurry)
         self._serving: dict[str, list[asyncio.Task[None]]] = {}
         self._background: list[asyncio.Task[None]] = []
         self.open = False
+        #: the queue's facts right before it was closed
+        self.last_info: QueueInfo | None = None
+
+    def _buffer(self) -> Buffer:
+        """What stands in for the queue; where links lead to here, the store of the one holding output says what is safe."""
+        holding = [entry for entry in self.config.outputs.values() if entry.holds]
+        if not passes(self.config):
+            return Buffer(self.name, self._services.clock, bool(holding))
+        (store,) = holding
+
+        def ask(queue_id: str) -> Awaitable[int | None]:
+            return self.pipeline.stored(store.id, queue_id)
+
+        return Buffer(self.name, self._services.clock, True, store.plugin.flush_level, ask)
 
     def units(self) -> list[Supervised]:
         """Every component of the tier that is in place now."""
@@ -120,6 +144,8 @@ class Tier:
         if self.queue:
             self._register.add(self._registered(self.queue.entry))
             await self.queue.open()
+            # whoever emptied it while we waited for its lock has struck it
+            self._register.add(self._registered(self.queue.entry), again=False)
             self._background.append(tasks.create_task(self.queue.run(), name=f"{self.name}.queue"))
         loop = asyncio.get_running_loop()
 
@@ -189,6 +215,11 @@ class Tier:
         await source.close()
         self._services.statuses.forget(self.name, source_id)
 
+    def lags(self) -> dict[str, int]:
+        """Events that each output has yet to make safe, by its id."""
+        info: QueueInfo = self.queue_hook.queue_info()
+        return {reader.name: reader.lag_events for reader in info.readers if reader.name in self.config.outputs}
+
     async def drain_sources(self, deadline_s: float) -> None:
         """Take in nothing more; what is in flight is acked."""
         await asyncio.gather(*(self._drain(source, deadline_s) for source in self.sources.values()))
@@ -208,14 +239,15 @@ class Tier:
             await source.close()
         await self.pipeline.close()
         if self.queue:
-            left = None
+            left: int | None = None
             if self.open:
                 await self._drain(self.queue, 5.0)  # what is being appended counts as left
-                left = self.queue_hook.queue_info().size_events
+                self.last_info = self.queue_hook.queue_info()
+                left = self.last_info.size_events
             self.open = False  # nobody may ask it from here on
-            await self.queue.close()
-            if left == 0:
+            if left == 0:  # while we hold its lock: the next one to open it enters it again
                 self._register.drained(self._registered(self.queue.entry).path)
+            await self.queue.close()
         self.open = False
 
     def _registered(self, entry: config.Entry) -> Registered:

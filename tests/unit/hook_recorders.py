@@ -280,6 +280,10 @@ class Uplink(Recorder):
         self.file.write_text(json.dumps({**self.held(), key.queue_id: key.last}))
         self.note("transport_send", **facts)
 
+    @hookimpl
+    async def transport_hurry(self) -> None:
+        self.note("transport_hurry")
+
 
 class Listener(Recorder):
     """Hears the facts."""

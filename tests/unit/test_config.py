@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from headrace.config import Secret, changed, examine, load, redacted, reload
+from headrace.config import Secret, changed, examine, load, passes, redacted, reload
 from headrace.errors import ConfigError, HeadraceError, HookError, PluginBroken, PluginNotFound
 from headrace.tables import RESERVED
 
@@ -469,11 +469,19 @@ def test_tier_without_queue_has_one_holding_output(write):
     assert "in a tier without a queue, got 'window'" in str(problems[0])
 
 
-def test_a_link_ends_in_a_tier_with_a_queue(write):
+def test_a_link_without_a_queue_needs_a_store_that_tells_what_it_holds(write):
     links = ["tiers.site.sources.links.use=./p.py:Links"]
     assert load(write(SITE), links, {})
-    _, problems = examine(write(SITE.replace('[tiers.site.queue]\nuse = "./p.py:Queue"\n', "")), links, {})
-    assert "tiers.site.sources.links: expected a source that needs no queue" in str(problems[0])
+    unqueued = SITE.replace('[tiers.site.queue]\nuse = "./p.py:Queue"\n', "")
+    alone = unqueued.replace('[tiers.site.sources.dev]\nuse = "./p.py:Source"\n', "")
+    assert alone != unqueued
+    _, problems = examine(write(unqueued), [*links, f"{LAKE}.use=./p.py:Resuming"], {})
+    assert ["tiers.site.sources.dev: expected links only" in str(problem) for problem in problems] == [True]
+    _, problems = examine(write(alone), links, {})
+    assert ["expected a sink that knows what it holds (sink_resume)" in str(problem) for problem in problems] == [True]
+    _, problems = examine(write(alone), [*links, f"{LAKE}.use=./p.py:Live", f"{LAKE}.hold=none"], {})
+    assert ["expected an output that holds" in str(problem) for problem in problems] == [True]
+    assert passes(load(write(alone), [*links, f"{LAKE}.use=./p.py:Resuming"], {}).tiers["site"])
 
 
 def test_reserved_names_are_those_of_the_host():

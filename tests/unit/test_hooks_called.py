@@ -55,6 +55,7 @@ use = "./hook_recorders.py:Shift"
 id = "shift"
 [tiers.site.outputs.uplink]
 use = "./hook_recorders.py:Uplink"
+send_window = 1
 [tiers.site.outputs.resuming]
 use = "./hook_recorders.py:Resuming"
 flush_interval_s = 0.05
@@ -305,7 +306,7 @@ def test_hook_transport_queue(journal: Journal) -> None:
 def test_hook_transport_resume(journal: Journal) -> None:
     asked = journal.of("transport_resume")
     assert any(call["held"] == APPENDED for call in asked), "the second run asks for the id of the first"
-    calls = [call["hook"] for call in journal.calls if call["component"] == "site.uplink"]
+    calls = [call["hook"] for call in journal.calls if call["component"] == "site.uplink" and call["hook"] != "transport_hurry"]
     failed = calls.index("transport_send.failed")
     assert calls[failed + 1 : failed + 4] == ["transport_queue", "transport_resume", "transport_send"]
 
@@ -320,6 +321,12 @@ def test_hook_transport_send(journal: Journal) -> None:
     assert any("upstream/0" in call["origins"] for call in first_run)
     released = [call["upto"] for call in journal.of("queue_release", reader="uplink")]
     assert released == sorted(released)
+
+
+def test_hook_transport_hurry(journal: Journal) -> None:
+    hurried = journal.of("transport_hurry")
+    assert {call["thread"] for call in hurried} == {PIPELINE}
+    assert journal.at("transport_queue") < journal.at("transport_hurry"), "one call under way is all that send_window allows"
 
 
 def positions(key: str) -> list[int]:

@@ -1,7 +1,8 @@
 """What stands in for the queue in a tier without one: a bounded hand-over in memory, with the queue's hooks.
 
 Such a tier has a single pace: `queue_append` returns when the one holding output has the batch safe, so that the source
-acknowledges no earlier. Nothing here survives the process; the sender still has it.
+acknowledges no earlier. Nothing here survives the process; the sender still has it. What comes over links has positions already: it is
+held as stretches of the queues that sent it (`passing`), and how far each of them is safe is for the store to say.
 """
 
 from __future__ import annotations
@@ -10,30 +11,51 @@ import asyncio
 import threading
 import uuid
 from collections import deque
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, NamedTuple
 
 import pyarrow as pa
 
 from headrace.component import Clock
-from headrace.engine.reads import cut_read
+from headrace.engine.passing import Stretch, is_passed, passed_id, stretches, told_id
+from headrace.engine.reads import alike, cut_read, joined
 from headrace.errors import QueueFull
-from headrace.hookspecs import Plan, QueueInfo, QueueRead, QueueSpan, ReaderInfo
+from headrace.hookspecs import BY_FLUSH, Plan, QueueInfo, QueueRead, QueueSpan, ReaderInfo
 from headrace.position import NO_ORIGINS, Missing, OriginMark
 
 BYTES_MAX: Final = 64 << 20
 
+#: Asks the tier's store up to where it holds a queue id.
+AskStore = Callable[[str], Awaitable[int | None]]
+
+
+class _Entry(NamedTuple):
+    read: QueueRead
+    size: int
+    since: float
+
+
+class _Held:
+    """How far a queue that sends to here is safe in the store, and how far it is under way. In its own positions; None: nothing."""
+
+    def __init__(self, safe: int | None) -> None:
+        self.safe = self.staged = safe
+        self.staged_at = 0  # the buffer's position
+
 
 class Buffer:
-    """Appended on the sources' loop, read on the pipeline's."""
+    """Appended on the sources' loop, read on the pipeline's. level: what survives when the store has it, where links lead to here."""
 
-    def __init__(self, name: str, clock: Clock, holding: bool) -> None:
+    def __init__(self, name: str, clock: Clock, holding: bool, level: str = "none", ask_store: AskStore | None = None) -> None:
         self._name, self._clock, self._holding = name, clock, holding
+        self._level, self._ask_store = level, ask_store
         self._id = str(uuid.uuid4())
         self._lock = threading.Lock()
-        self._entries: deque[tuple[QueueRead, int, float]] = deque()
+        self._entries: deque[_Entry] = deque()
+        self._spans: deque[QueueSpan] = deque()
+        self._held: dict[str, _Held] = {}
         self._waiting: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
-        self._safe: dict[int, tuple[asyncio.AbstractEventLoop, asyncio.Event]] = {}
+        self._safe: list[tuple[int, asyncio.AbstractEventLoop, asyncio.Event]] = []
         self._plans: dict[str, Plan | None] = {}
         self._head = self._cursor = self._bytes = 0
 
@@ -41,22 +63,20 @@ class Buffer:
         with self._lock:
             lag = self._head - self._cursor
             readers = tuple(ReaderInfo(name, 0, self._cursor, plan, lag, self._bytes) for name, plan in self._plans.items())
-            oldest = self._entries[0][2] if self._entries else None
-            spans = (QueueSpan(self._id, 1, None),) if self._head else ()
             return QueueInfo(
                 self._name,
                 self._id,
-                "none",
+                self._level,
                 "memory",
-                "none",
+                "none" if self._ask_store is None else BY_FLUSH,
                 self._head,
                 self._cursor + 1,
                 lag,
                 self._bytes,
                 BYTES_MAX,
-                oldest,
+                self._entries[0].since if self._entries else None,
                 readers,
-                spans,
+                tuple(self._spans),
             )
 
     def queue_secret(self) -> bytes:
@@ -68,25 +88,67 @@ class Buffer:
             if self._holding and self._entries and self._bytes + size > BYTES_MAX:
                 raise QueueFull(self._name, self._bytes, BYTES_MAX)
             while self._entries and self._bytes + size > BYTES_MAX:  # live feeds only: the oldest make room
-                self._cursor = self._entries[0][0].last
-                self._bytes -= self._entries.popleft()[1]
-            first, last = self._head + 1, self._head + batch.num_rows
-            if last < first:
-                return first, last
-            self._entries.append((QueueRead(self._id, first, last, batch, origins, ()), size, self._clock.wall()))
-            self._head, self._bytes = last, self._bytes + size
+                self._cursor = self._entries[0].read.last
+                self._bytes -= self._entries.popleft().size
+            first = self._head + 1
+            relied = self._stage(batch, origins, size)
+            last = self._head
             safe = asyncio.Event()
-            if self._holding:
-                self._safe[last] = (asyncio.get_running_loop(), safe)
+            if self._holding and relied > self._cursor:
+                self._safe.append((relied, asyncio.get_running_loop(), safe))
+            else:
+                safe.set()
             waiting, self._waiting = self._waiting, []
         for loop, event in waiting:
             loop.call_soon_threadsafe(event.set)
-        if self._holding:
-            await safe.wait()
+        await safe.wait()
         return first, last
 
+    def _stage(self, batch: pa.RecordBatch, origins: pa.RecordBatch, size: int) -> int:
+        """Take what is new of the batch. The position that is safe when all of it is, what was under way already included."""
+        if not is_passed(origins):
+            if batch.num_rows:
+                self._take(Stretch(self._id, self._head + 1, self._head + batch.num_rows, batch, origins, ()), self._id, size)
+            return self._head if batch.num_rows else 0
+        relied = 0
+        for queue_id in {name.partition("/")[0] for name in origins.column("id").to_pylist()}:
+            if (held := self._held.get(queue_id)) is not None:
+                relied = max(relied, held.staged_at)
+        for stretch in [*stretches(batch, origins, self._staged)]:
+            held = self._held.setdefault(stretch.queue_id, _Held(None))
+            shift = stretch.first - self._head - 1
+            self._take(stretch, passed_id(stretch.queue_id, shift), stretch.batch.nbytes if stretch.batch is not None else 0)
+            held.staged, held.staged_at = stretch.last, self._head
+            relied = self._head
+        return relied
+
+    def _staged(self, queue_id: str) -> int | None:
+        held = self._held.get(queue_id)
+        return held.staged if held is not None else None
+
+    def _take(self, stretch: Stretch, span_id: str, size: int) -> None:
+        shift = stretch.first - self._head - 1
+        first, last = self._head + 1, stretch.last - shift
+        missing = tuple(Missing(hole.first - shift, hole.last - shift, hole.reason) for hole in stretch.missing)
+        read = QueueRead(span_id, first, last, stretch.batch, stretch.origins, missing)
+        self._entries.append(_Entry(read, size, self._clock.wall()))
+        if not self._spans or self._spans[-1].queue_id != span_id:
+            if self._spans:
+                self._spans[-1] = self._spans[-1]._replace(last=self._head)
+            self._spans.append(QueueSpan(span_id, first, None))
+        self._head, self._bytes = last, self._bytes + size
+
     async def queue_origin_position(self, origin: str) -> int | None:
-        return None
+        """What the store holds of the queue that an origin names. What is under way is not counted, nor waited for: should it come
+        again, it is left out, and relied on."""
+        if self._ask_store is None:
+            return None
+        queue_id = origin.partition("/")[0]
+        if queue_id not in self._held:
+            safe = await self._ask_store(queue_id)
+            with self._lock:
+                self._held.setdefault(queue_id, _Held(safe))
+        return self._held[queue_id].safe
 
     async def queue_origin_mark(self, origin: str) -> OriginMark | None:
         return None
@@ -107,19 +169,35 @@ class Buffer:
         while True:
             with self._lock:
                 if after < self._head:
-                    return self._part(after + 1, min(after + rows_max, self._head))
+                    return self._part(after + 1, after + rows_max, bytes_max)
                 event = asyncio.Event()
                 self._waiting.append((asyncio.get_running_loop(), event))
             await event.wait()
 
-    def _part(self, first: int, last: int) -> QueueRead:
-        for read, _, _ in self._entries:
-            if read.last >= first:
-                low, high = max(first, read.first), min(last, read.last)
-                if low > first:  # the oldest made room
-                    return QueueRead(self._id, first, low - 1, None, NO_ORIGINS, (Missing(first, low - 1, "released"),))
-                return cut_read(read, low, high)
-        return QueueRead(self._id, first, last, None, NO_ORIGINS, (Missing(first, last, "released"),))
+    def _part(self, first: int, last: int, bytes_max: int) -> QueueRead:
+        """Positions first..last, or fewer: one entry, or, of what came over links, those that follow each other under one id, up to
+        `bytes_max`."""
+        parts: list[QueueRead] = []
+        size = 0
+        for read, entry_bytes, _ in self._entries:
+            if read.last < first:
+                continue
+            if not parts and read.first > first:  # the oldest made room, or the store went back behind what it had told
+                return self._gone(first, min(last, read.first - 1))
+            if (
+                read.first > last
+                or (parts and self._ask_store is None)
+                or (parts and (size + entry_bytes > bytes_max or not alike(parts, read)))
+            ):
+                break
+            parts.append(cut_read(read, max(first, read.first), min(last, read.last)))
+            size += entry_bytes
+        return joined(parts) if parts else self._gone(first, self._head)
+
+    def _gone(self, first: int, last: int) -> QueueRead:
+        span = next(span for span in self._spans if span.last is None or span.last >= first)
+        last = min(last, span.last or last)
+        return QueueRead(span.queue_id, first, last, None, NO_ORIGINS, (Missing(first, last, "released"),))
 
     async def queue_plan(self, reader: str, plan: Plan | None) -> None:
         with self._lock:
@@ -128,8 +206,15 @@ class Buffer:
     async def queue_release(self, reader: str, upto: int) -> None:
         with self._lock:
             self._cursor = max(self._cursor, upto)
-            while self._entries and self._entries[0][0].last <= self._cursor:
-                self._bytes -= self._entries.popleft()[1]
-            safe = [self._safe.pop(last) for last in [*self._safe] if last <= self._cursor]
-        for loop, event in safe:
+            while self._entries and self._entries[0].read.last <= self._cursor:
+                entry = self._entries.popleft()
+                self._bytes -= entry.size
+                queue_id, shift = told_id(entry.read.queue_id)
+                if (held := self._held.get(queue_id)) is not None:
+                    held.safe = max(held.safe or 0, entry.read.last + shift)
+            while len(self._spans) > 1 and (self._spans[0].last or 0) <= self._cursor:
+                self._spans.popleft()
+            safe = [event for event in self._safe if event[0] <= self._cursor]
+            self._safe = [event for event in self._safe if event[0] > self._cursor]
+        for _, loop, event in safe:
             loop.call_soon_threadsafe(event.set)

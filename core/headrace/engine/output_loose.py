@@ -6,6 +6,7 @@ import asyncio
 from typing import Final
 
 from headrace.engine.outputs import Output, StoreError
+from headrace.engine.passing import told
 from headrace.engine.reading import Events
 from headrace.errors import PermanentError, TransientError
 from headrace.log import describe
@@ -49,10 +50,10 @@ class LooseOutput(Output):
                 await self._lose(error, rows)
 
     async def _put(self, events: Events) -> None:
-        await self._call("write", batch=events.batch, key=events.key)
+        await self._call("write", batch=events.batch, key=told(events.key))
 
     async def _finish(self, events: Events) -> None:
-        await self._call("flush", key=events.key)
+        await self._call("flush", key=told(events.key))
 
     async def _forget(self) -> None:
         await self._call("reset")

@@ -7,6 +7,7 @@ After a crash the output starts at that resume point, even below its cursor (DEL
 from __future__ import annotations
 
 from headrace.engine.outputs import CRASH, Output, OutputServices, StoreError, resume_floor
+from headrace.engine.passing import told_id
 from headrace.engine.supervisor import Supervised
 from headrace.errors import HookError
 from headrace.hookspecs import Plan
@@ -55,11 +56,13 @@ class ResumingOutput(Output):
         return position
 
     async def _held(self, queue_id: str) -> int | None:
-        held = await self._call("resume", queue_id=queue_id)
+        """Up to which position (of the queue here) the far side holds the id."""
+        known, shift = told_id(queue_id)
+        held = await self._call("resume", queue_id=known)
         if held is not None and (not isinstance(held, int) or isinstance(held, bool)):
             wrong = HookError(self.unit.entry.use, f"{self.hooks}_resume must return a position or None, got {held!r}")
             raise StoreError("resume", wrong)
-        return held
+        return None if held is None else max(held - shift, 0)
 
     async def _suspect(self, plan: Plan | None) -> None:
         """A range that was begun and never ended: did it kill the process?"""

@@ -42,6 +42,7 @@ class SendingOutput(ResumingOutput):
         self._rest: Events | None = None
         self._reading: asyncio.Task[Events] | None = None
         self._failed: Events | None = None
+        self._hurried: Flight | None = None
 
     def _doing(self, activity: Activity) -> None:
         # a link waits for its far side by nature: that alone must not make the process look stuck
@@ -140,7 +141,15 @@ class SendingOutput(ResumingOutput):
         self._rest = events.part(last + 1, events.key.last)
         return events.part(events.key.first, last)
 
+    async def _hurry_far_side(self) -> None:
+        """Nothing more goes out before something comes back: the far side is not to wait for more. Once for each first flight."""
+        if self._flights and self._hurried is not self._flights[0] and self.unit.plugins.has("transport_hurry"):
+            self._hurried = self._flights[0]
+            await self._call("hurry")
+
     async def _until_something(self) -> None:
+        if not self._room() or (self.draining and self.attempted >= self._info().head):
+            await self._hurry_far_side()
         nudged = asyncio.ensure_future(self._nudged.wait())
         self._doing("waiting" if self._flights else "idle")
         under_way = {flight.task for flight in self._flights} | ({self._reading} if self._reading else set())
@@ -148,6 +157,8 @@ class SendingOutput(ResumingOutput):
             await asyncio.wait({*under_way, nudged}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             nudged.cancel()
+        if self._nudged.is_set():
+            await self._hurry_far_side()
         self._nudged.clear()
         if self._reading is not None and self._reading.done():
             self._rest, self._reading = self._reading.result(), None

@@ -10,6 +10,7 @@ import numpy as np
 
 from headrace.engine.output_resuming import ResumingOutput
 from headrace.engine.outputs import OutputServices, rows_at
+from headrace.engine.passing import told
 from headrace.engine.reading import Events
 from headrace.engine.supervisor import Supervised
 from headrace.errors import PermanentError
@@ -25,6 +26,24 @@ class StreamingOutput(ResumingOutput):
         self._rows = self._bytes = 0
         self._since = 0.0
         self._reading: asyncio.Task[Events] | None = None
+        self._calling = asyncio.Lock()
+        self._hurry_to = 0
+
+    async def stored(self, queue_id: str) -> int | None:
+        """Up to where the store holds a queue id, asked between the other calls. StoreError when it cannot be asked."""
+        try:
+            return await self._held(queue_id)
+        finally:
+            self._doing("idle")  # no call is under way now, or the next one says so
+
+    async def _call(self, stage: str, **arguments: Any) -> Any:
+        async with self._calling:  # a link asks what is stored whenever it begins
+            return await super()._call(stage, **arguments)
+
+    def hurry(self) -> None:
+        self._hurry_to = self._info().head
+        if self.attempted >= self._hurry_to:
+            self.nudge()
 
     async def _forget(self) -> None:
         self._forget_pending()
@@ -71,12 +90,14 @@ class StreamingOutput(ResumingOutput):
         return reading.result()
 
     async def _write(self, events: Events) -> None:
+        if told(events.key) is not events.key:  # sent again by whoever sent it before: what was refused then was not known here yet
+            await self._load_dead_of(events.key.queue_id, events.key.first, events.key.last)
         events = events.without(self._dead)
         self.attempted = events.key.last
         if not self._pending:
             self._since = self._clock.monotonic()
         self._pending.append((events.key, events.positions))
-        await self._call("write", batch=events.batch, key=events.key)
+        await self._call("write", batch=events.batch, key=told(events.key))
         self._s.faults.hit("engine.after_write")
         self._rows += events.batch.num_rows
         self._bytes += events.batch.nbytes
@@ -86,13 +107,15 @@ class StreamingOutput(ResumingOutput):
             return True
         if self.draining and self.attempted >= self._info().head:
             return True
+        if self.flushed < self._hurry_to <= self.attempted:
+            return True
         return self._nudged.is_set() or self._clock.monotonic() - self._since >= self.keys.flush_interval_s
 
     async def _flush(self) -> None:
         key, rows = join_keys([key for key, _ in self._pending]), self._rows
         self._s.faults.hit("engine.before_flush")
         with self._flush_seconds.time():
-            await self._call("flush", key=key)
+            await self._call("flush", key=told(key))
         self._forget_pending()
         await self._flushed(key, rows)
         if self._counting and not self._narrowing.active:
@@ -123,7 +146,7 @@ class StreamingOutput(ResumingOutput):
         return self._without_rows(self.attempted + 1, self.skip_to, "window")
 
     def _named(self, error: PermanentError) -> list[int]:
-        by_key = {str(key): positions for key, positions in self._pending}
+        by_key = {str(told(key)): positions for key, positions in self._pending}
         return list(
             itertools.chain.from_iterable(
                 rows_at(by_key[key], rows, self.unit.entry.use) for key, rows in error.rows.items() if key in by_key

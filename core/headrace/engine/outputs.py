@@ -145,6 +145,10 @@ class Output:
         """Flush soon: the queue passed half of its size, or the tier drains."""
         self._nudged.set()
 
+    def hurry(self) -> None:
+        """Whoever waits for what is queued now cannot go on before it is safe (DELIVERY 11)."""
+        self.nudge()
+
     def drain(self) -> None:
         """Take what is queued, flush, and end."""
         self.draining = True
@@ -322,12 +326,13 @@ class Output:
         for span in info.spans:
             last = info.head if span.last is None else span.last
             if last > self.flushed:
-                first = max(span.first, self.flushed + 1)
-                # what decoders and enrichers refused concerns those that take events
-                stages = ("output", CRASH) if self._reads is self._s.raw else ("%",)
-                for stage in stages:
-                    self._dead |= await self._s.quarantine.positions(span.queue_id, first, last, self.id, stage)
-                self._lethal |= await self._s.quarantine.positions(span.queue_id, first, last, self.id, CRASH)
+                await self._load_dead_of(span.queue_id, max(span.first, self.flushed + 1), last)
+
+    async def _load_dead_of(self, queue_id: str, first: int, last: int) -> None:
+        # what decoders and enrichers refused concerns those that take events
+        for stage in ("output", CRASH) if self._reads is self._s.raw else ("%",):
+            self._dead |= await self._s.quarantine.positions(queue_id, first, last, self.id, stage)
+        self._lethal |= await self._s.quarantine.positions(queue_id, first, last, self.id, CRASH)
 
     def _before_lethal(self, after: int, rows: int) -> int:
         """How many of the `rows` positions behind `after` lie before the next one that killed the process."""

@@ -21,7 +21,7 @@ from headrace.engine.output_planned import PlannedOutput
 from headrace.engine.output_publishing import PublishingOutput
 from headrace.engine.output_sending import SendingOutput
 from headrace.engine.output_streaming import StreamingOutput
-from headrace.engine.outputs import Activity, Output, OutputServices
+from headrace.engine.outputs import Activity, Output, OutputServices, StoreError
 from headrace.engine.pipeline import Pipeline
 from headrace.engine.quarantine import Quarantine
 from headrace.engine.reading import RawReading
@@ -31,6 +31,7 @@ from headrace.engine.types_file import TypesFile
 from headrace.engine.window import AgeWindow
 from headrace.errors import ConfigError, HookError
 from headrace.hookspecs import QueueInfo, ReaderInfo
+from headrace.log import describe
 from headrace.metrics import Metrics
 from headrace.position import RangeKey
 from headrace.retry import Backoff
@@ -87,6 +88,16 @@ class PipelineThread:
     async def drain(self, deadline_s: float) -> bool:
         """Make safe what is queued, at most for `deadline_s`. True when nothing is left."""
         return await self._call(self._drain(deadline_s)) if self._loop else True
+
+    async def stored(self, output_id: str, queue_id: str) -> int | None:
+        """Up to where the output's store holds a queue id; waits for as long as it cannot be asked."""
+        return await self._call(self._stored(output_id, queue_id))
+
+    def hurry(self) -> None:
+        """Whoever sent what was handed over waits for it: flush it as soon as it is written. Returns at once."""
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop ended
+                self._loop.call_soon_threadsafe(self._hurry)
 
     async def reread(self, unchanged: Container[str]) -> None:
         """Let the components of these paths look again at their files."""
@@ -243,6 +254,22 @@ class PipelineThread:
             except Exception as error:
                 self._log.exception("component failed to drain", error, component=output.id)
         return not late
+
+    async def _stored(self, output_id: str, queue_id: str) -> int | None:
+        backoff = self._backoff()
+        while True:
+            output = self.outputs.get(output_id)
+            try:
+                if isinstance(output, StreamingOutput):
+                    return await output.stored(queue_id)
+            except StoreError as error:
+                # the output meets the same error and answers it; a link only waits
+                self._log.warning("store cannot be asked what it holds", component=output_id, queue_id=queue_id, error=describe(error))
+            await self._services.clock.sleep(backoff.next_s())
+
+    def _hurry(self) -> None:
+        for output in self.outputs.values():
+            output.hurry()
 
     async def _reread(self, unchanged: Container[str]) -> None:
         for unit in self.units():

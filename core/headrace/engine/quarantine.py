@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from headrace.component import Clock
 from headrace.engine.dead_letters import DeadLetters, Letter
+from headrace.engine.passing import told_id
 from headrace.errors import TransientError
 from headrace.log import Log, describe
 from headrace.metrics import Metrics
@@ -67,7 +68,9 @@ class Quarantine:
         """The positions of the range that this output must leave out (`stage`: only those refused there)."""
         if not self._letters.count:
             return set()
-        return await self.patiently(lambda: self._letters.positions(queue_id, first, last, output, stage))
+        known, shift = told_id(queue_id)
+        found = await self.patiently(lambda: self._letters.positions(known, first + shift, last + shift, output, stage))
+        return {position - shift for position in found} if shift else found
 
     async def add(
         self,
@@ -82,6 +85,8 @@ class Quarantine:
         origins: pa.RecordBatch = NO_ORIGINS,
     ) -> None:
         """As `SettingAside.add`."""
+        queue_id, shift = told_id(queue_id)
+        positions = [position + shift for position in positions]
         refused_us = int(self._clock.wall() * 1e6)
         names, numbers = global_ids(queue_id, np.array(positions, np.uint64), origins)
         letters = [

@@ -17,7 +17,7 @@ from typing import Any, Final, Literal, NamedTuple, Protocol
 
 from headrace.component import Clock, Component, Context, Health
 from headrace.config import Entry
-from headrace.errors import ConfigError, PluginError, QueueError, TransientError
+from headrace.errors import ConfigError, PluginError, QueueError, QueueLocked, TransientError
 from headrace.faults import Faults
 from headrace.hookspecs import Elsewhere, Role, Status
 from headrace.log import Log, describe
@@ -218,7 +218,7 @@ class Supervised:
             try:
                 await call_plugin(self.component.open)
             except (ConfigError, PluginError, QueueError) as error:
-                if not self._was_open:
+                if not self._was_open and not self._will_be_free(error):
                     await self.close()
                     raise
                 await self._wait_after(error, "component did not open", None)
@@ -235,6 +235,11 @@ class Supervised:
                     self.status("ok")
                 return
 
+    def _will_be_free(self, error: Exception) -> bool:
+        """Whether the queue is held only to be emptied, by another one than we are ourselves."""
+        empties = self._services.process is not None and self._services.process.former
+        return isinstance(error, QueueLocked) and error.drains and not empties
+
     def health(self) -> Health:
         """What the component says when asked."""
         try:
@@ -249,7 +254,8 @@ class Supervised:
         self.status("degraded", f"{message}: {describe(error)}")
         await self.close()
         await self._services.clock.sleep(self._backoff.next_s(retry_after_s))
-        await self._rebuild()
+        if self.entry.role != "queue":  # the tier is bound to the hooks of this instance, which may open again
+            await self._rebuild()
 
     async def _rebuild(self) -> None:
         while True:

@@ -47,7 +47,7 @@ class ScriptedDeliver:
         #: what other workers are to hold of every origin
         self.elsewhere = Elsewhere(None, True)
         self.calls = 0
-        self.room_waits = 0
+        self.room_waits = self.hurries = 0
         self.committed: list[Taken] = []
 
     async def __call__(self, batch: pa.RecordBatch, origins: pa.RecordBatch = NO_ORIGINS) -> tuple[int, int]:
@@ -100,6 +100,10 @@ class ScriptedDeliver:
     async def taking(self, origin: str) -> AsyncIterator[Elsewhere]:
         """`elsewhere`, at once."""
         yield self.elsewhere
+
+    def hurry(self) -> None:
+        """Count the call."""
+        self.hurries += 1
 
     def queue_info(self) -> QueueInfo | None:
         """What the test gave as `info`."""

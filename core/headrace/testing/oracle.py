@@ -48,15 +48,17 @@ class Oracle:
     event; should a device not hear of its refusal, it counts as acked and then as lost.
     """
 
-    def __init__(self, devices: int = 10, pad_bytes: int = 40, sessions: bool = False, bad_every: int = 0, pause_s: float = 0.0) -> None:
-        """pause_s: between two answers, for tests that need traffic and no load."""
+    def __init__(
+        self, devices: int = 10, pad_bytes: int = 40, sessions: bool = False, bad_every: int = 0, pause_s: float = 0.0, name: str = "oracle"
+    ) -> None:
+        """pause_s: between two answers, for tests that need traffic and no load. name: its devices' names begin so."""
         self.sent: Counter[str] = Counter()
         self.acked: set[str] = set()
         self.rejected: set[str] = set()
         self.resumed = 0
         self._pad = "x" * pad_bytes
         self._sessions, self._bad_every, self._pause_s = sessions, bad_every, pause_s
-        self._devices = [_Device(f"oracle-{number}") for number in range(devices)]
+        self._devices = [_Device(f"{name}-{number}") for number in range(devices)]
 
     async def run(self, url: Callable[[], str | None], until: asyncio.Event) -> None:
         """Send until `until` is set, through whatever dies meanwhile; `url` is asked at each connect (None: not now)."""

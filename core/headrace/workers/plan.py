@@ -82,20 +82,22 @@ def queue_paths(site: Site, registered: Iterable[Registered] = ()) -> set[str]:
     }
 
 
-def site_of(site: Site, process: Process) -> Site:
-    """The site as this process runs it: its tiers only, each with the queue of that worker."""
+def site_of(site: Site, process: Process, queue: Entry | None = None) -> Site:
+    """The site as this process runs it: its tiers only, each with the queue of that worker (or with this one)."""
     tiers = {}
     for name in process.tiers:
         tier = _emptying(site.tiers[name]) if process.former else site.tiers[name]
-        tiers[name] = msgspec.structs.replace(tier, queue=worker_queue(tier.queue, process.worker))
+        tiers[name] = msgspec.structs.replace(tier, queue=queue or worker_queue(tier.queue, process.worker))
     return msgspec.structs.replace(site, tiers=tiers, only=process.tiers)
 
 
 def worker_queue(queue: Entry | None, worker: int) -> Entry | None:
     """The queue of a worker."""
-    if queue is None or worker == 0:
-        return queue
-    path = queue_path(queue, worker)
+    return queue if queue is None or worker == 0 else with_path(queue, queue_path(queue, worker))
+
+
+def with_path(queue: Entry, path: str) -> Entry:
+    """The queue at another place."""
     config = msgspec.structs.replace(queue.config, path=path)
     return msgspec.structs.replace(queue, config=config, options={**queue.options, "path": path})
 

@@ -404,6 +404,30 @@ def test_the_window_is_bounded_in_events_and_in_bytes() -> None:
     assert [frame.last for frame in small.sent() if frame.type == wire.DATA] == [1], "one that is larger goes alone"
 
 
+def test_a_tier_without_a_queue_is_told_when_nothing_more_can_come() -> None:
+    edge = Edge(window_events=10)
+    edge.sender.ask(QUEUE, 0.0)
+    edge.hears(wire.WELCOME, 0, welcome(by_flush=True))
+    for number in range(1, 3):
+        edge.sender.send(flight(number * 4 - 3, number * 4), 0.0)
+    assert not [frame for frame in edge.sent() if frame.type == wire.HEARTBEAT], "there is room still"
+    edge.sender.send(flight(9, 12), 0.0)
+    (full,) = edge.sent()
+    assert (full.type, full.flags, full.last) == (wire.HEARTBEAT, wire.MARKED | wire.HURRY, 8)
+    edge.sender.send(flight(13, 16), 0.0)
+    assert edge.sent() == [], "once is enough"
+    edge.sender.tick(1.5)
+    assert [frame.flags & wire.HURRY for frame in edge.sent()] == [wire.HURRY], "it may have been lost"
+    edge.hears(wire.ACK, 8)
+    assert [(frame.type, frame.last) for frame in edge.sent()] == [(wire.DATA, 12), (wire.DATA, 16)]
+    edge.hears(wire.ACK, 16)
+    edge.sender.tick(3.0)
+    assert [frame.flags for frame in edge.sent()] == [wire.MARKED], "nobody waits any more"
+    edge.sender.send(flight(17, 18), 3.0)
+    edge.sender.hurry(3.0)
+    assert [frame.flags & wire.HURRY for frame in edge.sent() if frame.type == wire.HEARTBEAT] == [wire.HURRY], "the host says so"
+
+
 def test_a_batch_larger_than_the_far_side_takes_is_refused_here() -> None:
     edge = Edge()
     edge.begin(mark=0)

@@ -22,11 +22,11 @@ class Lock:
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            who = holder(path)
             os.close(self._descriptor)
-            raise QueueLocked(str(directory), who) from None
+            raise QueueLocked(str(directory), holder(path), drains(path)) from None
         command = " ".join(sys.argv)[:200] or "python"
-        record = msgspec.json.encode({"pid": os.getpid(), "command": command, "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
+        since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        record = msgspec.json.encode({"pid": os.getpid(), "command": command, "since": since, "drains": sys.argv[1:2] == ["drain"]})
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, record, 0)
 
@@ -44,6 +44,14 @@ def holder(path: Path) -> str:
         return f"process {record['pid']} ({record['command']}, since {record['since']})"
     except (OSError, msgspec.DecodeError, KeyError, TypeError):
         return "another process"
+
+
+def drains(path: Path) -> bool:
+    """Whether who holds it is there only to empty it (`headrace drain`)."""
+    try:
+        return bool(msgspec.json.decode(path.read_bytes()).get("drains"))
+    except (OSError, msgspec.DecodeError, AttributeError):
+        return False
 
 
 def is_held(directory: Path) -> bool:

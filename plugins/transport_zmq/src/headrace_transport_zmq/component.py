@@ -158,6 +158,11 @@ class TransportZmq(Component):
             raise self._misplaced("publish")
         self._publishing.publish(batch, topic)
 
+    @hookimpl
+    async def transport_hurry(self) -> None:
+        """Have the far tier make safe what it has got."""
+        self._link().hurry()
+
     def _link(self) -> Sending:
         if self._sending is None:
             raise self._misplaced("connect")

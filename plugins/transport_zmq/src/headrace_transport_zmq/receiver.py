@@ -86,6 +86,8 @@ class Receiver:
         self._staged_bytes = 0
         self._told: set[tuple[bytes, bytes]] = set()
         self._spent: dict[bytes, None] = {}
+        #: a sender waits for what it has sent
+        self.hurried = False
         self.peers: dict[bytes, Peer] = {}
         self.lanes: dict[str, Peer] = {}
 
@@ -96,6 +98,11 @@ class Receiver:
         old = self.lanes.pop(origin, None)
         if old is not None:
             self._drop(old)
+
+    def other_lane(self, origin: str) -> str | None:
+        """Another lane of the same queue id that is here."""
+        queue_id = origin.partition("/")[0]
+        return next((lane for lane in self.lanes if lane != origin and lane.partition("/")[0] == queue_id), None)
 
     def full(self) -> bool:
         """Whether no further peer is welcome."""
@@ -158,6 +165,7 @@ class Receiver:
         return [Answer(routing, wire.encode(Frame(wire.RESUME, frame.session)))]
 
     def _heartbeat(self, peer: Peer, frame: Frame) -> list[Answer]:
+        self.hurried = self.hurried or bool(frame.flags & wire.HURRY)
         if peer.crowded and self._staged:
             return [self._answer(peer, wire.HEARTBEAT, peer.durable)]
         # all that it sent came before this: what is missing now will not come any more

@@ -16,7 +16,7 @@ import pyarrow as pa
 import zmq
 import zmq.asyncio
 
-from headrace import Context, Deliver, Origin, PermanentError, QueueFull, TransientError, origin_batch
+from headrace import BY_FLUSH, Context, Deliver, Origin, PermanentError, QueueFull, TransientError, origin_batch
 from headrace.log import describe
 from headrace.position import ORIGIN_MISSING, Named, pack_name
 from headrace_transport_zmq import wire
@@ -39,6 +39,8 @@ DRAIN_MAX: Final = 256
 TICK_S: Final = 1.0
 #: After a failed append, before the next is tried.
 RETRY_S: Final = 0.5
+#: Groups that are handed over and not safe yet, in a tier without a queue; their bytes are bounded by the tier.
+PASSED_MAX: Final = 4096
 
 
 class Receiving:
@@ -52,7 +54,10 @@ class Receiving:
         self._quiet = asyncio.Event()
         self._quiet.set()
         self._draining = False
-        self._troubled = False
+        #: the tier has no queue: a batch is safe when its output has flushed it
+        self._passing = False
+        self._greeting: dict[bytes, tuple[bytes, asyncio.Task[None]]] = {}
+        self._troubled = self._answering = False
         self._zmq = zmq.asyncio.Context()
         self._guard = Guard(config, context, self._zmq)
         self._identities = self._open_identities()
@@ -81,15 +86,19 @@ class Receiving:
 
     async def serve(self, deliver: Deliver) -> None:
         """Until cancelled, or an append failed for good."""
+        info = deliver.queue_info()
+        self._passing = info is not None and info.method == BY_FLUSH
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._commit(deliver))
+            self._tasks = tasks
+            tasks.create_task(self._pass_on(deliver) if self._passing else self._commit(deliver))
             tasks.create_task(self._tick())
             tasks.create_task(self._guard.run())
             await self._read(deliver)
 
     async def drain(self, deadline_s: float) -> None:
         """Take nothing more; what was taken is committed and acknowledged."""
-        self._draining = True
+        self._draining = self._receiver.hurried = True
+        self._staged.set()
         try:
             async with asyncio.timeout(deadline_s):
                 await self._quiet.wait()
@@ -119,7 +128,7 @@ class Receiving:
                 if following is None:
                     break
                 message = following
-            if self._receiver.waiting:
+            if self._receiver.waiting or self._receiver.hurried:
                 self._quiet.clear()
                 self._staged.set()
 
@@ -128,7 +137,11 @@ class Receiving:
         try:
             frame = wire.decode([part.buffer for part in message[1:]])
             if frame.type == wire.HELLO:
-                await self._greet(message[1], routing, frame, wire.unpack_text(frame, wire.Hello), deliver)
+                hello = wire.unpack_text(frame, wire.Hello)
+                if self._passing:
+                    self._greet_aside(message[1], routing, frame, hello, deliver)
+                else:
+                    await self._greet(message[1], routing, frame, hello, deliver)
             elif self._draining and frame.type == wire.DATA:
                 self._count.discarded("draining")
             else:
@@ -140,6 +153,25 @@ class Receiving:
             self._guard.nonsense(message[-1])
             self._context.log.warning("link sent a frame that is none", error=str(error))
 
+    def _greet_aside(self, part: zmq.Frame, routing: bytes, frame: Frame, hello: wire.Hello, deliver: Deliver) -> None:
+        """The store is asked what it holds, which may take as long as it is away: the others are not to wait for that."""
+        before = self._greeting.get(routing)
+        if before is not None:
+            if before[0] == frame.session:
+                return  # it says the same hello again
+            before[1].cancel()
+        elif len(self._greeting) >= self._config.peers_max:
+            self._refuse(routing, frame, "busy", f"{self._config.peers_max} links begin at once")
+            return
+        task = self._tasks.create_task(self._greet(part, routing, frame, hello, deliver))
+        self._greeting[routing] = frame.session, task
+
+        def over(task: asyncio.Task[None]) -> None:
+            if routing in self._greeting and self._greeting[routing][1] is task:
+                del self._greeting[routing]
+
+        task.add_done_callback(over)
+
     async def _greet(self, part: zmq.Frame, routing: bytes, frame: Frame, hello: wire.Hello, deliver: Deliver) -> None:
         info = deliver.queue_info()
         text = wire.Welcome(
@@ -148,6 +180,7 @@ class Receiving:
             window_events=self._config.window_events,
             frame_bytes=self._config.frame_bytes_max,
             host=self._context.tier,
+            by_flush=self._passing,
         )
         if (again := self._receiver.again(routing, frame, text)) is not None:
             self._tell([again])
@@ -162,8 +195,13 @@ class Receiving:
             self._refuse(routing, frame, "not_authorized", f"another one spoke for queue {hello.queue_id} before, with another secret")
             return
         origin = f"{hello.queue_id}/{hello.output}.{frame.lane}"
+        if self._passing and (other := self._receiver.other_lane(origin)) is not None:
+            reason = "a tier without a queue takes one lane of a queue id: its store cannot tell them apart; give it a queue"
+            self._refuse(routing, frame, "lane", f"{reason}; {other} is here")
+            return
         self._receiver.supersede(origin)
         mark = await deliver.position(origin)
+        self._receiver.supersede(origin)  # another hello for it may have been answered meanwhile
         self._tell([self._receiver.welcome(routing, frame, origin, mark, text, self._now())])
         self._guard.spoke(part)
         self._count.peers.set(len(self._receiver.peers))
@@ -194,9 +232,64 @@ class Receiving:
         while True:
             await self._staged.wait()
             self._staged.clear()
+            self._receiver.hurried = False  # nothing waits here
             while group := self._receiver.next(self._config.commit_bytes_max):
                 await self._store(group, deliver)
             self._quiet.set()
+
+    async def _pass_on(self, deliver: Deliver) -> None:
+        """Into a tier without a queue: a group is handed over while those before it are not safe yet, so that one flush covers many.
+        They become safe in their order."""
+        under_way: asyncio.Queue[tuple[list[Staged], asyncio.Task[Exception | None]]] = asyncio.Queue(PASSED_MAX)
+        self._tasks.create_task(self._answer_passed(under_way))
+        while True:
+            await self._staged.wait()
+            self._staged.clear()
+            while group := self._receiver.next(self._config.commit_bytes_max):
+                self._context.fault(BEFORE_COMMIT)
+                await under_way.put((group, await self._handed_over(group, deliver)))
+            if self._receiver.hurried:
+                self._receiver.hurried = False
+                deliver.hurry()
+            if under_way.empty() and not self._answering:
+                self._quiet.set()
+
+    async def _handed_over(self, group: Sequence[Staged], deliver: Deliver) -> asyncio.Task[Exception | None]:
+        """The call that hands a group over, once there was room for it: it ends when the group is safe."""
+        batch, origins = joined(group)
+        while True:
+            task = self._tasks.create_task(_outcome(deliver, batch, origins))
+            await asyncio.sleep(0)  # QueueFull comes at once, and nothing may be handed over before this group then
+            if not task.done() or not isinstance(full := task.result(), QueueFull):
+                return task
+            self._context.status("degraded", str(full))
+            await deliver.room()
+            self._context.status("ok", "")
+
+    async def _answer_passed(self, under_way: asyncio.Queue[tuple[list[Staged], asyncio.Task[Exception | None]]]) -> None:
+        while True:
+            group, task = await under_way.get()
+            self._answering = True
+            error = await task
+            if error is None:
+                self._committed(group)
+            elif isinstance(error, PermanentError | TransientError):
+                for staged in group:
+                    await self._not_taken(staged, error)
+            else:
+                raise error
+            self._answering = False
+            if under_way.empty() and not self._receiver.waiting:
+                self._quiet.set()
+
+    def _committed(self, group: Sequence[Staged]) -> None:
+        """The group is durable from here on."""
+        self._context.fault(AFTER_COMMIT)
+        self._tell(self._receiver.committed(group))
+        self._context.fault(AFTER_ACK)
+        self._count.commits.inc()
+        self._count.events.inc(sum(staged.taken.batch.num_rows for staged in group))
+        self._count.missing.inc(sum(hole.size for staged in group for hole in staged.taken.missing))
 
     async def _store(self, group: Sequence[Staged], deliver: Deliver) -> bool:
         """Append a group and answer its peers; False when it was not taken."""
@@ -209,13 +302,7 @@ class Receiving:
             else:
                 await self._not_taken(group[0], error)
             return False
-        # durable from here on
-        self._context.fault(AFTER_COMMIT)
-        self._tell(self._receiver.committed(group))
-        self._context.fault(AFTER_ACK)
-        self._count.commits.inc()
-        self._count.events.inc(sum(staged.taken.batch.num_rows for staged in group))
-        self._count.missing.inc(sum(hole.size for staged in group for hole in staged.taken.missing))
+        self._committed(group)
         return True
 
     async def _not_taken(self, staged: Staged, error: PermanentError | TransientError) -> None:
@@ -264,6 +351,15 @@ class Receiving:
 
     def _now(self) -> float:
         return self._context.clock.monotonic()
+
+
+async def _outcome(deliver: Deliver, batch: pa.RecordBatch, origins: pa.RecordBatch) -> Exception | None:
+    """None when the batch is safe, else what went wrong."""
+    try:
+        await deliver(batch, origins)
+    except Exception as error:
+        return error
+    return None
 
 
 def take(frame: Frame) -> Taken:

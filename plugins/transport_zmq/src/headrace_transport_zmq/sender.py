@@ -133,6 +133,10 @@ class Sender:
         self._granted_events, self._granted_bytes = options.window_events, options.window_bytes
         self._frame_bytes = 0
         self._heard = self._said = self._greeted = 0.0
+        #: somebody waits for what is on its way; and up to where the far side was told so
+        self._hurrying = False
+        self._hurried: int | None = None
+        self._by_flush = False
 
     def effects(self) -> list[Effect]:
         """What is to be done, once."""
@@ -164,8 +168,19 @@ class Sender:
         self._waiting.append(flight)
         self._pump(now)
 
+    def hurry(self, now: float) -> None:
+        """Nothing more comes before something of what is under way is answered: the far side is not to wait for more."""
+        self._hurrying = True
+        self._say_hurry(now)
+
+    def _say_hurry(self, now: float) -> None:
+        if self._hurrying and self._by_flush and self.state == "open" and self._flying and self._hurried != self._sent:
+            self._hurried = self._sent
+            self._beat(now)
+
     def abandon(self) -> None:
         """Nobody waits for the batches any more."""
+        self._hurrying = False
         self._waiting.clear()
         self._flying.clear()
 
@@ -210,8 +225,13 @@ class Sender:
         elif self.state == "greeting" and now - self._greeted >= HELLO_AGAIN_S:
             self._say_hello(now)
         elif self.state == "open" and now - self._said >= self._options.heartbeat_s:
-            flags, last = (0, 0) if self._sent is None else (wire.MARKED, self._sent)
-            self._say(Frame(wire.HEARTBEAT, self.session, flags, last=last, lane=self._lane), now)
+            self._beat(now)
+
+    def _beat(self, now: float) -> None:
+        flags, last = (0, 0) if self._sent is None else (wire.MARKED, self._sent)
+        if self._hurrying and self._flying:
+            flags |= wire.HURRY
+        self._say(Frame(wire.HEARTBEAT, self.session, flags, last=last, lane=self._lane), now)
 
     def next_at(self) -> float | None:
         """When `tick` has something to do; None: not by itself."""
@@ -228,7 +248,7 @@ class Sender:
         if self.state == "down":
             return  # `connected` greets
         self.session, self.state = self._nonce(), "greeting"
-        self._sent, self._begun = None, False
+        self._sent, self._begun, self._hurried = None, False, None
         self._heard = now
         self._say_hello(now)
 
@@ -248,7 +268,7 @@ class Sender:
         self.state = "open"
         self._granted_events = min(self._options.window_events, welcome.window_events)
         self._granted_bytes = min(self._options.window_bytes, welcome.window_bytes)
-        self._frame_bytes = welcome.frame_bytes
+        self._frame_bytes, self._by_flush = welcome.frame_bytes, welcome.by_flush
         mark, known = frame.mark, self.mark
         if self._asked:
             self._asked, self.mark = False, mark
@@ -294,6 +314,7 @@ class Sender:
         for flights in (self._flying, self._waiting):
             while flights and flights[0].queue_id == self.queue_id and flights[0].last <= mark:
                 self._out.append(Done(flights.popleft()))
+                self._hurrying = False  # who has an answer can go on, or says again that it cannot
 
     def _pump(self, now: float) -> None:
         """Put on the wire what the window has room for; a batch larger than the window goes alone."""
@@ -311,10 +332,12 @@ class Sender:
                     self._out.append(Refused(flight, f"{flight.size} bytes, the far side takes {self._frame_bytes} at most"))
                 return
             if self._flying and (events + flight.rows > self._granted_events or size + flight.size > self._granted_bytes):
-                return
+                self._hurrying = True
+                break
             self._flying.append(self._waiting.popleft())
             events, size = events + flight.rows, size + flight.size
             self._put(flight, now)
+        self._say_hurry(now)
 
     def _put(self, flight: Flight, now: float) -> None:
         start = 0

@@ -113,6 +113,12 @@ class Sending:
         finally:
             self._sent.pop(flight, None)
 
+    def hurry(self) -> None:
+        """Whoever sends waits for what is on its way."""
+        self._sender.hurry(self._now())
+        self._act()
+        self._wake.set()
+
     def close(self) -> None:
         """End what is under way, say goodbye. Safe twice."""
         self._fail(TransientError("the link is closed"))

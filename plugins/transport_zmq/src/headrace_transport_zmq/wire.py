@@ -43,6 +43,9 @@ MARKED: Final = 2
 #: DATA: the payload is an Arrow IPC stream of an event batch, not a bare message of RAW_SCHEMA.
 EVENTS: Final = 4
 
+#: HEARTBEAT: the sender sends nothing more before it has an answer, or soon will not.
+HURRY: Final = 8
+
 #: The parts behind the header, by type.
 PARTS: Final = {HELLO: 1, WELCOME: 1, DATA: 3, ACK: 0, RESUME: 0, HEARTBEAT: 0, REFUSE: 1, BYE: 0}
 NO_SESSION: Final = bytes(16)
@@ -116,6 +119,8 @@ class Welcome(msgspec.Struct, frozen=True, kw_only=True):
     window_events: Annotated[int, Meta(ge=1)]
     frame_bytes: Annotated[int, Meta(ge=1)]
     host: _Name = ""
+    #: batches wait there for a flush (a tier without a queue): `HURRY` means something
+    by_flush: bool = False
 
 
 class Refusal(msgspec.Struct, frozen=True, kw_only=True):
