@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -382,6 +383,33 @@ def test_messages_of_a_client_that_left_are_durable_all_the_same(kit: SimpleName
             async with site.connect() as ws:
                 await ws.send(event(1))
                 await kit.receive_until_ack(ws, 1)
+
+    asyncio.run(scenario())
+
+
+def test_a_client_that_left_in_its_handshake_is_no_error(kit: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken: list[int] = []
+
+    def reset_once(descriptor: int, data: Any) -> int:
+        if broken or not bytes(data).startswith(b"HTTP/1.1 101 "):
+            return write(descriptor, data)
+        broken.append(descriptor)
+        raise ConnectionResetError
+
+    write = os.write
+    monkeypatch.setattr("headrace_ingest_ws.polling.os.write", reset_once)
+
+    async def scenario() -> None:
+        async with kit.running() as site:
+            with pytest.raises((websockets.WebSocketException, OSError, EOFError)):
+                async with site.connect():
+                    pass
+            assert broken
+            async with site.connect() as ws:
+                await ws.send(event(1))
+                assert await ws.recv() == '{"ack":1}'
+            assert site.metric("ingest_refused_requests_total", status="500", reason="bug") == 0
+            await kit.until(lambda: site.metric("ingest_connections") == 0)
 
     asyncio.run(scenario())
 

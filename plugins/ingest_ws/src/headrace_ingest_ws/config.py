@@ -74,9 +74,9 @@ class IngestWsConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             ge=1,
             le=65_536,
             description="Most sockets at a time that are no WebSocket connection: before their request, in a POST, between two. "
-            "When all are taken, newcomers wait, and who has waited an eighth of request_timeout_s for a request is closed.",
+            "When all are taken, newcomers wait, and who has waited a quarter of request_timeout_s for a request is closed.",
         ),
-    ] = 1024
+    ] = 4096
     posts_max: Annotated[int, Meta(ge=1, le=65_536, description="Most POST requests at a time; further ones get 503.")] = 256
 
     device_events_per_s_max: Annotated[

@@ -102,7 +102,7 @@ class Connection(WebSocket):
         if switched is None:
             return False
         transport, already_read = switched
-        if poller is not None and poller.gatherer is not None and isinstance(transport, PolledTransport):
+        if poller is not None and poller.gatherer is not None and isinstance(transport, PolledTransport) and not transport.is_closing():
             self._gather(poller.gatherer, transport)
         self._on_end = on_end
         self._counters.opened.inc()

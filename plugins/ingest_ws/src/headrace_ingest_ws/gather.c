@@ -51,6 +51,7 @@ void ws_connection_delete(ws_connection *c) { free(c); }
 
 int ws_place(ws_gatherer *g, int descriptor, ws_connection *c) {
     size_t at = (size_t)descriptor;
+    if (descriptor < 0) return 0;
     if (at >= g->table_size) {
         if (!c) return 1;
         size_t size = at * 2 < 1024 ? 1024 : at * 2;

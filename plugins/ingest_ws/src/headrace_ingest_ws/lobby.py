@@ -21,7 +21,7 @@ HEADER_BYTES_MAX: Final = 16_384
 
 #: A socket may wait for this share of its time before it has to make room: when thousands of slow but honest devices connect at
 #: once, those who wait in the kernel have to wait on. Else all would be closed before their request, and come again.
-EVICTED_AFTER_RATIO: Final = 1 / 8
+EVICTED_AFTER_RATIO: Final = 1 / 4
 
 
 class Waiting(asyncio.Protocol):
