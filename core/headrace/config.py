@@ -18,12 +18,29 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from headrace.component import Component
+from headrace.declared import read_schema
 from headrace.discovery import find, is_file
 from headrace.errors import ConfigError, HeadraceError, HookError, did_you_mean
 from headrace.hookcheck import PLACES, hook_problems, in_use, wrapper_problems
 from headrace.hookspecs import ROLES, Role
 from headrace.options import Secret, config_problems, convert, shown, unknown_key
-from headrace.tables import ID_PATTERN, RESERVED, Admin, Engine, Entry, EntryKeys, Host, OutputKeys, Site, Tier, TierKeys, changed, redacted
+from headrace.tables import (
+    ID_PATTERN,
+    RESERVED,
+    Admin,
+    Declared,
+    DeclaredReading,
+    Engine,
+    Entry,
+    EntryKeys,
+    Host,
+    OutputKeys,
+    Site,
+    Tier,
+    TierKeys,
+    changed,
+    redacted,
+)  # fmt: skip
 from headrace.values import Filled, fill, override, parse, read, toml_value
 
 __all__ = [
@@ -87,7 +104,7 @@ class _Reader:
         self._file, self._folder, self._environ = str(file), file.parent, environ
 
     def site(self, tables: dict[str, Any], overrides: tuple[str, ...], only: tuple[str, ...], text: str) -> Site:
-        self._known(tables, ("host", "admin", "tiers", "listeners"), "")
+        self._known(tables, ("host", "admin", "schema", "tiers", "listeners"), "")
         host = {"data_dir": DATA_DIR, **self._table(tables, "host", "")}
         tiers = self._table(tables, "tiers", "")
         if not tiers:
@@ -95,13 +112,15 @@ class _Reader:
         for name in only:
             if name not in tiers:
                 self._problem("tiers", f"a tier named {name!r}", ", ".join(tiers), did_you_mean(name, tiers).removeprefix("; "))
+        declared = self._declared(self._table(tables, "schema", ""))
         wanted = [name for name in tiers if (not only or name in only) and self._is_id(name, f"tiers.{name}")]
         site = Site(
             file=Path(self._file),
             host=self._keys(Host, host, "host"),
             admin=self._keys(Admin, self._table(tables, "admin", ""), "admin"),
-            tiers={name: self._tier(name, self._table(tiers, name, "tiers")) for name in wanted},
+            tiers={name: self._tier(name, self._table(tiers, name, "tiers"), declared) for name in wanted},
             listeners=self._named("listener", tables, "listeners", ""),
+            declared=declared,
             overrides=overrides,
             only=only,
             text=text,
@@ -111,7 +130,7 @@ class _Reader:
                 self._check_listeners(site.listeners, tier)
         return site
 
-    def _tier(self, name: str, table: dict[str, Any]) -> Tier:
+    def _tier(self, name: str, table: dict[str, Any], declared: Declared) -> Tier:
         path = f"tiers.{name}"
         count = len(self.problems)
         own = TierKeys.__struct_fields__
@@ -126,6 +145,7 @@ class _Reader:
             outputs=self._named("output", table, "outputs", path),
             engine=self._keys(Engine, self._table(table, "engine", path), f"{path}.engine"),
             workers=keys.workers,
+            declared=declared,
         )
         if len(self.problems) == count:  # else half of it is missing, and these would only report that
             self._check_tier(tier, path)
@@ -139,6 +159,9 @@ class _Reader:
             if count > 1:
                 paths = " and ".join(entry.path for entry in tier.entries() if entry.id == twin)
                 self._problem(path, "ids that are unique in the tier", f"{twin!r} {count} times: {paths}")
+        if (names := len({name for readings in tier.declared.values() for name in readings})) > tier.engine.readings_max:
+            expected = f"at most {tier.engine.readings_max} readings (tiers.{tier.name}.engine.readings_max)"
+            self._problem("schema", expected, str(names))
         if tier.queue is None:
             self._check_unqueued(tier, path)
         if tier.workers > 1:
@@ -289,6 +312,11 @@ class _Reader:
         self.problems += unfilled
         result = None if unfilled else self._try(lambda: convert(kind, filled, self._file, path))
         return kind() if result is None else result
+
+    def _declared(self, tables: dict[str, Any]) -> Declared:
+        filled, unfilled = fill(tables, self._file, "schema", self._environ)
+        self.problems += unfilled
+        return read_schema(filled, lambda table, path: self._try(lambda: convert(DeclaredReading, table, self._file, path)), self._problem)
 
     def _try(self, make: Callable[[], T]) -> T | None:
         try:

@@ -11,7 +11,7 @@ from headrace.discovery import find, installed
 from headrace.hookcheck import PLACES, roles_of
 from headrace.listing import description
 from headrace.option_table import Option, option_table
-from headrace.tables import Admin, Engine, EntryKeys, Host, OutputKeys, TierKeys
+from headrace.tables import Admin, DeclaredReading, Engine, EntryKeys, Host, OutputKeys, TierKeys
 
 INTRODUCTION = """\
 # Configuration
@@ -56,6 +56,11 @@ def markdown(plugins: Mapping[str, type[Component]] | None = None) -> str:
         INTRODUCTION,
         _section("`[host]`", "The process.", Host),
         _section("`[admin]`", "The server for health, metrics and component states.", Admin),
+        _section(
+            "`[schema.<class>]`: `<reading> = {...}`",
+            "What is declared of the readings of a device class (`context.class`); all others get the type of their first value.",
+            DeclaredReading,
+        ),
         _section("`[tiers.<tier>]`", "The tier as a whole.", TierKeys),
         _section("`[tiers.<tier>.engine]`", "How a tier reads, decodes, retries and gives up.", Engine),
         _section("Keys of every plugin's table", "The host's own; no plugin has an option of such a name.", EntryKeys),

@@ -18,7 +18,7 @@ from headrace.hookspecs import Role
 from headrace.listing import description
 from headrace.option_table import default_of
 from headrace.options import Secret, bare
-from headrace.tables import ID_PATTERN, Admin, Engine, EntryKeys, Host, OutputKeys, TierKeys
+from headrace.tables import ID_PATTERN, Admin, DeclaredReading, Engine, EntryKeys, Host, OutputKeys, TierKeys
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 REFERENCE: Final = {"$ref": "#/$defs/reference"}
@@ -30,6 +30,12 @@ def json_schema(plugins: Mapping[str, type[Component]] | None = None) -> dict[st
     if plugins is None:
         plugins = {one.name: find(one.name) for one in installed() if one.error is None}
     definitions: dict[str, Any] = {"reference": {"type": "string", "pattern": r"\$\{", "description": "Filled in when the file is read."}}
+    # `gps.lat = {...}` is a table in a table
+    definitions["readings"] = {
+        "type": "object",
+        "additionalProperties": {"anyOf": [_struct(DeclaredReading), {"$ref": "#/$defs/readings"}]},
+        "description": "The readings of a device class: name, and what is declared of it.",
+    }
     tier = _object(
         {
             "sources": _named(_place("source", plugins, definitions)),
@@ -46,6 +52,7 @@ def json_schema(plugins: Mapping[str, type[Component]] | None = None) -> dict[st
         {
             "host": _struct(Host),
             "admin": _struct(Admin),
+            "schema": {"type": "object", "additionalProperties": {"$ref": "#/$defs/readings"}},
             "tiers": {**_named(tier), "minProperties": 1},
             "listeners": _named(_place("listener", plugins, definitions)),
         },

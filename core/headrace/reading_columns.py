@@ -56,7 +56,7 @@ def readings_array(rows: list[Readings], types: ReadingTypes) -> tuple[pa.Struct
         kind = types.types.get(name)
         array = _column(name, cells, kind, kinds[name], others)
         if kind is not None and array.null_count < len(array):
-            fields.append(pa.field(name, array.type))
+            fields.append(pa.field(name, array.type, metadata=types.metadata.get(name)))
             arrays.append(array if cells.rows is None else _spread(array, cells.rows, len(rows)))
     if others:
         fields.append(pa.field(OTHER, pa.string()))

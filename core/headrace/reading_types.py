@@ -36,13 +36,21 @@ FITTING: Final[Mapping[str | None, frozenset[type]]] = {
 class ReadingTypes:
     """The kind of each reading's name on one tier: what is declared, else the first one seen, for good.
 
-    `types` is what a tier keeps between runs; `changed` tells that it has grown since `take` was called.
+    `types` is what a tier keeps between runs; `changed` tells that it has grown since `take` was called. `metadata` is what the
+    fields of declared readings carry.
     """
 
-    def __init__(self, names_max: int, types: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        names_max: int,
+        types: Mapping[str, str] | None = None,
+        declared: Mapping[str, str] | None = None,
+        metadata: Mapping[str, Mapping[bytes, bytes]] | None = None,
+    ) -> None:
         self.names_max = names_max
-        self.types: dict[str, str] = dict(types or {})
-        self.changed = False
+        self.types: dict[str, str] = {**(types or {}), **(declared or {})}
+        self.changed = self.types != (types or {})
+        self.metadata = metadata or {}
 
     def knows(self, name: str) -> bool:
         """Whether the name has a kind already."""

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -95,6 +95,20 @@ class Engine(Keys, frozen=True, kw_only=True):
         int, Meta(ge=1 << 10, description="Room for refused events; when it is used up, the output waits for a person.")
     ] = 256 * MIB
     stall_s: Annotated[float, Meta(gt=0, le=86_400, description="Time without a try after which a task counts as stuck.")] = 120.0
+
+
+class DeclaredReading(Keys, frozen=True, kw_only=True):
+    """`<reading> = {...}` in `[schema.<class>]`: what is known of a reading before a device sends it."""
+
+    type: Annotated[
+        Literal["float64", "int64", "bool", "string"],
+        Meta(description="Type of its column. The same in every class that declares the reading; what does not fit goes to `_other`."),
+    ] = "float64"
+    unit: Annotated[str, Meta(max_length=100, description="Its unit in this class, as UCUM or SenML write it (metadata).")] = ""
+
+
+#: Device class -> reading -> what is declared of it.
+Declared = Mapping[str, Mapping[str, DeclaredReading]]
 
 
 class EntryKeys(Keys, frozen=True, kw_only=True):
@@ -188,7 +202,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, eq=False, repr_omit_defau
 
 
 class Tier(msgspec.Struct, frozen=True, kw_only=True, eq=False):
-    """`[tiers.<name>]`: sources -> queue -> decoders -> enrichers -> outputs. Ids are unique in it."""
+    """`[tiers.<name>]`: sources -> queue -> decoders -> enrichers -> outputs. Ids are unique in it. declared: the file's `[schema]`."""
 
     name: str
     sources: dict[str, Entry]
@@ -198,6 +212,7 @@ class Tier(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     outputs: dict[str, Entry]
     engine: Engine
     workers: int = 1
+    declared: Declared = msgspec.field(default_factory=dict)
 
     def entries(self) -> Iterator[Entry]:
         """Every entry, in the order in which data meets them."""
@@ -218,6 +233,7 @@ class Site(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     admin: Admin
     tiers: dict[str, Tier]
     listeners: dict[str, Entry]
+    declared: Declared = msgspec.field(default_factory=dict)
     overrides: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
     text: str = ""
@@ -239,12 +255,12 @@ def redacted(site: Site) -> dict[str, Any]:
     workers = {f"tiers.{tier.name}.workers": tier.workers for tier in site.tiers.values()}
     return {
         "file": str(site.file), "host": msgspec.to_builtins(site.host), "admin": msgspec.to_builtins(site.admin),
-        **workers, **engines, **entries,
+        **({"schema": msgspec.to_builtins(site.declared)} if site.declared else {}), **workers, **engines, **entries,
     }  # fmt: skip
 
 
 def changed(old: Site, new: Site) -> list[str]:
-    """The dotted keys of what differs: entries that came, went or changed, `host`, `admin`, `tiers.<tier>.engine` and `.workers`."""
+    """The dotted keys of what differs: entries that differ, `host`, `admin`, `schema`, `tiers.<tier>.engine`, `.workers`."""
     before, after = _parts(old), _parts(new)
     return sorted(path for path in before.keys() | after.keys() if before.get(path) != after.get(path))
 
@@ -253,4 +269,4 @@ def _parts(site: Site) -> dict[str, Any]:
     entries = {entry.path: (entry.use, entry.keys, entry.plugin, entry.config, entry.wrappers) for entry in site.entries()}
     engines = {f"tiers.{tier.name}.engine": tier.engine for tier in site.tiers.values()}
     workers = {f"tiers.{tier.name}.workers": tier.workers for tier in site.tiers.values()}
-    return {"host": site.host, "admin": site.admin, **engines, **workers, **entries}
+    return {"host": site.host, "admin": site.admin, "schema": site.declared, **engines, **workers, **entries}

@@ -352,7 +352,7 @@ def test_error_has_its_facts_as_attributes(refused):
 @pytest.mark.parametrize(
     ("override", "text"),
     [
-        ("hots.x=1", "hots: expected one of admin, host, listeners, tiers, got the unknown key 'hots'; did you mean 'host'?"),
+        ("hots.x=1", "hots: expected one of admin, host, listeners, schema, tiers, got the unknown key 'hots'; did you mean 'host'?"),
         ("host.drain_deadline_ms=1", "got the unknown key 'drain_deadline_ms'; did you mean 'drain_deadline_s'?"),
         ("host.drain_deadline_s=-1", "host.drain_deadline_s: expected a number >= 0.0, got -1"),
         ("host=3", "host: expected a table, [host], got a number"),

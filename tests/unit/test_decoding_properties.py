@@ -46,6 +46,8 @@ values = st.recursive(
 )
 payloads = st.lists(members(values).map(str.encode), min_size=1, max_size=12)
 
+kinds = st.dictionaries(st.sampled_from(("a", "b", "c", "k1")), st.sampled_from(("number", "integer", "boolean", "string")), max_size=3)
+
 EDGES = (10**11, 10**14, 10**17, 1e11, 1e14, None, True, "2026-11-23")
 claims = st.integers(-(2**64), 2**64) | st.floats() | st.floats(-1e21, 1e21) | st.sampled_from(EDGES)
 
@@ -53,8 +55,8 @@ claims = st.integers(-(2**64), 2**64) | st.floats() | st.floats(-1e21, 1e21) | s
 class Oracle:
     """The rules of `headrace.decoding`, one event at a time."""
 
-    def __init__(self) -> None:
-        self.kinds: dict[str, str] = {}
+    def __init__(self, declared: dict[str, str]) -> None:
+        self.kinds = dict(declared)
 
     def event(self, payload: bytes) -> tuple[int, dict[str, Any]]:
         """Its time, and its readings that are not null."""
@@ -72,7 +74,14 @@ class Oracle:
                 continue
             if name not in self.kinds and name != "_other" and len(self.kinds) < NAMES_MAX:
                 self.kinds[name] = KINDS[type(value)]
-            if self.kinds.get(name) != KINDS[type(value)]:
+            kind = self.kinds.get(name)
+            if kind == "integer" and type(value) in (int, float):
+                whole = value if isinstance(value, int) else int(value) if value.is_integer() else None
+                if whole is not None and -(2**63) <= whole < 2**63:
+                    readings[name] = whole
+                else:
+                    misfits[name] = str(value) if isinstance(value, int) or not math.isfinite(value) else value
+            elif kind != KINDS[type(value)]:
                 misfits[name] = str(value) if isinstance(value, float) and not math.isfinite(value) else value
             elif isinstance(value, list):
                 readings[name] = msgspec.json.encode(value).decode()
@@ -110,12 +119,12 @@ def shown(event: tuple[int, dict[str, Any]]) -> str:
 
 
 @settings(max_examples=MANY, deadline=None)
-@given(sent=payloads, cuts=st.lists(st.integers(1, 11), max_size=4))
-@example(sent=[b'{"a":null,"b":1}', b'{"a":true,"c":1e400}', b'{"b":"x","a":2,"a.b":1}', b'{"a":{"b":2},"c":"y"}'], cuts=[])
-@example(sent=[b'{"b":true,"a":1}', b'{"a":"x","b":2}', b'{"b":"x","a":"y"}'], cuts=[1])
-def test_each_event_comes_out_as_the_oracle_says_in_whatever_batches(sent: list[bytes], cuts: list[int]) -> None:
+@given(sent=payloads, cuts=st.lists(st.integers(1, 11), max_size=4), declared=kinds)
+@example(sent=[b'{"a":null,"b":1}', b'{"a":true,"c":1e400}', b'{"b":"x","a":2,"a.b":1}', b'{"a":{"b":2},"c":"y"}'], cuts=[], declared={})
+@example(sent=[b'{"b":true,"a":1}', b'{"a":"x","b":2}', b'{"b":"x","a":"y"}'], cuts=[1], declared={})
+def test_each_event_comes_out_as_the_oracle_says_in_whatever_batches(sent: list[bytes], cuts: list[int], declared: dict[str, str]) -> None:
     assert [check(payload) for payload in sent] == [None] * len(sent)
-    oracle, types = Oracle(), ReadingTypes(NAMES_MAX)
+    oracle, types = Oracle(declared), ReadingTypes(NAMES_MAX, None, declared)
     expected = [oracle.event(payload) for payload in sent]
     bounds = sorted({0, len(sent), *(cut for cut in cuts if cut < len(sent))})
     got = [event for start, stop in itertools.pairwise(bounds) for event in decoded(sent[start:stop], types)]

@@ -47,12 +47,13 @@ class Pipeline(Reading):
         quarantine: SettingAside,
         metrics: Metrics,
         log: Log,
+        metadata: Mapping[str, Mapping[bytes, bytes]] | None = None,
     ) -> None:
         super().__init__(queue_hook, engine)
         self._log, self._enrichers, self._quarantine = log, enrichers, quarantine
         self._decoders = _decoders_by_encoding(decoders)
         self._types_file = types_file
-        self._types = decoding.ReadingTypes(engine.readings_max, types_file.load(log))
+        self._types = decoding.ReadingTypes(engine.readings_max, types_file.load(log), types_file.declared, metadata)
         #: set once every decoder and enricher is open
         self.ready = asyncio.Event()
         self._count_decoded = metrics.counter("decode_events_total", "Events decoded.")

@@ -13,6 +13,7 @@ import uvloop
 from headrace import config
 from headrace.component import Health
 from headrace.config import Entry
+from headrace.declared import field_metadata, kinds
 from headrace.engine.dead_letters import DeadLetters
 from headrace.engine.decoder import Decoder
 from headrace.engine.enrichment import Enricher, check_fields
@@ -157,12 +158,13 @@ class PipelineThread:
         decoders = [Decoder(unit, engine, services.clock, self._backoff()) for unit in self.decoders]
         enrichers = [Enricher(unit, engine, services.clock, self._backoff()) for unit in self.enrichers]
         # one for all workers: no two of them may give a name different types
-        types_file = TypesFile(services.data_dir / self._tier.name / "readings.json", engine.readings_max)
-        self._pipeline = Pipeline(self._queue, decoders, enrichers, engine, types_file, quarantine, self._metrics, self._log)
+        types_file = TypesFile(services.data_dir / self._tier.name / "readings.json", engine.readings_max, kinds(self._tier.declared))
+        metadata = field_metadata(self._tier.declared)
+        self._pipeline = Pipeline(self._queue, decoders, enrichers, engine, types_file, quarantine, self._metrics, self._log, metadata)
 
         def replay_services(queue: ReplayQueue, refused: RefusedAgain) -> tuple[OutputServices, Pipeline, RawReading]:
             pipeline, raw = (
-                Pipeline(queue, decoders, enrichers, engine, types_file, refused, Metrics(), self._log),
+                Pipeline(queue, decoders, enrichers, engine, types_file, refused, Metrics(), self._log, metadata),
                 RawReading(queue, engine),
             )
             pipeline.ready = self._pipeline.ready

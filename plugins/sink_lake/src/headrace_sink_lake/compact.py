@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from headrace_sink_lake import columns
+from headrace_sink_lake import columns, units
 from headrace_sink_lake.inspection import queue_names, records, require_lake
 from headrace_sink_lake.ledger import TEMPORARIES
 from headrace_sink_lake.manifest import COMPACTED_FILE, MERGED, ORPHAN_S, Covered, LiveFile, Manifest, Partition, compacted_name
@@ -179,6 +179,7 @@ class _Compaction:
                 members.append([(file, schema)])
         for shape, group in zip(shapes, members, strict=True):
             schema = columns.file_schema(*shape, group[0][1].metadata)
+            schema = units.with_units(schema, units.declared(one for _, one in group))
             yield [(file, schema) for file, _ in group]
 
     def _merge(self, folder: str, group: list[tuple[LiveFile, pa.Schema]], names: list[str]) -> list[LiveFile]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from headrace_sink_lake import columns
+from headrace_sink_lake import columns, units
 from headrace_sink_lake.ledger import TEMPORARIES, attempt_name
 from headrace_sink_lake.outputs import ParquetFiles
 from headrace_sink_lake.partition import Part, partition
@@ -70,11 +70,12 @@ class Roll:
         """Write what is buffered as temporary files."""
         self.begin()
         folders = list(self._folders)
+        declared = units.declared(batch.schema for batch in self._batches)
         for table, members in columns.grouped(self._batches):
             table, numbers = columns.ordered(table, np.concatenate([self._partitions[index] for index in members]))
             bounds = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)]
             for start, stop in pairwise(bounds):
-                self._write(folders[numbers[start]], columns.storable(table.slice(start, stop - start)))
+                self._write(folders[numbers[start]], columns.storable(table.slice(start, stop - start)), declared)
         self._let_go()
 
     def _let_go(self) -> None:
@@ -96,8 +97,10 @@ class Roll:
                 continue  # they are given up anyway
         self._let_go()
 
-    def _write(self, folder: str, table: pa.Table) -> None:
+    def _write(self, folder: str, table: pa.Table, declared: units.Declared) -> None:
         table = table.replace_schema_metadata({**(table.schema.metadata or {}), **self._metadata()})
+        if declared:
+            table = pa.Table.from_arrays(table.columns, schema=units.with_units(table.schema, declared, units.classes(table)))
         schema = self._name_schema(table.schema)
 
         def written(file: OutFile, rows: int, size: int) -> None:
