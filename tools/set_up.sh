@@ -41,6 +41,8 @@ programs() {
         say "chromium cannot be installed here: the browser tests will be skipped"
     ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || install_debian postgresql ||
         say "postgresql cannot be installed here: its tests will be skipped"
+    command -v ip >/dev/null || install_debian iproute2 ||
+        say "iproute2 cannot be installed here: the tests with network namespaces will be skipped"
 }
 compiler() { # for fuzzing the C parser guided by coverage: 12 s and 90 MB
     has_fuzzer || { [ "$(. /etc/os-release 2>/dev/null; echo "${VERSION_ID:-}")" = 12 ] && install_debian clang-14 libclang-rt-14-dev; } ||

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +21,7 @@ from headrace.torture.verdict import Finding
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 #: File and seed of each trial; all run beside each other.
-TRIALS = (("tiers.toml", 30), ("tiers.toml", 34), *([("single.toml", 3)] if "HEADRACE_FULL" in os.environ else []))
+TRIALS = (("tiers.toml", 30), ("tiers.toml", 34), ("single.toml", 3))
 SECONDS = 1.5
 pytestmark = pytest.mark.xdist_group("torture")
 

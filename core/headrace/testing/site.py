@@ -46,6 +46,8 @@ class SiteProcess:
         self.log.touch()
         self._log_from = 0
         self.starts = 0
+        #: False: never by a fork (see `forking`), which would run where the forked process is and not where this one is
+        self.forks = True
 
     def start(self, faults: str = "", ready: bool = True, timeout_s: float = 60.0) -> None:
         """Start it; with `ready`, return when `/readyz` says so. `faults` as in HEADRACE_FAULTS."""
@@ -56,7 +58,7 @@ class SiteProcess:
         tiers = [word for tier in self.tiers for word in ("--tier", tier)]
         words = ["run", str(self.file), *tiers, *overrides]
         environ = {**self.environ, FAULTS_VARIABLE: faults}
-        if forking.enabled():
+        if self.forks and forking.enabled():
             self.process = forking.Forked(cli.main, words, environ, log=self.log)
         else:
             with self.log.open("ab") as log:
