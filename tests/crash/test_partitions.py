@@ -16,7 +16,7 @@ from headrace.testing.namespaces import Hosts, unavailable
 from headrace.testing.oracle import Oracle, Verdict
 from headrace.testing.site import SiteProcess
 
-FILE = Path(__file__).parents[2] / "examples" / "tiers.toml"
+FILE = Path(__file__).with_name("edge_and_middle.toml")
 #: How long the cable is out: for a minute, or until the edge has found out.
 CUT_S = 60.0 if "HEADRACE_FULL" in os.environ else 0.0
 WAIT_S = 60.0

@@ -20,8 +20,9 @@ from headrace.torture.trial import Options, Trial
 from headrace.torture.verdict import Finding
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+TWO_TIERS = Path(__file__).with_name("edge_and_middle.toml")
 #: File and seed of each trial; all run beside each other.
-TRIALS = (("tiers.toml", 30), ("tiers.toml", 34), ("single.toml", 3))
+TRIALS = ((TWO_TIERS, 34), (EXAMPLES / "tiers.toml", 30), (EXAMPLES / "single.toml", 3))
 SECONDS = 1.5
 pytestmark = pytest.mark.xdist_group("torture")
 
@@ -31,9 +32,9 @@ HELD, ONCE, UNCHANGED, ALIVE, ENOUGH = range(5)
 @pytest.fixture(scope="module")
 def tried(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Trial, Outcome]]:
     made = []
-    for name, seed in TRIALS:
-        folder = tmp_path_factory.mktemp(f"{name}-{seed}")
-        site = load(EXAMPLES / name, environ={"HEADRACE_DATA": str(folder)})
+    for file, seed in TRIALS:
+        folder = tmp_path_factory.mktemp(f"{file.stem}-{seed}")
+        site = load(file, environ={"HEADRACE_DATA": str(folder)})
         options = Options(seed=seed, seconds=SECONDS, devices=8, rate=200.0)
         made.append(Trial(site, layout(site, folder), folder, options, lambda text: None))
 
@@ -44,8 +45,8 @@ def tried(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Trial, Outcome
 
 
 def test_short_trials_with_fixed_seeds_hold(tried: list[tuple[Trial, Outcome]]) -> None:
-    for (name, seed), (_, outcome) in zip(TRIALS, tried, strict=True):
-        assert outcome.passed, f"{name}, seed {seed}\n{report(outcome)}"
+    for (file, seed), (_, outcome) in zip(TRIALS, tried, strict=True):
+        assert outcome.passed, f"{file.name}, seed {seed}\n{report(outcome)}"
         assert all(finding.checked for finding in outcome.findings)
         assert all(run.kills for run in outcome.tiers.values())
 

@@ -54,19 +54,27 @@ def test_the_shortest_trial_has_a_death_of_each_tier_and_begins_with_the_points_
 # --- the layout --------------------------------------------------------------------------------------------------------
 
 
-def test_tiers_are_processes_with_links(tmp_path: Path) -> None:
-    site = load(EXAMPLES / "tiers.toml", only=["edge", "middle", "storage"])
+def test_tiers_are_processes_and_links_between_them_are_found(tmp_path: Path) -> None:
+    site = load(EXAMPLES / "tiers.toml")
     made = layout(site, tmp_path)
-    (link,) = [link for link in made.links if link.tier == "edge"]
-    assert link.name == "edge.uplink -> middle.links"
+    assert {link.name for link in made.links} == {
+        "edge.uplink -> middle.links",
+        "middle.downlink -> storage.links",
+        "live.feed -> middle.fan",
+    }
     assert [door.name for door in made.doors] == ["devices -> edge.devices"]
-    assert made.order.index("edge") < made.order.index("middle")
+    assert [tier for tier in made.order if tier != "live"] == ["edge", "middle", "storage"]
+    assert made.lakes == [tmp_path / "storage" / "lake"]
     needed = {name: {point.name for point in tier.points if point.needed} for name, tier in made.tiers.items()}
-    assert needed["edge"] >= set(sending.FAULT_POINTS)
-    assert needed["middle"] >= set(receiving.FAULT_POINTS)
-    assert made.link_overrides("edge", site, {link: 1234}) == ['tiers.edge.outputs.uplink.connect="tcp://127.0.0.1:1234"']
+    assert needed == {
+        "edge": set(sending.FAULT_POINTS), "middle": {*sending.FAULT_POINTS, *receiving.FAULT_POINTS},
+        "storage": set(receiving.FAULT_POINTS), "live": set(),
+    }  # fmt: skip
+    uplink = made.link_overrides("edge", site, dict.fromkeys(made.links, 1234))
+    assert uplink == ['tiers.edge.outputs.uplink.connect="tcp://127.0.0.1:1234"']
     overridden = "\n".join(override for tier in made.tiers.values() for override in tier.overrides)
     assert 'tiers.middle.sources.links.listen="tcp://127.0.0.1:0"' in overridden
+    assert 'tiers.middle.outputs.fan.publish="tcp://127.0.0.1:0"' in overridden
     assert f'tiers.edge.queue.path="{tmp_path}/edge/' in overridden
 
 
