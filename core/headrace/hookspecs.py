@@ -114,7 +114,10 @@ class QueueSpan(NamedTuple):
 
 
 class ReaderInfo(NamedTuple):
-    """One reader: name, where it began, its cursor (the last position released), its plan, and what it has yet to release."""
+    """One reader: name, where it began, its cursor (the last position released), its plan, and what it has yet to release.
+
+    oldest_event_s: when the oldest event of that came, as a Unix time; None when there is none, or the queue cannot tell.
+    """
 
     name: str
     start: int
@@ -122,6 +125,7 @@ class ReaderInfo(NamedTuple):
     plan: Plan | None
     lag_events: int
     lag_bytes: int
+    oldest_event_s: float | None = None
 
 
 class QueueInfo(NamedTuple):

@@ -31,7 +31,8 @@ from headrace.log import Log, describe, set_up
 from headrace.metrics import PREFIX, Metrics
 from headrace.plugins import SitePlugins
 from headrace.position import OriginMark
-from headrace.queue_metrics import QueueCollector
+from headrace.queue_metrics import RULES, QueueCollector
+from headrace.queue_rates import SAMPLE_S, ReleaseRates
 from headrace.register import QueueRegister
 from headrace.stopping import Stopping, unless
 from headrace.tier import Tier
@@ -128,7 +129,9 @@ class Host:
         self.admin = AdminServer(
             part.admin if part else site.admin.listen, self._metrics_page, self._not_live, self._not_ready, self._components
         )
-        self._metrics.registry.register(QueueCollector(self._queue_infos))
+        self._rates = ReleaseRates()
+        self._metrics.registry.register(QueueCollector(self._queue_infos, self._rates))
+        self._metrics.rules.update(RULES)
         self._metrics.gauge("build_info", "1; the version is in the label.", version=version("headrace")).set(1)
         self._reload_success = self._metrics.gauge(
             "config_reload_success", "1 when the last SIGHUP was taken, 0 when it was refused.", "min"
@@ -142,6 +145,7 @@ class Host:
             self._tasks = tasks
             # a supervisor says itself when it is time to reload
             self.stopping.listen(self._loop, (lambda: None) if self._part else (lambda: tasks.create_task(self.reload())))
+            sampling = tasks.create_task(self._sample())
             starting = asyncio.ensure_future(self._start(tasks))
             try:
                 try:
@@ -153,6 +157,7 @@ class Host:
                     if self._fault is None:
                         await unless(self.stopping.at_once, asyncio.ensure_future(self._drain()))
             finally:
+                sampling.cancel()
                 await self._close()
                 self.stopping.deaf(self._loop)
         if self._refused is not None:
@@ -315,6 +320,12 @@ class Host:
 
     def _queue_infos(self) -> Iterator[QueueInfo]:
         return (tier.queue_hook.queue_info() for tier in self.tiers if tier.open and tier.queue)
+
+    async def _sample(self) -> None:
+        """How far the readers of queues are, for the rates."""
+        while True:
+            await self._clock.sleep(SAMPLE_S)
+            self._rates.take(self._queue_infos(), self._clock.monotonic())
 
     async def _metrics_page(self) -> bytes:
         return generate_latest(self._metrics.registry) + (told_rules(self._metrics.rules) if self._part else b"")

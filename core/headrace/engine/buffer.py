@@ -62,7 +62,8 @@ class Buffer:
     def queue_info(self) -> QueueInfo:
         with self._lock:
             lag = self._head - self._cursor
-            readers = tuple(ReaderInfo(name, 0, self._cursor, plan, lag, self._bytes) for name, plan in self._plans.items())
+            oldest = self._entries[0].since if self._entries else None
+            readers = tuple(ReaderInfo(name, 0, self._cursor, plan, lag, self._bytes, oldest) for name, plan in self._plans.items())
             return QueueInfo(
                 self._name,
                 self._id,
@@ -74,7 +75,7 @@ class Buffer:
                 lag,
                 self._bytes,
                 BYTES_MAX,
-                self._entries[0].since if self._entries else None,
+                oldest,
                 readers,
                 tuple(self._spans),
             )

@@ -506,3 +506,27 @@ def test_readers_hold_what_they_have_not_released(make, flavour):
         await queue.close()
 
     run(body())
+
+
+def test_each_reader_has_a_lag_and_an_oldest_event_of_its_own(make, flavour):
+    async def body():
+        queue = make(**flavour)
+        await queue.open()
+        for reader in ("quick", "slow"):
+            await queue.queue_reader_open(reader, "oldest")
+        assert [reader.oldest_event_s for reader in queue.queue_info().readers] == [None, None]
+        await queue.queue_append(rows(1, 10, 2000), NO_ORIGINS)
+        await asyncio.sleep(0.02)  # the clock of the frames has to move
+        await queue.queue_append(rows(11, 10, 2000), NO_ORIGINS)
+        first = await queue.queue_read("quick", 0, 10, 1 << 20)
+        await queue.queue_release("quick", first.last)
+        quick, slow = queue.queue_info().readers
+        assert (quick.lag_events, slow.lag_events) == (10, 20)
+        assert quick.lag_bytes < slow.lag_bytes
+        assert 0.015 < quick.oldest_event_s - slow.oldest_event_s < 30
+        assert queue.queue_info().oldest_event_s == slow.oldest_event_s
+        await queue.queue_release("quick", 20)
+        assert queue.queue_info().readers[0].oldest_event_s is None
+        await queue.close()
+
+    run(body())

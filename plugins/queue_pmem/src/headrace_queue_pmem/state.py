@@ -126,9 +126,7 @@ class RingState:
             return 0, taken, None
         tracks = [self.tracks[name] for name, reader in self.head.readers.items() if reader.cursor == cursor and name in self.tracks]
         place = next((track.cursor_place for track in tracks if track.cursor_place), None)
-        at = self.segment_of(cursor + 1)
-        time_us = place.time_us if place and place.time_us else self.segments[at].time_of(cursor + 1) if at is not None else None
-        return events, max(self._bytes_behind(cursor, place), taken), time_us / 1e6 if time_us else None
+        return events, max(self._bytes_behind(cursor, place), taken), self._oldest_s(cursor, place)
 
     def reader_infos(self) -> tuple[ReaderInfo, ...]:
         """All readers. Under the lock."""
@@ -169,8 +167,16 @@ class RingState:
 
     def _reader_info(self, reader: Reader) -> ReaderInfo:
         track = self.tracks.get(reader.name)
-        lag_bytes = self._bytes_behind(reader.cursor, track.cursor_place if track else None)
-        return ReaderInfo(reader.name, reader.start, reader.cursor, reader.plan, max(self.upto - reader.cursor, 0), lag_bytes)
+        place = track.cursor_place if track else None
+        lag_events, lag_bytes = max(self.upto - reader.cursor, 0), self._bytes_behind(reader.cursor, place)
+        oldest_s = self._oldest_s(reader.cursor, place) if lag_events else None
+        return ReaderInfo(reader.name, reader.start, reader.cursor, reader.plan, lag_events, lag_bytes, oldest_s)
+
+    def _oldest_s(self, cursor: int, place: Place | None) -> float | None:
+        """When the first event behind a cursor came, rather too early than too late."""
+        at = self.segment_of(cursor + 1)
+        time_us = place.time_us if place and place.time_us else self.segments[at].time_of(cursor + 1) if at is not None else None
+        return time_us / 1e6 if time_us else None
 
     def _bytes_behind(self, position: int, place: Place | None) -> int:
         if position >= self.upto:
