@@ -40,8 +40,10 @@ class PostgresServer:
     """One cluster in a folder of its own below the temporary directory, on a free port of the loopback."""
 
     def __init__(self, programs: Path, folder: Path, run_as: dict[str, Any]) -> None:
-        self._programs, self._folder, self._run_as = programs, folder, run_as
+        self._programs, self._run_as = programs, run_as
         self._process: subprocess.Popen[bytes] | None = None
+        #: belongs to the user that the server runs as
+        self.folder = folder
         self.port = free_port()
 
     @classmethod
@@ -72,7 +74,7 @@ class PostgresServer:
                 # After a SIGKILL the old server's children may hold its memory for a moment; it is started again then.
                 self._process = self._spawn()
             if time.monotonic() > deadline:
-                raise TimeoutError(f"PostgreSQL did not start:\n{(self._folder / 'log').read_text()[-2000:]}")
+                raise TimeoutError(f"PostgreSQL did not start:\n{(self.folder / 'log').read_text()[-2000:]}")
             time.sleep(0.05)
 
     def kill(self) -> None:
@@ -93,7 +95,7 @@ class PostgresServer:
 
     def remove(self) -> None:
         self.stop()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _connect(self) -> psycopg.Connection[Any]:
         return psycopg.connect(host="127.0.0.1", port=self.port, user="site", password=PASSWORD, dbname="postgres", connect_timeout=5)
@@ -104,11 +106,11 @@ class PostgresServer:
         return False
 
     def _spawn(self) -> subprocess.Popen[bytes]:
-        settings = ["fsync=off", "listen_addresses=127.0.0.1", f"unix_socket_directories={self._folder}", "max_connections=20"]
+        settings = ["fsync=off", "listen_addresses=127.0.0.1", f"unix_socket_directories={self.folder}", "max_connections=20"]
         options = [part for setting in settings for part in ("-c", setting)]
-        command: list[str | Path] = [self._programs / "postgres", "-D", self._folder / "data", "-p", str(self.port), *options]
-        with (self._folder / "log").open("ab") as log:
-            process: subprocess.Popen[bytes] = subprocess.Popen(command, stdout=log, stderr=log, cwd=self._folder, **self._run_as)
+        command: list[str | Path] = [self._programs / "postgres", "-D", self.folder / "data", "-p", str(self.port), *options]
+        with (self.folder / "log").open("ab") as log:
+            process: subprocess.Popen[bytes] = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder, **self._run_as)
             return process
 
     def _end(self, how: signal.Signals) -> None:
@@ -119,7 +121,7 @@ class PostgresServer:
 
     def _run(self, program: str, *arguments: str | Path) -> None:
         command = [self._programs / program, *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=self._folder, check=False, **self._run_as)
+        done = subprocess.run(command, capture_output=True, text=True, cwd=self.folder, check=False, **self._run_as)
         if done.returncode:
             raise RuntimeError(f"{program}: {done.stdout}{done.stderr}")
 
