@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import pytest
@@ -16,7 +18,29 @@ from headrace.position import Missing
 
 
 class Killed(BaseException):
-    """Stands for the death of the process."""
+    """Stands for the death of the process: nothing that its tasks still do counts."""
+
+    dead: ClassVar[bool] = False
+
+    def __init__(self) -> None:
+        Killed.dead = True
+        super().__init__()
+
+
+@contextmanager
+def mortal(buffer: Any) -> Iterator[None]:
+    """Plans that reach the buffer after the death are dropped: tasks that are cancelled then would say that they were stopped."""
+    Killed.dead, noting = False, buffer.queue_plan
+
+    async def queue_plan(**arguments: Any) -> None:
+        if not Killed.dead:
+            await noting(**arguments)
+
+    buffer.queue_plan = queue_plan
+    try:
+        yield
+    finally:
+        buffer.queue_plan = noting
 
 
 async def life(bench: Any, kind: Any, store: Any) -> bool:
@@ -24,8 +48,9 @@ async def life(bench: Any, kind: Any, store: Any) -> bool:
     pipeline = bench.pipeline()
     (output,) = bench.outputs(pipeline, [(kind, bench.unit(store))])
     try:
-        async with bench.running(pipeline):
-            await bench.drain([output])
+        with mortal(bench.buffer):
+            async with bench.running(pipeline):
+                await bench.drain([output])
     except (Killed, BaseExceptionGroup):
         return False
     return True
