@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -77,14 +78,16 @@ def failing_syncs(patch: pytest.MonkeyPatch, fails: Callable[[], bool]) -> None:
 
 
 class FailingDevice:
-    """Makes the next `failures` syncs fail."""
+    """Makes the next `failures` syncs of commits fail; those of the upkeep, which come at any time, only while it is `dead`."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
-        self.failures = 0
+        self.failures, self.dead = 0, False
         failing_syncs(patch, self._fails)
 
     def _fails(self) -> bool:
-        if not self.failures:
+        if self.dead:
+            return True
+        if not self.failures or threading.current_thread().name.startswith("queue-upkeep"):
             return False
         self.failures -= 1
         return True

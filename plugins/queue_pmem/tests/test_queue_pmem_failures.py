@@ -338,7 +338,7 @@ def test_dead_device_fails_appends_takes_marks_back_and_recovers(make, flavour, 
         queue = make(**flavour)
         await queue.open()
         await queue.queue_append(rows(0, 5), origin_batch([Origin("up/0", 1, 5)]))
-        device.failures = 1000
+        device.dead = True
         results = await asyncio.gather(
             queue.queue_append(rows(5, 5), origin_batch([Origin("up/0", 6, 10)])),
             queue.queue_append(rows(5, 5), origin_batch([Origin("up/0", 6, 10)])),
@@ -347,7 +347,7 @@ def test_dead_device_fails_appends_takes_marks_back_and_recovers(make, flavour, 
         assert all(isinstance(result, TransientError) for result in results), results
         assert await queue.queue_origin_position("up/0") == 5
         assert queue.queue_info().head == 5
-        device.failures = 0
+        device.dead = False
         await failure_seen()
         assert await queue.queue_append(rows(5, 5), origin_batch([Origin("up/0", 6, 10)])) == (6, 10)
         await queue.queue_reader_open("lake", "oldest")
