@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         QueueLocked,
         TransientError,
     )
-    from headrace.hookspecs import BY_FLUSH, Deliver, Elsewhere, Plan, QueueInfo, QueueRead, QueueSpan, ReaderInfo, hookimpl
+    from headrace.hookspecs import BY_FLUSH, LEVELS, Deliver, Elsewhere, Plan, QueueInfo, QueueRead, QueueSpan, ReaderInfo, hookimpl
     from headrace.options import Secret
     from headrace.position import (
         NO_ORIGINS,
@@ -44,6 +44,7 @@ __all__ = [
     "ENCODING_JSON",
     "ENCODING_MSGPACK",
     "EVENT_COLUMNS",
+    "LEVELS",
     "NO_ORIGINS",
     "ORIGIN_SCHEMA",
     "RAW_SCHEMA",
@@ -99,7 +100,18 @@ _HOMES: Final = {
         "QueueLocked",
         "TransientError",
     ),
-    "headrace.hookspecs": ("BY_FLUSH", "Deliver", "Elsewhere", "Plan", "QueueInfo", "QueueRead", "QueueSpan", "ReaderInfo", "hookimpl"),
+    "headrace.hookspecs": (
+        "BY_FLUSH",
+        "LEVELS",
+        "Deliver",
+        "Elsewhere",
+        "Plan",
+        "QueueInfo",
+        "QueueRead",
+        "QueueSpan",
+        "ReaderInfo",
+        "hookimpl",
+    ),
     "headrace.options": ("Secret",),
     "headrace.position": (
         "NO_ORIGINS",

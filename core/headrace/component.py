@@ -62,7 +62,8 @@ class Context:
 
     data_dir is private to the component and exists. `worker` of `workers` says which of the tier's processes this is, counted
     from 0. `fault(name)` marks a point at which tests kill or fail the process
-    (the name must stand in the class's `fault_points`). `status` tells the host how the component fares.
+    (the name must stand in the class's `fault_points`). `status` tells the host how the component fares; `far_level`, of an output, at
+    which level the far side keeps what it is given, where that is lower than this tier's: sources tell it to their senders then.
     """
 
     id: str
@@ -75,6 +76,7 @@ class Context:
     data_dir: Path
     fault: Callable[[str], None]
     status: Callable[[Literal["ok", "degraded"], str], None]
+    far_level: Callable[[str], None] = lambda level: None
     blocking_threads: int = 2
     worker: int = 0
     workers: int = 1

@@ -173,6 +173,9 @@ class QueueRead(NamedTuple):
 #: `QueueInfo.method` where `deliver` returns when the tier's output is safe: whoever calls it should not wait for one call before the next.
 BY_FLUSH: Final = "flush"
 
+#: What is durable survives: nothing, `kill -9` of any process, a power cut too. The lowest first.
+LEVELS: Final = ("none", "process", "power")
+
 Start = str  # "oldest", "head" or "after:READER"
 Status = Literal["starting", "ok", "degraded", "stopped"]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,7 +21,7 @@ from headrace.engine.buffer import Buffer
 from headrace.engine.pipeline_thread import PipelineThread
 from headrace.engine.supervisor import OPEN_RETRY_BASE_MS, OPEN_RETRY_MS_MAX, Colleagues, Services, Supervised, call_plugin
 from headrace.errors import ConfigError, QueueError, QueueFull
-from headrace.hookspecs import Elsewhere, QueueInfo
+from headrace.hookspecs import LEVELS, Elsewhere, QueueInfo
 from headrace.log import describe
 from headrace.position import NO_ORIGINS, OriginMark
 from headrace.register import QueueRegister, Registered
@@ -42,8 +42,11 @@ class TierDeliver:
         failed: Callable[[Exception], None],
         colleagues: Colleagues | None = None,
         hurry: Callable[[], None] = lambda: None,
+        far_levels: Callable[[], Iterable[str]] = tuple,
     ) -> None:
+        """far_levels: at which levels the far sides of the tier's outputs keep events, where they are known to be lower."""
         self._hook, self._failed, self._colleagues, self._hurry = hook, failed, colleagues, hurry
+        self._far_levels = far_levels
         self._released = asyncio.Event()
         self.refusing = False
 
@@ -100,8 +103,9 @@ class TierDeliver:
         self._hurry()
 
     def queue_info(self) -> QueueInfo | None:
+        """As of the queue, but with the lowest level to which events are handed over: what is told has to hold there too (DELIVERY 14)."""
         info: QueueInfo = self._hook.queue_info()
-        return info
+        return info._replace(level=min([info.level, *self._far_levels()], key=LEVELS.index))
 
 
 class Tier:
@@ -116,7 +120,7 @@ class Tier:
         self.sources = {entry.id: Supervised(entry, tier.name, services) for entry in tier.sources.values()}
         self.pipeline = PipelineThread(tier, services, self.queue_hook, failed)
         hurry = self.pipeline.hurry if self.queue is None else lambda: None
-        self.deliver = TierDeliver(self.queue_hook, failed, services.colleagues, hurry)
+        self.deliver = TierDeliver(self.queue_hook, failed, services.colleagues, hurry, self._far_levels)
         self._serving: dict[str, list[asyncio.Task[None]]] = {}
         self._background: list[asyncio.Task[None]] = []
         self.open = False
@@ -134,6 +138,9 @@ class Tier:
             return self.pipeline.stored(store.id, queue_id)
 
         return Buffer(self.name, self._services.clock, True, store.plugin.flush_level, ask)
+
+    def _far_levels(self) -> list[str]:
+        return [unit.far_level for unit in self.pipeline.units() if unit.far_level is not None]
 
     def units(self) -> list[Supervised]:
         """Every component of the tier that is in place now."""

@@ -204,10 +204,10 @@ def test_killed_workers_are_started_again_and_nothing_is_lost_or_doubled(running
     before = running.metric("worker_restarts_total")
 
     def scenario() -> None:
-        for _ in range(KILLS):
+        for number in range(KILLS):
             until(lambda: running.metric("ingest_acked_events_total") > (seen[-1] if seen else 0) + 500, "there is traffic")
             seen.append(running.metric("ingest_acked_events_total"))
-            kill_worker(running, rng.choice(WORKERS))
+            kill_worker(running, "middle" if number == 0 else rng.choice(("middle", *WORKERS)))
             seen.append(running.metric("ingest_acked_events_total"))
             until(lambda: running.probe("/readyz")[0] == 200, "it is back")
 

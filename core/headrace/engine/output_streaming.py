@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from typing import Any
+from collections.abc import Coroutine
+from typing import Any, Final
 
 import numpy as np
 
@@ -15,6 +16,9 @@ from headrace.engine.reading import Events
 from headrace.engine.supervisor import Supervised
 from headrace.errors import PermanentError
 from headrace.position import RangeKey, join_keys
+
+#: What a stopping output gives a flush that is under way.
+FINISH_S: Final = 5.0
 
 
 class StreamingOutput(ResumingOutput):
@@ -53,10 +57,10 @@ class StreamingOutput(ResumingOutput):
             events = await self._skipped_range() or await self._next()
             if events is not None:
                 if self._pending and self._pending[0][0].queue_id != events.key.queue_id:
-                    await self._flush()
+                    await self._to_its_end(self._flush())
                 await self._write(events)
             if self._pending and self._due():
-                await self._flush()
+                await self._to_its_end(self._flush())
             self._nudged.clear()
             if self._drained():
                 return
@@ -121,6 +125,18 @@ class StreamingOutput(ResumingOutput):
         if self._counting and not self._narrowing.active:
             self._counting = False
             await self._lived()
+
+    async def _to_its_end(self, flush: Coroutine[Any, Any, None]) -> None:
+        """A flush is not given up half-way when the output is stopped: the cursor passes what the store has by then, so that another output
+        may go on exactly there (`start = "after:..."`). Unless the store hangs."""
+        task = asyncio.ensure_future(flush)
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            await asyncio.wait([task], timeout=FINISH_S)
+            if not task.cancel() and not task.cancelled():
+                task.exception()  # it is given up anyway: the same comes again after the next start
+            raise
 
     def _forget_pending(self) -> None:
         self._pending = []

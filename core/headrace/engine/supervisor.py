@@ -153,6 +153,8 @@ class Supervised:
         self._restarting = asyncio.Lock()
         self._was_open = patient
         self._spoke = False
+        #: the level at which the far side of an output keeps what it is given, where it said so
+        self.far_level: str | None = None
         self.status("starting", "not open yet")
         self._build()
 
@@ -183,6 +185,7 @@ class Supervised:
             data_dir=data_dir,
             fault=self._fault,
             status=self._component_says,
+            far_level=self._far_side_keeps,
             worker=services.process.worker if services.process else 0,
             workers=services.process.workers if services.process else 1,
         )
@@ -199,6 +202,18 @@ class Supervised:
     def _component_says(self, status: Literal["ok", "degraded"], reason: str) -> None:
         self._spoke = True
         self.status(status, reason)
+
+    def _far_side_keeps(self, level: str) -> None:
+        if level == self.far_level:
+            return
+        if self.far_level is not None:
+            self._far_level_gauge(self.far_level).set(0)
+        self.far_level = level
+        self._far_level_gauge(level).set(1)
+
+    def _far_level_gauge(self, level: str) -> Any:
+        text = "1 for the level at which the far side of an output keeps what it is given."
+        return self._services.metrics.gauge("far_level_info", text, "max", tier=self.tier, component=self.entry.id, level=level)
 
     async def is_open(self) -> None:
         """Return when the component is open: at once, unless it is being restarted."""

@@ -7,6 +7,7 @@ import secrets
 from pathlib import Path
 from typing import NamedTuple
 
+from headrace import LEVELS
 from headrace.locked import replace_durably
 
 
@@ -32,6 +33,19 @@ def load(folder: Path) -> Lane | None:
 def keep(folder: Path, lane: Lane) -> None:
     """Durable on return."""
     replace_durably(folder / "lane.json", json.dumps({"lane": lane.number, "peer": lane.peer}).encode())
+
+
+def load_level(folder: Path) -> str | None:
+    """The level of the far side, as it last said it."""
+    file = folder / "far_level"
+    level = file.read_text() if file.exists() else None
+    return level if level in LEVELS else None
+
+
+def keep_level(folder: Path, level: str) -> None:
+    """Durable on return, for those that come before the far side is heard of again."""
+    if load_level(folder) != level:
+        replace_durably(folder / "far_level", level.encode())
 
 
 def own_secret(folder: Path) -> bytes:

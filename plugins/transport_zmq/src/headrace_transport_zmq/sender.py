@@ -12,13 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, Literal, NamedTuple
 
-from headrace import Missing
+from headrace import LEVELS, Missing
 from headrace_transport_zmq import wire
 from headrace_transport_zmq.wire import Buffer, Frame
 
 #: A hello without an answer is said again after so many seconds.
 HELLO_AGAIN_S: Final = 1.0
-LEVELS: Final = ("none", "process", "power")
 
 
 @dataclass(slots=True, eq=False)
@@ -65,6 +64,7 @@ class Welcomed(NamedTuple):
     queue_id: str
     mark: int | None
     host: str
+    level: str = "none"
 
 
 class Rewound(NamedTuple):
@@ -99,7 +99,11 @@ class Dead(NamedTuple):
     reason: str
 
 
-Effect = Emit | Done | Welcomed | Rewound | Broken | Refused | Unwelcome | Dead
+class Alive(NamedTuple):
+    """There is a far side, though nothing is to be said to it yet."""
+
+
+Effect = Emit | Alive | Done | Welcomed | Rewound | Broken | Refused | Unwelcome | Dead
 State = Literal["idle", "greeting", "open", "down"]
 
 
@@ -201,6 +205,10 @@ class Sender:
 
     def received(self, frame: Frame, now: float) -> None:
         """A frame from the far side. MalformedError when its text is not what it should be."""
+        if self.state == "idle":
+            self._heard = now  # whatever it says: somebody is there
+            self._out.append(Alive())
+            return
         if frame.session != self.session or self.state not in ("greeting", "open"):
             return  # an answer to what is over
         self._heard = now
@@ -216,15 +224,16 @@ class Sender:
             self._refused(frame, wire.unpack_text(frame, wire.Refusal), now)
 
     def tick(self, now: float) -> None:
-        """Time passed: say hello again, send a heartbeat, or find the far side dead. `next_at` says when to call."""
-        if self.state in ("idle", "down"):
+        """Time passed: say hello again, send a heartbeat (with nothing to speak for yet: is anybody there?), or find the far side dead.
+        `next_at` says when to call."""
+        if self.state == "down":
             return
         if now - self._heard >= self._options.dead_after_s:
             self.state = "down"
             self._out.append(Dead(f"nothing heard for {now - self._heard:.1f} s"))
         elif self.state == "greeting" and now - self._greeted >= HELLO_AGAIN_S:
             self._say_hello(now)
-        elif self.state == "open" and now - self._said >= self._options.heartbeat_s:
+        elif self.state != "greeting" and now - self._said >= self._options.heartbeat_s:
             self._beat(now)
 
     def _beat(self, now: float) -> None:
@@ -235,7 +244,7 @@ class Sender:
 
     def next_at(self) -> float | None:
         """When `tick` has something to do; None: not by itself."""
-        if self.state in ("idle", "down"):
+        if self.state == "down":
             return None
         dead_at = self._heard + self._options.dead_after_s
         turn = self._greeted + HELLO_AGAIN_S if self.state == "greeting" else self._said + self._options.heartbeat_s
@@ -272,13 +281,13 @@ class Sender:
         mark, known = frame.mark, self.mark
         if self._asked:
             self._asked, self.mark = False, mark
-            self._out.append(Welcomed(self.queue_id, mark, welcome.host))
+            self._out.append(Welcomed(self.queue_id, mark, welcome.host, welcome.level))
         elif known is not None and (mark is None or mark < known):
             # it may not be relied on for what it had acknowledged either: the host asks again, from the beginning
             self._break(f"the far side held up to {known} and holds {mark} now")
             return
         else:
-            self._out.append(Welcomed(self.queue_id, mark, welcome.host))
+            self._out.append(Welcomed(self.queue_id, mark, welcome.host, welcome.level))
         self._waiting.extendleft(reversed(self._flying))
         self._flying.clear()
         self._acked(mark)

@@ -16,7 +16,21 @@ from headrace_transport_zmq import identities, lanes, wire
 from headrace_transport_zmq.config import TransportConfig
 from headrace_transport_zmq.counters import SendingCounters
 from headrace_transport_zmq.door import Door
-from headrace_transport_zmq.sender import Broken, Dead, Done, Effect, Emit, Flight, Options, Refused, Rewound, Sender, Unwelcome, Welcomed
+from headrace_transport_zmq.sender import (
+    Alive,
+    Broken,
+    Dead,
+    Done,
+    Effect,
+    Emit,
+    Flight,
+    Options,
+    Refused,
+    Rewound,
+    Sender,
+    Unwelcome,
+    Welcomed,
+)
 
 BEFORE_HELLO: Final = "transport_zmq.before_hello"
 BEFORE_SEND: Final = "transport_zmq.before_send"
@@ -48,6 +62,8 @@ class Sending:
         self._queue: QueueInfo | None = None
         self._proof = ""
         self._bound = ""
+        if config.allow_lower_level and (level := lanes.load_level(context.data_dir)) is not None:
+            context.far_level(level)  # devices come before the far side does
         lane = self._lane()
         options = Options(config.window_events, config.window_bytes, config.heartbeat_s, config.dead_after_s, config.allow_lower_level)
         self._sender = Sender(options, self._hello, lane.number, lambda: context.random.randbytes(16))
@@ -246,10 +262,17 @@ class Sending:
                 if len(message) == 1 + wire.PARTS[wire.DATA]:
                     self._count.batches.inc()
                     self._count.bytes.inc(sum(len(part) for part in message))
+            case Alive():
+                self._backoff.reset()
+                self._count.connected.set(1)
+                self._context.status("ok", "")
             case Done(flight):
                 self._context.fault(ACKNOWLEDGED)
                 self._settle(flight, None)
-            case Welcomed(queue_id, mark, host):
+            case Welcomed(queue_id, mark, host, level):
+                if self._config.allow_lower_level:
+                    lanes.keep_level(self._context.data_dir, level)
+                    self._context.far_level(level)
                 self._count.sessions.inc()
                 self._count.connected.set(1)
                 self._backoff.reset()
