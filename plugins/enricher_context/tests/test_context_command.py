@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import datetime
+import decimal
 import sqlite3
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from context_driver import added, enricher, sqlite_url
 
@@ -214,3 +218,68 @@ def test_postgresql_takes_an_import_whole_or_not_at_all(
         ("machine-1", "roof", "45.523"),
         ("größe, 2", "twin-cities", "44.978"),
     ]
+
+
+# --- Parquet ---------------------------------------------------------------------------------------------------------
+
+
+def parquet_file(folder: Path, **columns: Any) -> str:
+    path = folder / "devices.pq"
+    pq.write_table(pa.table(columns), path)
+    return str(path)
+
+
+def test_a_parquet_file_gives_the_table_its_types(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "c.db"
+    moment = datetime.datetime(2026, 11, 26, 10, tzinfo=datetime.UTC)
+    file = parquet_file(
+        tmp_path,
+        device=pa.array(["d1", "größe, 2", "d1"]).dictionary_encode(),
+        code=["007", None, "008"],
+        floor=pa.array([1, None, 2], pa.int16()),
+        height=[1.5, 2.0, None],
+        since=pa.array([moment, None, moment], pa.timestamp("ns", "UTC")),
+        active=[True, False, None],
+        tags=[["a"], None, ["b", "c"]],
+        cost=pa.array([decimal.Decimal("1.25"), None, None]),
+    )
+    assert main(["import", file, "--database", sqlite_url(path)]) == 0
+    told = capsys.readouterr()
+    assert told.out == f"devices in {sqlite_url(path)}: 2 inserted, 0 updated, 0 unchanged\n"
+    assert "device 'd1' stands more than once; row 3 counts" in told.err
+    assert rows(path) == [
+        ("d1", "008", 2, None, "2026-11-26T10:00:00+00:00", None, '["b", "c"]', None),
+        ("größe, 2", None, None, 2.0, None, "false", None, None),
+    ]
+    assert main(["import", file, "--database", sqlite_url(path)]) == 0
+    assert "0 inserted, 0 updated, 2 unchanged" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("columns", "text"),
+    [
+        ({"name": ["a"]}, "devices.pq: expected a column 'device', got 'name'; name the column"),
+        ({"device": ["a", None, "c"]}, "devices.pq: row 2: expected a device in column 1, got an empty cell"),
+        (
+            {"device": ["a", "b"], "floor": ["1", "ground"]},
+            "devices.pq: row 2: expected an integer of 64 bits in column 'floor'",
+        ),
+        ({"device": ["a", "b"], "floor": pa.array([b"1", b"\xff"])}, "devices.pq: row 2: expected a value that can be written as text"),
+    ],
+)
+def test_an_error_names_the_very_row_of_a_parquet_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], columns: dict[str, Any], text: str
+) -> None:
+    path = tmp_path / "c.db"
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE devices (device TEXT PRIMARY KEY, floor INTEGER)")
+    assert main(["import", parquet_file(tmp_path, **columns), "--database", sqlite_url(path)]) == 1
+    assert text in capsys.readouterr().err
+    assert rows(path) == []
+
+
+def test_a_torn_parquet_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = Path(parquet_file(tmp_path, device=["a"]))
+    file.write_bytes(file.read_bytes()[:-3])
+    assert main(["import", str(file), "--database", sqlite_url(tmp_path / "c.db")]) == 1
+    assert "devices.pq: expected a Parquet file, got one that cannot be read" in capsys.readouterr().err

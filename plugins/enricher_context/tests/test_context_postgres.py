@@ -65,6 +65,22 @@ def test_a_query_with_casts_patterns_and_percent_signs(postgres: PostgresServer,
     assert classes(component, "d0", "d1") == ["a 10% :x", "b 10% :x"]
 
 
+def test_changes_by_a_time_of_change_come_once_the_transaction_has_ended(postgres: PostgresServer, tmp_path: Path) -> None:
+    fill(postgres, "a", "b", "c")
+    postgres.execute(
+        "ALTER TABLE devices ADD COLUMN changed timestamptz",
+        "UPDATE devices SET changed = now() - interval '1 hour'",
+        "UPDATE devices SET changed = now() WHERE device = 'd2'",
+    )
+    component, context = enricher(postgres.url, tmp_path / "data", updated_column="changed", columns={"class": Column()})
+    run(component.open())
+    # a transaction that began before the last reading, and is committed only now
+    postgres.execute("UPDATE devices SET class = 'late', changed = now() - interval '30 seconds' WHERE device = 'd0'")
+    run(component._refresh())
+    assert classes(component, "d0", "d1", "d2") == ["late", "b", "c"]
+    assert context.metric("enrich_refresh_rows_total") == 3 + 2
+
+
 def test_a_view_and_rows_of_one_device_in_a_fixed_order(postgres: PostgresServer, tmp_path: Path) -> None:
     fill(postgres, "a", "c", "b")
     postgres.execute("CREATE VIEW both_names AS SELECT 'one' AS device, class FROM devices")

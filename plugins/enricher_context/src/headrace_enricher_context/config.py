@@ -52,6 +52,22 @@ class ContextConfig(Config, frozen=True, kw_only=True):
     refresh_interval_s: Annotated[
         float, Meta(ge=0.05, le=86_400, description="Time between two readings of the database, in the background.")
     ] = 60.0
+    updated_column: Annotated[
+        str,
+        Meta(description="Column that grows with every change of a row (a time, or a number): readings then take only what changed."),
+    ] = ""
+    updated_overlap_s: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=86_400,
+            description="With `updated_column`, if it is a time: how much later than that a change may be committed.",
+        ),
+    ] = 60.0
+    full_refresh_interval_s: Annotated[
+        float,
+        Meta(ge=1, le=604_800, description="With `updated_column`: time between two readings of all rows, for what was deleted."),
+    ] = 3_600.0
     unknown_refresh_s: Annotated[
         float,
         Meta(ge=0, le=86_400, description="An unknown device brings the next reading forward, to this long after the last. 0: never."),
@@ -70,6 +86,8 @@ class ContextConfig(Config, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if self.query and self.table != "devices":
             raise ValueError("expected `table` or `query`, got both; leave one out")
+        if self.updated_column and self.updated_column == self.key:
+            raise ValueError(f"expected `updated_column` to tell when a row changed, got the key {self.key!r}")
         if self.query and not _SELECT.match(self.query):
             raise ValueError(f"expected `query` to be a SELECT, got {self.query[:40]!r}")
         if not self.query and not self.table:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, NamedTuple
+from typing import ClassVar, Final, Literal, NamedTuple
 
 Kind = Literal["int", "float", "text"]
 
@@ -19,8 +19,8 @@ _INT: Final = re.compile(r"[+-]?(?:0|[1-9][0-9]{0,18})")
 _FLOAT: Final = re.compile(r"[+-]?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
 
 
-class CsvError(Exception):
-    """The file is not what it should be; the text begins with file and line."""
+class FileError(Exception):
+    """The file is not what it should be; the text begins with file and line, or row."""
 
 
 class Row(NamedTuple):
@@ -36,9 +36,18 @@ class CsvFile:
 
     path: Path
     delimiter: str = ","
+    unit: ClassVar[str] = "line"
+
+    @property
+    def size(self) -> int:
+        """Number of bytes."""
+        return self.path.stat().st_size
+
+    def kinds(self) -> None:
+        """Nothing says what the columns are: their cells have to be looked at."""
 
     def header(self) -> list[str]:
-        """The names of the columns. Raises CsvError where one is empty or stands twice, or there are none."""
+        """The names of the columns. Raises FileError where one is empty or stands twice, or there are none."""
         first = next(self._records(lambda size: None), None)
         if first is None:
             raise self.error(1, "a line that names the columns", "an empty file")
@@ -50,7 +59,7 @@ class CsvFile:
         return names
 
     def rows(self, width: int, progress: Callable[[int], None] = lambda size: None) -> Iterator[Row]:
-        """The rows behind the header; `progress` gets the bytes of every line. Raises CsvError."""
+        """The rows behind the header; `progress` gets the bytes of every line. Raises FileError."""
         records = self._records(progress)
         next(records, None)
         for row in records:
@@ -58,9 +67,9 @@ class CsvFile:
                 raise self.error(row.line, f"{width} cells, as in the header", f"{len(row.cells)}")
             yield row
 
-    def error(self, line: int, expected: str, came: str) -> CsvError:
+    def error(self, line: int, expected: str, came: str) -> FileError:
         """An error at a line of this file."""
-        return CsvError(f"{self.path}:{line}: expected {expected}, got {came}")
+        return FileError(f"{self.path}:{line}: expected {expected}, got {came}")
 
     def _records(self, progress: Callable[[int], None]) -> Iterator[Row]:
         reader = csv.reader(self._lines(progress), delimiter=self.delimiter, strict=True)

@@ -6,7 +6,7 @@ import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
@@ -52,8 +52,12 @@ class Database:
             return f"no driver for {self._url.drivername!r} ({error}); install it, for PostgreSQL: pip install 'psycopg[binary]'"
         return f"{self._url.drivername!r} is an async driver; name another, such as postgresql+psycopg" if dialect.is_async else ""
 
-    def rows(self, source: Source, columns: Sequence[str], stop: threading.Event) -> Iterator[list[Sequence[Any]]]:
+    def rows(
+        self, source: Source, columns: Sequence[str], stop: threading.Event, since: Since | None = None
+    ) -> Iterator[list[Sequence[Any]]]:
         """The named columns' values, in chunks of at most ROWS_PER_CHUNK rows, each a list of columns.
+
+        since: only of the rows that changed since then, the last changed ones last.
 
         Raises `Unavailable`. Ends early, also with `Unavailable`, once `stop` is set.
         """
@@ -62,7 +66,7 @@ class Database:
         try:
             self._refuse_missing_file()
             with self._connect() as connection:
-                yield from self._read(connection, source, columns, stop)
+                yield from self._read(connection, source, columns, stop, since)
         except (sa.exc.SQLAlchemyError, OSError) as error:
             raise Unavailable(f"{self.name}: {self.plain(error)}") from error
 
@@ -73,10 +77,10 @@ class Database:
             raise Unavailable(f"{self.name}: {self.plain(error)}") from error
 
     def _read(
-        self, connection: sa.Connection, source: Source, columns: Sequence[str], stop: threading.Event
+        self, connection: sa.Connection, source: Source, columns: Sequence[str], stop: threading.Event, since: Since | None
     ) -> Iterator[list[Sequence[Any]]]:
         self._guard(connection)
-        statement = source.statement(connection, columns, self.name)
+        statement = source.statement(connection, columns, self.name) if since is None else source.changed(columns, since)
         if connection.dialect.name == "sqlite":
             # Text that is not UTF-8 then costs one cell instead of the whole reading.
             driver: Any = connection.connection.driver_connection
@@ -134,6 +138,13 @@ class Database:
         return text.replace(str(password), "***") if password else text
 
 
+class Since(NamedTuple):
+    """Rows whose `column` is at least `mark`, a value that stood in it."""
+
+    column: str
+    mark: Any
+
+
 class Source:
     """What is read: a table (or view), or a SELECT."""
 
@@ -164,6 +175,18 @@ class Source:
         statement = sa.select(*selected).select_from(sa.table(self._table, schema=self._schema or None))
         # Where a device may have several rows, their order must be the same every time, for the last one counts.
         return statement if self._key_is_unique(inspector) else statement.order_by(*selected)
+
+    def changed(self, columns: Sequence[str], since: Since) -> sa.Executable:
+        """The SELECT of the rows that changed since then."""
+        table: sa.FromClause | sa.TextClause
+        if self._query:
+            # a line of its own for the bracket: the query may end in a comment
+            table = sa.text("(" + _PARAMETER.sub(r"\:", self._query) + "\n) AS headrace_context")
+        else:
+            table = sa.table(self._table, schema=self._schema or None)
+        changed: sa.ColumnElement[Any] = sa.column(since.column)
+        selected: list[sa.ColumnElement[Any]] = [sa.column(name) for name in columns]
+        return sa.select(*selected).select_from(table).where(changed >= sa.literal(since.mark)).order_by(changed)
 
     def _key_is_unique(self, inspector: sa.Inspector) -> bool:
         where: dict[str, Any] = {"table_name": self._table, "schema": self._schema or None}

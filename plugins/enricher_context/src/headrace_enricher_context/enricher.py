@@ -36,6 +36,9 @@ class EnricherContext(Component):
         self._fields = pa.schema([pa.field(name, ARROW_TYPES[column.type]) for name, column in config.columns.items()])
         # The one reference that `enrich` reads and a refresh replaces: a batch sees the old context or the new one, whole.
         self._held = Held.empty(self._fields)
+        # What the next reading of changes goes on from, and when all rows are read again (monotonic).
+        self._before: Reading | None = None
+        self._full_at = float("-inf")
         self._as_of: float | None = None
         self._saved = False
         self._file = ContextFile(context.data_dir, origin_of(config), context.fault)
@@ -90,6 +93,7 @@ class EnricherContext(Component):
         self.config = config
         self._database = _database(config)
         self._schedule = _schedule(config, self.context)
+        self._before = None
         return True
 
     async def close(self) -> None:
@@ -127,26 +131,33 @@ class EnricherContext(Component):
     async def _read(self) -> Reading:
         # Each try has a stop of its own: a thread that hangs in a driver must not touch what comes after it.
         stop = self._stop = threading.Event()
+        config, now = self.config, self.context.clock.monotonic()
+        before = self._before if now < self._full_at else None
         try:
-            async with asyncio.timeout(self.config.connect_timeout_s + self.config.query_timeout_s):
-                return await self.context.call_blocking(read_context, self._database, self.config, self._fields, stop)
+            async with asyncio.timeout(config.connect_timeout_s + config.query_timeout_s):
+                reading = await self.context.call_blocking(read_context, self._database, config, self._fields, stop, before)
         except TimeoutError:
             limit = f"{self.config.query_timeout_s:g} s (query_timeout_s)"
             raise Unavailable(f"{self._database.name}: no answer within {limit}") from None
         finally:
             stop.set()
+        if before is None:
+            self._full_at = now + config.full_refresh_interval_s
+        self._before = reading if reading.mark is not None and config is self.config else None
+        return reading
 
     async def _take(self, reading: Reading) -> None:
         before, held = self._held, reading.held
-        changed = self._as_of is None or not await self.context.call_blocking(held.same_as, before)
+        changed = self._as_of is None or (held is not before and not await self.context.call_blocking(held.same_as, before))
         at = self.context.clock.wall()
         if changed:
             self._held = held
             self.context.fault("context_swapped")
             tell = self.context.log.info if len(held) else self.context.log.warning
-            tell("context read", devices=len(held), before=len(before), bytes=held.nbytes)
+            tell("context read", devices=len(held), before=len(before), rows=reading.rows, bytes=held.nbytes)
         self._as_of = at
         self._metrics.hold(len(self._held), at)
+        self._metrics.rows.inc(reading.rows)
         for reason, count in reading.problems.items():
             self._metrics.problems[reason].inc(count)
         if reading.named or any(reading.problems.values()):
@@ -214,6 +225,7 @@ class _Metrics:
         metrics = context.metrics
         self.unknown = metrics.counter("enrich_unknown_device_events_total", "Events of devices that the context does not know.")
         self.refreshes = metrics.counter("enrich_refresh_total", "Readings of the context database that succeeded.")
+        self.rows = metrics.counter("enrich_refresh_rows_total", "Rows that readings of the context database took.")
         self.failures = metrics.counter("enrich_refresh_failures_total", "Readings of the context database that failed.")
         self.duration = metrics.histogram("enrich_refresh_duration_seconds", "Time from asking the database to the new context.")
         self.file_failures = metrics.counter("enrich_file_failures_total", "Context files that could not be written or read.")

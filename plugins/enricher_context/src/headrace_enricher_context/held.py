@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
 from headrace_enricher_context.lookup import DeviceIndex, hash_order
@@ -27,11 +28,46 @@ class Held:
         order, hashes, self.replaced = hash_order(keys)
         rows = pa.array(order)
         keys = keys.take(rows)
-        self.fields = fields
         columns = [_compact(_one_chunk(table.column(name)).take(rows)) for name in fields.names]
+        self._hold(fields, keys, columns, DeviceIndex(keys, hashes))
+
+    def _hold(self, fields: pa.Schema, keys: pa.StringArray, columns: list[pa.Array], index: DeviceIndex) -> None:
+        self.fields = fields
         self.table = pa.table([keys, *columns], [KEY, *fields.names])
+        self._keys, self._index = keys, index
         self._columns = pa.RecordBatch.from_arrays(columns, fields.names)
-        self._index = DeviceIndex(keys, hashes)
+
+    def with_rows(self, table: pa.Table) -> Held:
+        """The context with these rows in place of those of the same keys; this one where they say nothing new.
+
+        Costs what copying the columns costs; the index is built again only for new devices.
+        """
+        keys = _one_chunk(table.column(KEY))
+        order, hashes, _ = hash_order(keys)
+        rows = pa.array(order)
+        keys = keys.take(rows)
+        columns = [_one_chunk(table.column(name)).take(rows) for name in self.fields.names]
+        there = self._index.find(keys)
+        known = there.is_valid().to_numpy(zero_copy_only=False)
+        if known.all() and all(_plain(old.take(there)).equals(new) for old, new in zip(self._columns.columns, columns, strict=True)):
+            return self
+        # the row of each device, the new rows counted behind the old ones
+        source = np.arange(len(self))
+        source[there.drop_null().to_numpy()] = len(self) + np.flatnonzero(known)
+        merged = Held.__new__(Held)
+        merged.replaced = 0
+        held_keys, index = self._keys, self._index
+        if not known.all():
+            new = np.flatnonzero(~known)
+            places = np.searchsorted(index.hashes, hashes[new], side="right")
+            source = np.insert(source, places, len(self) + new)
+            held_keys = pa.concat_arrays([self._keys, keys]).take(pa.array(source))
+            index = DeviceIndex(held_keys, np.insert(index.hashes, places, hashes[new]))
+        takes = pa.array(source)
+        merged._hold(
+            self.fields, held_keys, [_joined(*both).take(takes) for both in zip(self._columns.columns, columns, strict=True)], index
+        )
+        return merged
 
     @classmethod
     def empty(cls, fields: pa.Schema) -> Held:
@@ -71,6 +107,10 @@ class Joined(NamedTuple):
 def read_schema(fields: pa.Schema) -> pa.Schema:
     """The schema of a table that `Held` takes."""
     return pa.schema([pa.field(KEY, pa.string()), *fields])
+
+
+def _joined(old: pa.Array, new: pa.Array) -> pa.Array:
+    return pa.concat_arrays([old, new.dictionary_encode() if isinstance(old, pa.DictionaryArray) else new])
 
 
 def _one_chunk(column: pa.ChunkedArray) -> pa.Array:

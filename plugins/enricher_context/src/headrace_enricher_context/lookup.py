@@ -41,6 +41,11 @@ class DeviceIndex:
         self._hashes = np.concatenate((hashes, np.zeros(self._fullest, np.uint64)))
 
     @property
+    def hashes(self) -> Hashes:
+        """The keys' hashes, in their order."""
+        return self._hashes[: len(self._keys)]
+
+    @property
     def nbytes(self) -> int:
         """Bytes held beside the keys."""
         return self._hashes.nbytes + self._starts.nbytes
