@@ -44,5 +44,5 @@ def tend(lake: str, older_s: str, fault: str = "", nth: str = "0") -> None:
         time.sleep(0.05)  # the machine is also the writers' and the reader's
 
 
-if __name__ == "__main__":
+def main() -> None:
     {"write": write, "compact": tend}[sys.argv[1]](*sys.argv[2:])

@@ -11,7 +11,8 @@ import os
 import random
 import signal
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -128,8 +129,8 @@ def held(path: Path | str, queue_id: str) -> tuple[list[int], list[int]]:
 async def drive(lake: SinkLake, queue_id: str, total: int, roll: int, seed: int, pause_s: float = 0.0) -> None:
     """What the host does: from the resume point on, write some batches, flush them; after an error reset and resume."""
     chance = random.Random(seed)
-    await lake.open()
-    position = await lake.sink_resume(queue_id) or 0
+    await until_well(lake.open)
+    position = await until_well(lambda: lake.sink_resume(queue_id)) or 0
     while position < total:
         end = min(total, position + chance.randint(1, 2 * roll))
         keys: list[RangeKey] = []
@@ -147,8 +148,17 @@ async def drive(lake: SinkLake, queue_id: str, total: int, roll: int, seed: int,
             await asyncio.sleep(pause_s)
         except TransientError:
             await lake.sink_reset()
-            position = await lake.sink_resume(queue_id) or 0
+            position = await until_well(lambda: lake.sink_resume(queue_id)) or 0
     await lake.close()
+
+
+async def until_well(call: Callable[[], Awaitable[Any]]) -> Any:
+    """What the call returns, tried again for as long as it raises TransientError."""
+    while True:
+        try:
+            return await call()
+        except TransientError:
+            await asyncio.sleep(0.1)
 
 
 def main() -> None:
@@ -162,7 +172,8 @@ def main() -> None:
             if left == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    lake = make_lake(path, fault, partitions_max=100)
-    asyncio.run(drive(lake, queue_id, int(total), int(roll), int(seed)))
+    with tempfile.TemporaryDirectory() as data:
+        lake = make_lake(path, fault, Path(data), partitions_max=100)
+        asyncio.run(drive(lake, queue_id, int(total), int(roll), int(seed)))
     lake.context.close()
     print("done", flush=True)

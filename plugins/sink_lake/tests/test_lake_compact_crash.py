@@ -6,8 +6,6 @@ import contextlib
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +15,7 @@ import duckdb
 import numpy as np
 import pytest
 
+from headrace.testing.forking import Forked
 from headrace_sink_lake import LocalStore, live_files
 from headrace_sink_lake.compact import Options, compact
 from headrace_sink_lake.manifest import ORPHAN_S
@@ -30,9 +29,8 @@ POINTS = ("lake.before_merge", "lake.after_merge", "lake.before_manifest", "lake
 REMOVING = ("lake.after_link", "lake.mid_remove")
 
 
-def start(log: Path, *arguments: str) -> subprocess.Popen[bytes]:
-    with log.open("ab") as out:
-        return subprocess.Popen([sys.executable, str(Path(compact_driver.__file__)), *arguments], stdout=out)
+def start(log: Path, *arguments: str) -> Forked:
+    return Forked(compact_driver.main, arguments, log=log)
 
 
 @contextlib.contextmanager
@@ -48,7 +46,7 @@ def writers(lake: Path) -> Iterator[dict[str, Path]]:
 
 
 def safe_upto(log: Path) -> int:
-    lines = log.read_text().splitlines()[-2:]  # the last one may be cut
+    lines = log.read_text().splitlines()[-2:] if log.exists() else []  # the last one may be cut
     return max((int(line.split()[1]) for line in lines[:1] if line.startswith("safe ")), default=0)
 
 

@@ -92,9 +92,13 @@ def test_check_reports_paths_that_cannot_be_written(tmp_path: Path) -> None:
     assert str(tmp_path / "file") in problem
 
 
-def test_check_says_that_other_filesystems_have_a_single_writer(tmp_path: Path) -> None:
-    (note,) = make_lake("s3://bucket/lake", data=tmp_path).check()
+def test_check_says_that_other_filesystems_have_a_single_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (note,) = make_lake("gs://bucket/lake", data=tmp_path).check()
     assert "single writer" in note
+    assert make_lake("s3://bucket/lake", data=tmp_path).check() == []
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    (note,) = make_lake("s3://bucket/lake", data=tmp_path).check()
+    assert "install headrace-sink-lake[s3]" in note
 
 
 def test_without_a_path_the_lake_lies_in_the_components_own_folder(tmp_path: Path) -> None:

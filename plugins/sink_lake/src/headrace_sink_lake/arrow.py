@@ -21,9 +21,13 @@ class ArrowStore:
     """
 
     exclusive = False
+    uploads = 1
 
     def __init__(self, filesystem: fs.FileSystem, base: str, name: str) -> None:
         self._fs, self._base, self.root = filesystem, base.rstrip("/"), name
+
+    def probe(self, folder: str) -> None:
+        """Nothing to find out: no pyarrow filesystem has an exclusive create."""
 
     def make_dirs(self, path: str) -> None:
         if self._fs.type_name not in OBJECT_STORES:
@@ -101,4 +105,7 @@ class _ArrowFile:
         self.stream = stream
 
     def finish(self) -> None:
+        self.stream.close()
+
+    def abandon(self) -> None:
         self.stream.close()

@@ -12,7 +12,7 @@ from headrace import HeadraceError
 from headrace_sink_lake.compact import Options, compact
 from headrace_sink_lake.inspection import Inspection, inspect, require_lake
 from headrace_sink_lake.snapshot import live_files
-from headrace_sink_lake.store import open_store
+from headrace_sink_lake.store import open_store, without_secrets
 from headrace_sink_lake.vacuum import vacuum
 from headrace_sink_lake.verify import verify
 
@@ -101,7 +101,7 @@ def _verify(options: argparse.Namespace) -> int:
     looked = f"{verdict.rolls:,} rolls, {verdict.files:,} files, {verdict.rows:,} rows, {verdict.missing:,} missing, {verdict.dead:,} dead"
     proved = "by records and footers" if options.fast else "each position exactly once, missing or dead"
     ending = proved if verdict.ok else f"{len(verdict.findings) + verdict.findings_more:,} problems"
-    print(f"{options.path}: {looked}: {ending} ({time.monotonic() - started:.1f} s)")
+    print(f"{without_secrets(options.path)}: {looked}: {ending} ({time.monotonic() - started:.1f} s)")
     return 0 if verdict.ok else 1
 
 
@@ -119,13 +119,13 @@ def _compact(options: argparse.Namespace) -> int:
     for note in done.notes:
         print(f"note     {note}")
     merged = f"{done.files_before:,} files made {done.files_after:,} in {done.partitions:,} partitions, {done.rows:,} rows"
-    print(f"{options.path}: {merged}; read it by headrace lake files until headrace lake vacuum has run")
+    print(f"{without_secrets(options.path)}: {merged}; read it by headrace lake files until headrace lake vacuum has run")
     return 0
 
 
 def _vacuum(options: argparse.Namespace) -> int:
     done = vacuum(open_store(options.path), options.older_than, tell=progress("vacuum"))
-    print(f"{options.path}: {done.files:,} files ({_bytes(done.bytes)}) removed in {done.partitions:,} partitions")
+    print(f"{without_secrets(options.path)}: {done.files:,} files ({_bytes(done.bytes)}) removed in {done.partitions:,} partitions")
     return 0
 
 

@@ -31,7 +31,7 @@ class LakeConfig(Config, frozen=True):
         131_072
     )
     file_bytes: Annotated[
-        int, Meta(ge=1_048_576, le=1 << 34, description="A file ends behind the row group that makes it so large; the next one goes on.")
+        int, Meta(ge=1_048_576, le=1 << 32, description="A file ends behind the row group that makes it so large; the next one goes on.")
     ] = 134_217_728
     buffer_bytes_max: Annotated[
         int, Meta(ge=1_048_576, le=1 << 40, description="Bytes of unflushed rows held in memory; beyond it they go to temporary files.")

@@ -14,7 +14,8 @@ names another attempt.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import quote
 
 import msgspec
@@ -47,6 +48,7 @@ class Ledger:
         for folder in (COMMITS, TEMPORARIES):
             self._store.make_dirs(folder)
         self._store.sync_dirs([COMMITS, TEMPORARIES])
+        self._store.probe(TEMPORARIES)
         self.recover()
 
     def end(self, queue_id: str) -> int | None:
@@ -85,17 +87,29 @@ class Ledger:
 
     def publish(self, record: CommitRecord) -> None:
         """Move the files of a committed roll to their places. Repeatable, and by any process."""
-        for number, file in enumerate(record.files):
-            if number == 1:
-                self._fault("sink_lake.mid_rename")
-            self._store.make_dirs(parent(file.path))
-            self._store.move(f"{TEMPORARIES}/{record.attempt}/{number}.tmp", file.path)
+        self._move(record, range(1))
+        if len(record.files) > 1:
+            self._fault("sink_lake.mid_rename")
+            self._move(record, range(1, len(record.files)))
         self._fault("sink_lake.after_rename")
         self._store.sync_dirs({parent(file.path) for file in record.files})
         folder = f"{TEMPORARIES}/{record.attempt}"
         tail = msgspec.json.encode(_Tail(record.first, record.last))
         self._store.put(f"{parent(record_path(record.queue_id, record.first))}/tail.json", tail, f"{folder}/tail.tmp")
         self._store.remove_tree(folder)
+
+    def _move(self, record: CommitRecord, numbers: Iterable[int]) -> None:
+        def one(number: int) -> None:
+            self._store.make_dirs(parent(record.files[number].path))
+            self._store.move(f"{TEMPORARIES}/{record.attempt}/{number}.tmp", record.files[number].path)
+
+        chosen = [number for number in numbers if number < len(record.files)]
+        if self._store.uploads > 1 and len(chosen) > 1:
+            with ThreadPoolExecutor(self._store.uploads) as pool:
+                list(pool.map(one, chosen))
+            return
+        for number in chosen:
+            one(number)
 
     def recover(self, queue_id: str | None = None) -> None:
         """Publish committed rolls that are not, and remove those that lost. Rolls without a record may be another
@@ -107,9 +121,13 @@ class Ledger:
                 continue
             self._settle(attempt, dead=False)
 
-    def discard(self, attempt: str) -> None:
-        """Remove the files of an own roll that will not be committed; one that was committed after all is published."""
-        self._settle(attempt, dead=True)
+    def discard(self, attempt: str, *, uncertain: bool = False) -> None:
+        """Remove the files of an own roll that will not be committed; one that was committed after all is published.
+
+        uncertain: the commit was tried and its outcome is unknown. Then they stay until a record for their `first` exists: a
+        request that an object store did not answer may be carried out later, and its record must find its files.
+        """
+        self._settle(attempt, dead=not uncertain)
 
     def _settle(self, attempt: str, *, dead: bool) -> None:
         name = ATTEMPT.fullmatch(attempt)

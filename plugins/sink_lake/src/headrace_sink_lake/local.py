@@ -23,10 +23,14 @@ class LocalStore:
     """A folder of this machine. Everything that must be safe is fsynced, folders included."""
 
     exclusive = True
+    uploads = 1
 
     def __init__(self, root: Path) -> None:
         self._root = root.absolute()
         self.root = str(self._root)
+
+    def probe(self, folder: str) -> None:
+        """Nothing to find out: without hard links `put_new` does what it can."""
 
     def make_dirs(self, path: str) -> None:
         self._path(path).mkdir(parents=True, exist_ok=True)
@@ -141,6 +145,12 @@ class _LocalFile:
         try:
             self.stream.close()
             os.fsync(self._fd)
+        finally:
+            os.close(self._fd)
+
+    def abandon(self) -> None:
+        try:
+            self.stream.close()
         finally:
             os.close(self._fd)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import secrets
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
 
@@ -19,6 +21,9 @@ from headrace_sink_lake.partition import Part, partition
 from headrace_sink_lake.record import LakeFile
 from headrace_sink_lake.store import OutFile, Store
 
+#: Beyond it, files that are complete are made safe at once: object stores hold them in memory until then.
+UNSYNCED_BYTES_MAX = 64 << 20
+
 
 class Roll:
     """Collects rows by partition in memory and writes them as temporary Parquet files.
@@ -31,6 +36,8 @@ class Roll:
         self._store, self._config, self._on_overflow = store, config, on_overflow
         self.queue_id, self.first, self.next = queue_id, first, first
         self.rows = 0
+        #: A commit was tried and its outcome is unknown: the files must stay, for the record may appear later.
+        self.uncertain = False
         self.attempt = attempt_name(queue_id, first, secrets.token_hex(8))
         self.files: list[LakeFile] = []
         self.schemas: dict[str, dict[str, dict[str, str]]] = {}
@@ -39,6 +46,7 @@ class Roll:
         self._folders: dict[str, int] = {}
         self._buffered_bytes = 0
         self._unsynced: list[OutFile] = []
+        self._unsynced_bytes = 0
         self._begun = False
 
     def add(self, batch: pa.RecordBatch) -> None:
@@ -85,16 +93,19 @@ class Roll:
 
     def sync(self) -> None:
         """Make the temporary files safe."""
+        self._unsynced_bytes = 0
+        if self._store.uploads > 1 and len(self._unsynced) > 1:
+            with ThreadPoolExecutor(self._store.uploads) as pool:
+                list(pool.map(lambda file: file.finish(), self._unsynced))
+            self._unsynced.clear()
         while self._unsynced:
             self._unsynced.pop(0).finish()
 
     def abandon(self) -> None:
         """Close what is open; the files themselves are the ledger's to settle."""
         while self._unsynced:
-            try:
-                self._unsynced.pop().finish()
-            except OSError:
-                continue  # they are given up anyway
+            with contextlib.suppress(OSError):  # they are given up anyway
+                self._unsynced.pop().abandon()
         self._let_go()
 
     def _write(self, folder: str, table: pa.Table, declared: units.Declared) -> None:
@@ -106,7 +117,8 @@ class Roll:
         def written(file: OutFile, rows: int, size: int) -> None:
             path = f"{folder}/{self.attempt}-{len(self.files)}.parquet".lstrip("/")
             self.files.append(LakeFile(path, rows, size, schema))
-            if len(self._unsynced) >= self._config.partition_files_max:
+            self._unsynced_bytes += size
+            if len(self._unsynced) >= self._config.partition_files_max or self._unsynced_bytes >= UNSYNCED_BYTES_MAX:
                 self.sync()
 
         files = ParquetFiles(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import errno
+import importlib.util
 import os
 import threading
 import time
@@ -76,6 +77,10 @@ class SinkLake(Component):
             scheme = self._path.partition("://")[0]
             if scheme not in SCHEMES:
                 return [f"path: expected a folder or a URI of {', '.join(sorted(SCHEMES))}, got {self._name}"]
+            if scheme == "s3":
+                if importlib.util.find_spec("obstore") is not None:
+                    return []
+                return [f"path: for {self._name} install headrace-sink-lake[s3]; without it, give each lake a single writer"]
             return [f"path: {self._name} has no exclusive create here: give each lake on it a single writer"]
         path = Path(self._path.removeprefix("file://")).absolute()
         there = next(folder for folder in (path, *path.parents) if folder.exists())
@@ -136,6 +141,8 @@ class SinkLake(Component):
         store.make_dirs("")
         ledger.open()
         self._store, self._ledger = store, ledger
+        if not store.exclusive:
+            self.context.log.warning("no exclusive create here: the lake must have a single writer", path=self._name)
 
     def _resume(self, queue_id: str) -> int | None:
         assert self._ledger is not None, "sink_lake is not open"
@@ -203,7 +210,10 @@ class SinkLake(Component):
         fault("sink_lake.after_fsync")
         entry = self._record(roll, key)
         self._ends.pop(key.queue_id, None)  # unknown until the end of this call
-        if not self._ledger.commit(entry):
+        roll.uncertain = True
+        won = self._ledger.commit(entry)
+        roll.uncertain = False
+        if not won:
             raise TransientError(f"another writer has put {key.queue_id}/{entry.first} into the lake at {self._name}; resume from there")
         self._account(entry, time.monotonic() - started)
         fault("sink_lake.after_commit")
@@ -246,7 +256,7 @@ class SinkLake(Component):
             return
         roll.abandon()
         try:
-            self._ledger.discard(roll.attempt)
+            self._ledger.discard(roll.attempt, uncertain=roll.uncertain)
         except OSError as error:
             # They are out of every reader's sight, and removed when this range is committed.
             self.context.log.warning("temporary files left behind", attempt=roll.attempt, error=str(error))

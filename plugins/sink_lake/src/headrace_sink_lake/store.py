@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,11 +17,13 @@ SCHEMES = {"file", "s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs"}
 
 
 class OutFile(Protocol):
-    """A file being written: `stream` takes bytes, `finish` closes it and returns when they are safe."""
+    """A file being written: `stream` takes bytes, `finish` closes it and returns when they are safe, `abandon` lets go of it."""
 
     stream: Any
 
     def finish(self) -> None: ...
+
+    def abandon(self) -> None: ...
 
 
 class Store(Protocol):
@@ -29,6 +32,11 @@ class Store(Protocol):
     root: str
     #: Whether `put_new` can be won by one writer only; without it the lake must have a single writer.
     exclusive: bool
+    #: How many files may be finished at once, to its advantage.
+    uploads: int
+
+    def probe(self, folder: str) -> None:
+        """Find out what the store can do; may make and remove a file in that folder, which exists."""
 
     def make_dirs(self, path: str) -> None:
         """Create a folder with its parents, where they are not there."""
@@ -74,9 +82,13 @@ class Store(Protocol):
 
 
 def open_store(path: str) -> Store:
-    """The store of a local path or of a URI that `pyarrow.fs.FileSystem.from_uri` takes."""
+    """The store of a local path, of an `s3://` URI (by obstore, where it is installed), or of one that pyarrow's filesystems take."""
     if "://" not in path:
         return LocalStore(Path(path))
+    if path.startswith("s3://") and importlib.util.find_spec("obstore") is not None:
+        from headrace_sink_lake.objects import open_objects
+
+        return open_objects(path, without_secrets(path))
     try:
         filesystem, inner = fs.FileSystem.from_uri(path)
     except pa.ArrowInvalid as error:
