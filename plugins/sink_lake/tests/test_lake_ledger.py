@@ -154,7 +154,7 @@ class ModelDisk:
     a real disk. After `left` more operations the power goes.
     """
 
-    root, exclusive = "model", True
+    root, exclusive, uploads = "model", True, 1
 
     def __init__(self, chance: random.Random) -> None:
         self.chance = chance
@@ -164,6 +164,8 @@ class ModelDisk:
         self.synced: set[int] = set()
         self.pairs: dict[str, tuple[str, str]] = {}
         self.left = 1 << 60
+
+    def probe(self, folder: str) -> None: ...
 
     def cut(self) -> None:
         """Power goes and comes back."""
