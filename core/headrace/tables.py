@@ -68,7 +68,11 @@ class Engine(Keys, frozen=True, kw_only=True):
     read_rows_max: Annotated[int, Meta(ge=1, le=1_000_000, description="Most events taken from the queue in one read.")] = 16_384
     read_wait_ms_max: Annotated[
         int,
-        Meta(ge=0, le=10_000, description="How long a small read waits for more events: latency behind the ack, for less work per event."),
+        Meta(
+            ge=0,
+            le=10_000,
+            description="How long after a read a small one waits for more events: latency behind the ack, for less work per event.",
+        ),
     ] = 20
     read_bytes_max: Annotated[
         int, Meta(ge=1 << 10, le=1 << 30, description="Most bytes taken from the queue in one read; one entry is always taken whole.")

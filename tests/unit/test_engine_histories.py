@@ -155,7 +155,7 @@ def test_every_event_is_stored_once_or_set_aside_once(tmp_path: Path, engine_ben
         asyncio.run(live(bench, history, types, tmp_path, last=life == LIVES - 1))
     keyed = [row for rows in types[1].ranges.values() for row in rows]
     for store, rows in ((types[0], types[0].rows), (types[1], keyed)):
-        letters = bench.letters._db.execute("select position from letters where output in ('', ?)", (store.__name__.lower(),)).fetchall()
+        letters = bench.letters.db.execute("select position from letters where output in ('', ?)", (store.__name__.lower(),)).fetchall()
         dead = {position for (position,) in letters}
         assert dead == history.undecodable | history.named | history.unnamed
         assert sorted(rows) == [event for event in range(1, bench._count + 1) if event not in dead]

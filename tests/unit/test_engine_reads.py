@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 
 from headrace import NO_ORIGINS, Origin, PermanentError, QueueRead, RangeKey, origin_batch
+from headrace.config import Engine
 from headrace.engine.buffer import Buffer
 from headrace.engine.output_planned import PlannedOutput
 from headrace.engine.output_streaming import StreamingOutput
@@ -90,3 +91,25 @@ def test_a_live_feed_far_behind_is_told_what_made_room(bench: Any) -> None:
 
 def test_no_origins_stay_none() -> None:
     assert cut_read(QueueRead("q", 1, 2, pa.RecordBatch.from_pydict({"a": [1, 2]}), NO_ORIGINS, ()), 2, 2).origins.num_rows == 0
+
+
+@pytest.mark.parametrize("joins", [True, False])
+def test_a_small_read_waits_for_company_only_soon_after_another_one(engine_bench: Any, tmp_path: Any, joins: bool) -> None:
+    """What comes after a pause goes on at once; where a queue joins nothing, nothing waits."""
+    bench = engine_bench(tmp_path, Engine(read_wait_ms_max=10_000))
+    bench.buffer.joins = joins
+
+    async def main() -> None:
+        pipeline = bench.pipeline()
+        async with bench.running(pipeline) as tasks:
+            await bench.feed(tasks, [1])
+            first = await asyncio.wait_for(pipeline.after("reader", 0), 8)
+            assert first.key.last == 1
+            await bench.feed(tasks, [1])
+            second = asyncio.ensure_future(pipeline.after("reader", 1))
+            await asyncio.wait([second], timeout=0.2 if joins else 8)
+            assert second.done() != joins
+            await bench.buffer.queue_reader_open(reader="reader", start="oldest")
+            await bench.buffer.queue_release(reader="reader", upto=2)
+
+    asyncio.run(main())

@@ -49,6 +49,8 @@ class Buffer:
     def __init__(self, name: str, clock: Clock, holding: bool, level: str = "none", ask_store: AskStore | None = None) -> None:
         self._name, self._clock, self._holding = name, clock, holding
         self._level, self._ask_store = level, ask_store
+        #: whether a read may give several entries together
+        self.joins = ask_store is not None
         self._id = str(uuid.uuid4())
         self._lock = threading.Lock()
         self._entries: deque[_Entry] = deque()
@@ -184,7 +186,7 @@ class Buffer:
             if read.last < first:
                 continue
             if not parts and read.first > first:  # the oldest made room, or the store went back behind what it had told
-                return self._gone(first, min(last, read.first - 1))
+                return self._gone(first, read.first - 1)
             if (
                 read.first > last
                 or (parts and self._ask_store is None)

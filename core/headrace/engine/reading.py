@@ -7,6 +7,7 @@ Outputs in step share one read and what is made of it; an output that lags behin
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from typing import Any, Final, NamedTuple
 
@@ -71,6 +72,10 @@ class Reading:
 
     def __init__(self, queue_hook: Any, engine: Engine) -> None:
         self._queue, self._engine = queue_hook, engine
+        #: waiting for more events makes larger reads only where the queue joins its entries
+        self._wait_s = engine.read_wait_ms_max / 1000 if getattr(queue_hook, "joins", True) else 0.0
+        #: when the last read was through (loop time)
+        self._read_at = -math.inf
         self._kept: deque[tuple[Events, int]] = deque()
         self._under_way: dict[tuple[int, int], asyncio.Task[Events]] = {}
         self._tasks: asyncio.TaskGroup | None = None
@@ -132,18 +137,22 @@ class Reading:
         read = await self._queue.queue_read(reader=reader, after=after, rows_max=rows_max, bytes_max=self._engine.read_bytes_max)
         # before anything is decoded: a range under suspicion must not bring its neighbours along
         events = await self.events(read if rows_max == self._engine.read_rows_max else cut_read(read, after + 1, after + rows_max))
+        self._read_at = asyncio.get_running_loop().time()
         if self.keeps and rows_max == self._engine.read_rows_max:
             self._keep(events)
         return events
 
     async def _company(self, reader: str, after: int) -> None:
-        """At the head, wait a little for more events: a batch of one costs a hundred times as much per event as one of 1,000."""
+        """At the head, wait a little for more events: a batch of one costs a hundred times as much per event as one of 1,000.
+
+        It counts from the last read: what comes after a pause goes on at once.
+        """
         waiting = self._queue.queue_info().head - after
-        if waiting >= SMALL_READ_ROWS or not self._engine.read_wait_ms_max:
+        if waiting >= SMALL_READ_ROWS or not self._wait_s:
             return
         if waiting <= 0:
             await self._queue.queue_read(reader=reader, after=after, rows_max=1, bytes_max=1)
-        await asyncio.sleep(self._engine.read_wait_ms_max / 1000)
+        await asyncio.sleep(max(0.0, self._read_at + self._wait_s - asyncio.get_running_loop().time()))
 
     def _keep(self, events: Events) -> None:
         # measured once per batch: nbytes walks every buffer
