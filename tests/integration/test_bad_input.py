@@ -107,6 +107,8 @@ def test_an_unknown_device_passes_with_null_context_and_is_counted(site: SitePro
 
 def test_devices_that_disagree_about_a_type_cost_no_event(site: SiteProcess, lake: Any) -> None:
     site.start()
+    # the feed follows from now on: were it to begin behind the first event, while the lake opens, it would decode the second before
+    site.wait_for_line("output starts", "lake")
     for device, body in (("a", b'{"t":1.5}'), ("b", b'{"t":"warm"}'), ("c", b'{"t":true,"u":{"v":2}}'), ("d", b'{"u":3}')):
         assert asyncio.run(post(site, device, body))[0] == 200
     site.wait_for_metric("decode_misfit_values_total", 2)

@@ -111,6 +111,15 @@ class SiteProcess:
             log.seek(self._log_from)
             return [json.loads(line) for line in log if line.startswith(b"{") and line.endswith(b"}\n")]
 
+    def wait_for_line(self, message: str, component: str, timeout_s: float = 60.0) -> None:
+        """Wait until the component has logged this since the last start."""
+        said = (message, component)
+
+        def done() -> bool:
+            return any((line.get("message"), line.get("component")) == said for line in self.lines())
+
+        self._wait_for(done, f"to log {message!r} for {component}", timeout_s)
+
     def log_end(self, lines: int = 40) -> str:
         """The last lines of the log, whole."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
