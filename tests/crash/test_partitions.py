@@ -42,6 +42,8 @@ class Tiers:
         middle = [
             "tiers.middle.outputs.live.listen=127.0.0.1:0",
             "tiers.middle.outputs.lake.flush_interval_s=0.2",
+            "tiers.middle.outputs.lake.flush_rows=256",  # several rolls, however fast it catches up
+            "tiers.middle.engine.read_rows_max=256",
             *self.links(hosts.far_address),
         ]
         for name in ("edge", "middle"):
