@@ -38,7 +38,7 @@ http_host=$(host_of HTTP); tcp_host=$(host_of TCP)
 
 pid=
 stopping=
-trap 'stopping=1; [ -z "$pid" ] || kill -TERM "$pid" 2>/dev/null' TERM INT
+trap 'stopping=1' TERM INT
 
 answers() { # whether the HTTP port says its version
     { exec 3<>"/dev/tcp/$http_host/$http_port"; } 2>/dev/null || return 1
@@ -48,19 +48,29 @@ answers() { # whether the HTTP port says its version
     [[ $line == *" 200 "* ]]
 }
 
+alive() { kill -0 "$pid" 2>/dev/null; }
+
 wait_until_it_answers() {
     local until=$((SECONDS + wait_s))
     until answers; do
-        kill -0 "$pid" 2>/dev/null || { wait "$pid" || exit $?; exit 1; }
-        [ -z "$stopping" ] || { ended; exit $?; }
+        alive || { wait "$pid" || exit $?; exit 1; }
+        [ -z "$stopping" ] || { stop_it; exit $?; }
         [ "$SECONDS" -lt "$until" ] || { echo "start.sh: no answer for $wait_s s" >&2; kill -KILL "$pid"; exit 1; }
         sleep 0.1
     done
 }
 
-ended() { # wait for the end of the server, however many signals come meanwhile; its exit code
-    local code=0
-    while kill -0 "$pid" 2>/dev/null; do wait "$pid" && code=0 || code=$?; done
+# Stop it cleanly; its exit code. It loses a SIGTERM that comes just before it waits for one: it goes on answering then, and is sent
+# another. (Not otherwise: its handler writes to the log, which is no place to be interrupted in.)
+stop_it() {
+    local code=0 tries=0
+    kill -TERM "$pid" 2>/dev/null || true
+    while alive; do
+        sleep 0.1
+        tries=$((tries + 1))
+        if [ $((tries % 10)) = 0 ] && answers; then kill -TERM "$pid" 2>/dev/null || true; fi
+    done
+    wait "$pid" || code=$?
     return "$code"
 }
 
@@ -76,12 +86,18 @@ awk '{ line = $0; gsub(/^[ \t]+|[ \t\r]+$/, "", line) }
     line ~ /^\[/ { skip = (line != "[HTTP]") }
     line ~ /^log4j/ { print; next }
     !skip { print }' "$config" > "$http_only"
-akumulid --config "$http_only" &
-pid=$!
-wait_until_it_answers
-kill -TERM "$pid"
-ended || { code=$?; echo "start.sh: the first phase ended with $code" >&2; exit "$code"; }
-pid=
+# A SIGTERM that comes before it is ready for one ends it at once, and commits nothing: once more then. That loses nothing.
+for try in 1 2 3 4 5; do
+    akumulid --config "$http_only" &
+    pid=$!
+    wait_until_it_answers
+    sleep 0.3
+    code=0
+    stop_it || code=$?
+    [ "$code" != 0 ] || break
+    echo "start.sh: try $try: the first phase ended with $code" >&2
+done
+[ "$code" = 0 ] || exit "$code"
 [ -z "$stopping" ] || exit 0
 
 # phase 2
@@ -91,4 +107,10 @@ wait_until_it_answers
 { printf '+headrace.start host=%s\r\n:%s\r\n+1\r\n' "$(hostname | tr -c 'A-Za-z0-9.\n-' _)" "$(date +%s%N)" > "/dev/tcp/$tcp_host/$tcp_port"; } ||
     echo "start.sh: cannot write headrace.start: a later crash will need a longer replay" >&2
 echo "start.sh: akumulid is up, HTTP $http_host:$http_port, TCP $tcp_host:$tcp_port"
-ended
+code=0
+while alive; do
+    wait "$pid" && code=0 || code=$?
+    # a signal to this script ends the wait, too
+    if [ -n "$stopping" ] && alive; then code=0; stop_it || code=$?; fi
+done
+exit "$code"
