@@ -14,7 +14,7 @@ _ADDRESS = r"^.+:\d{1,5}$"
 
 
 class AkumuliConfig(Config, frozen=True):
-    """Where Akumuli listens, and what its series are called."""
+    """Where Akumuli listens, what its series are called, and where the lake is that fills its gaps."""
 
     connect: Annotated[str, Meta(pattern=_ADDRESS, description="Address and port of the server's [TCP] section, where points go.")] = (
         "127.0.0.1:8282"
@@ -33,6 +33,9 @@ class AkumuliConfig(Config, frozen=True):
         int,
         Meta(ge=1, le=10_000_000, description="Most series: one for each reading of each device. Each takes 4 KiB of the server's memory."),
     ] = 100_000
+    lake: Annotated[
+        str | None, Meta(description="Path of the lake that this tier's sink_lake writes: what the queue no longer has is read from there.")
+    ] = None
     timeout_s: Annotated[float, Meta(ge=0.1, le=600, description="Longest wait for the server, at each step.")] = 30.0
 
     def __post_init__(self) -> None:

@@ -6,7 +6,8 @@ Blocking; called by one thread at a time (`interrupt` excepted).
 from __future__ import annotations
 
 import fcntl
-from typing import Any
+import time
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,13 +15,18 @@ import pyarrow.compute as pc
 from headrace import Context, TransientError
 from headrace_sink_akumuli.config import AkumuliConfig
 from headrace_sink_akumuli.feed import Counts, Feed, Naming, adopt, held_by
+from headrace_sink_akumuli.filling import Filling
 from headrace_sink_akumuli.guard import METRIC, OLD_NS_MAX, START_METRIC, Guard
+from headrace_sink_akumuli.lake import Lake
 from headrace_sink_akumuli.measures import Measures
 from headrace_sink_akumuli.names import metric_name
 from headrace_sink_akumuli.recovery import recover
 from headrace_sink_akumuli.series import SeriesTable
 from headrace_sink_akumuli.state import Checkpoint, load, save
 from headrace_sink_akumuli.wire import Questions, ServerGone, ServerRefused, Session
+
+#: How long one call may go on reading the lake: a task that is in one call for `engine.stall_s` counts as stuck.
+FILL_S: Final = 30.0
 
 
 class Link:
@@ -41,6 +47,12 @@ class Link:
         self._why = "connect"
         #: the host wants to go on behind points that have to be sent again
         self.rewound = False
+        #: what the queue cannot give is to be looked for in the lake before the host goes on
+        self.behind = False
+        #: points were sent that no flush covers yet
+        self.dirty = False
+        self._filling: Filling | None = None
+        self._filled: set[str] = set()
         #: by queue id the position up to which events were counted
         self.counted: dict[str, int] = {}
 
@@ -102,13 +114,15 @@ class Link:
     def drop(self, why: str) -> None:
         """Forget what is unflushed, and the connection."""
         self.interrupt()
-        self._session = None
+        self._session = self._filling = None
+        self._filled.clear()
         if self._feed is not None:
             self._feed, self._why = None, why
 
     def send(self, batch: pa.RecordBatch) -> Counts:
         """Send a batch's points."""
         session = self._live()
+        self.dirty = True
         buffers, counts = self.feed.take(batch)
         try:
             session.look()
@@ -142,6 +156,7 @@ class Link:
         """Remember durably what was sent, after `barrier`."""
         self._newest = self.feed.snapshot()
         save(self._newest, self._folder / "newest")
+        self.dirty = False
         self.counted.update(self._newest.marks)
 
     def begin(self, queue_id: str, first: int, batch: pa.RecordBatch) -> None:
@@ -154,6 +169,48 @@ class Link:
             checkpoint.mark(queue_id, first - 1)
             checkpoint.since_us = since_us
         save(self._base, self._folder / "base")
+
+    # --- the lake ----------------------------------------------------------------------------------------------------
+
+    def fill(self, queue_id: str) -> str:
+        """Send what the lake has behind our marks, of that queue id and all before it, as the queue may not have it any more.
+
+        Works for FILL_S at most, and says how far it is; empty: done. Call it again then, with nothing else in between.
+        """
+        if self._filling is None:
+            if self._config.lake is None or queue_id in self._filled:
+                return ""
+            self._filling = Filling(Lake(self._config.lake, self._config.tags), self.feed.checkpoint, self._unfinished(queue_id))
+        try:
+            counts = Counts()
+            for batch in self._filling.batches(time.monotonic() + FILL_S):
+                counts.add(self.send(batch))
+            self._filling.finish(self.feed.checkpoint)
+            self.barrier()
+            self._measures.filled(counts)
+            if self._filling.percent is not None:
+                self.dirty = False
+                return f"{self._filling.percent:.0f} % of what Akumuli lacks is sent again from the lake"
+            self.keep()
+        except BaseException:
+            self.drop("gone")
+            raise
+        self._filled.update(self._filling.queue_ids)
+        self._context.log.info("filled from the lake", events=self._filling.events, positions=self._filling.ends)
+        self._filling = None
+        return ""
+
+    def want(self, queue_id: str) -> None:
+        """The queue could not give positions: look in the lake when the host asks next where to go on."""
+        self.behind = True
+        self._filled.discard(queue_id)
+
+    def _unfinished(self, queue_id: str) -> list[str]:
+        """The queue ids of which something may be missing: the last one that we are in, those that came after it, and this one."""
+        known = list(self._newest.marks) if self._newest else []
+        marks = self.feed.checkpoint.marks
+        last = next(reversed(marks), None)
+        return [*known[known.index(last) if last in known else 0 :], queue_id]
 
     def _live(self) -> Session:
         if self._session is None:
@@ -190,6 +247,8 @@ class Link:
                 save(recovery.base, self._folder / "base")
             self._base = recovery.base
         self.rewound = bool(recovery.lost or recovery.emptied)
+        self.behind = self.behind or self.rewound
+        self.dirty = False
         self._feed = Feed(self.table, self._naming, recovery.point, held)
         self._measures.resynced(self._why, recovery.lost)
         log = self._context.log.error if recovery.emptied else self._context.log.warning if recovery.lost else self._context.log.info

@@ -35,6 +35,11 @@ class Measures:
         self._series.set(series)
         self.gaps(gaps)
 
+    def filled(self, counts: Counts) -> None:
+        """The server applied these, read from the lake."""
+        self._points.inc(counts.points)
+        self._held.inc(counts.held)
+
     def gaps(self, gaps: Sequence[Gap]) -> None:
         """The ranges that only a rebuild brings back."""
         self._gaps.set(sum(gap.last - gap.first + 1 for gap in gaps))

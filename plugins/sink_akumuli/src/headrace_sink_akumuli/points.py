@@ -108,10 +108,10 @@ def _texts(context: pa.StructArray, name: str, rows: Sequence[int]) -> list[str]
     if index < 0:
         return [UNKNOWN] * len(rows)
     values = context.field(index).take(pa.array(rows, pa.int64())).to_pylist()
-    return [_text(value) for value in values]
+    return [text_of(value) for value in values]
 
 
-def _text(value: object) -> str:
+def text_of(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:

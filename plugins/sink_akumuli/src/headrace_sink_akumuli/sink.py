@@ -22,6 +22,9 @@ T = TypeVar("T")
 REFUSALS_MAX: Final = 3
 #: Why the queue could not give positions that a lake may have.
 REBUILT: Final = ("window", "released", "skipped")
+#: Times that positions which the queue no longer has are looked for in the lake, and how long is waited for it each time.
+LAKE_TRIES_MAX: Final = 10
+LAKE_RETRY_S: Final = 2.0
 #: Somebody else writes our series: going round quickly would only be a race with him.
 RACE_RETRY_S: Final = 30.0
 
@@ -44,6 +47,7 @@ class SinkAkumuli(Component):
         self._degraded = False
         self._refused_at: tuple[str, int] = ("", 0)
         self._refusals = 0
+        self._lake_tries = 0
 
     # --- life --------------------------------------------------------------------------------------------------------
 
@@ -122,6 +126,8 @@ class SinkAkumuli(Component):
         link = self._ours
         link.alive()
         link.ready()
+        if link.behind and (progress := link.fill(queue_id)):
+            raise TransientError(progress, 0.0)
         link.rewound = False
         return link.feed.checkpoint.marks.get(queue_id)
 
@@ -135,7 +141,9 @@ class SinkAkumuli(Component):
         batch, key, fresh = self._behind_mark(batch, key)
         if key.last < key.first:
             return
+        self._wait_for_lake(key)
         link.begin(key.queue_id, key.first, batch)
+        link.behind = False
         try:
             counts = link.send(batch)
         except ServerRefused as refused:
@@ -147,6 +155,18 @@ class SinkAkumuli(Component):
             # counted when they came first
             counts.refused = {}
         self._pending.add(counts)
+
+    def _wait_for_lake(self, key: RangeKey) -> None:
+        """Before positions are passed over that the lake may have: ask there first, and wait a little for it."""
+        gaps = self._gaps(key)
+        if not gaps or self.config.lake is None or self._ours.feed.checkpoint.marks.get(key.queue_id) is None:
+            self._lake_tries = 0
+            return
+        if self._lake_tries < LAKE_TRIES_MAX:
+            self._lake_tries += 1
+            self._ours.want(key.queue_id)
+            raise TransientError(f"positions {gaps[0].first} to {gaps[-1].last} are looked for in the lake", LAKE_RETRY_S)
+        self._lake_tries = 0
 
     def _behind_mark(self, batch: pa.RecordBatch, key: RangeKey) -> tuple[pa.RecordBatch, RangeKey, bool]:
         """The part of a range that was not taken yet, and whether it comes for the first time."""
@@ -161,13 +181,15 @@ class SinkAkumuli(Component):
             key = RangeKey(key.queue_id, mark + 1, key.last, missing, tuple(position for position in key.dead if position > mark))
         return batch, key, key.last > link.counted.get(key.queue_id, 0)
 
+    def _gaps(self, key: RangeKey) -> list[Gap]:
+        """What the queue could not give."""
+        mark = self._ours.feed.checkpoint.marks.get(key.queue_id, key.first - 1)
+        skipped = [Gap(key.queue_id, mark + 1, key.first - 1, "skipped")] if key.first > mark + 1 else []
+        return skipped + [Gap(key.queue_id, hole.first, hole.last, hole.reason) for hole in key.missing if hole.reason in REBUILT]
+
     def _note_gaps(self, key: RangeKey) -> None:
         link = self._ours
-        mark = link.feed.checkpoint.marks.get(key.queue_id, key.first - 1)
-        gaps = [Gap(key.queue_id, hole.first, hole.last, hole.reason) for hole in key.missing if hole.reason in REBUILT]
-        if key.first > mark + 1:
-            gaps.append(Gap(key.queue_id, mark + 1, key.first - 1, "skipped"))
-        for gap in gaps:
+        for gap in self._gaps(key):
             link.feed.checkpoint.add_gap(gap)
             self.context.log.error("points missing in Akumuli: rebuild this range from the lake", **_fields(gap))
 
@@ -189,7 +211,7 @@ class SinkAkumuli(Component):
         self._pending = Counts()
 
     def _reset(self) -> None:
-        if self._link is not None:
+        if self._link is not None and self._link.dirty:
             self._link.drop("reset")
         self._pending = Counts()
 
