@@ -15,7 +15,8 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
+from weakref import WeakSet
 
 import pyarrow as pa
 import pytest
@@ -168,6 +169,7 @@ async def running(
     try:
         yield site
     finally:
+        RawClient.leave(site.address)  # else the server waits close_timeout_s for each: a test of the end ends it itself
         site.task.cancel()
         await asyncio.wait([site.task])
         await component.close()
@@ -199,6 +201,8 @@ def frame(opcode: int, payload: bytes, *, fin: bool = True, announced: int | Non
 class RawClient:
     """A WebSocket client that sends whatever bytes a test likes."""
 
+    _all: ClassVar[WeakSet[RawClient]] = WeakSet()
+
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
         self.head = b""  # of the answer
@@ -216,8 +220,16 @@ class RawClient:
             f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n{extra}\r\n".encode()
         )
         client = cls(reader, writer)
+        cls._all.add(client)
         client.head = await reader.readuntil(b"\r\n\r\n")
         return client
+
+    @classmethod
+    def leave(cls, address: tuple[str, int]) -> None:
+        """Hang up all that are connected there."""
+        for client in list(cls._all):
+            if client.writer.get_extra_info("peername") == address:
+                client.writer.transport.abort()
 
     def send(self, data: bytes) -> None:
         self.writer.write(data)
