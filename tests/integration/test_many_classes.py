@@ -46,6 +46,7 @@ use = "./classes.py:ByName"
 use = "sink_lake"
 path = "${HEADRACE_DATA}/lake"
 partition_by = ["%s"]
+flush_interval_s = 2
 """
 
 
