@@ -19,6 +19,11 @@ class Backoff:
         self.attempts += 1
         return max(at_least_s or 0.0, step_ms * (0.5 + 0.5 * self._random.random()) / 1000)
 
+    @property
+    def slowest(self) -> bool:
+        """Whether it has come to the longest wait: the other side is tried now and then, to see whether it is back."""
+        return self.attempts > 0 and self.base_ms * 2.0 ** min(self.attempts - 1, 30) >= self.wait_ms_max
+
     def reset(self) -> None:
         """The last attempt succeeded."""
         self.attempts = 0

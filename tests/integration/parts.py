@@ -13,7 +13,7 @@ import pyarrow as pa
 from aiohttp import web
 from msgspec import Meta
 
-from headrace import Component, Config, Context, PermanentError, RangeKey, hookimpl
+from headrace import Component, Config, Context, PermanentError, RangeKey, TransientError, hookimpl
 
 
 class Rows(Component):
@@ -111,3 +111,19 @@ class Listener(Component):
             return web.json_response(self.facts)
 
         app.router.add_get("/facts", facts)
+
+
+class Down(Rows):
+    """Rows, once the file `until` is there; before that each write hangs, or fails."""
+
+    class Config(Rows.Config, frozen=True, kw_only=True):
+        until: Annotated[str, Meta(description="File whose presence heals it.")]
+        how: Annotated[str, Meta(description="hang or fail.")] = "hang"
+
+    @hookimpl
+    async def sink_write(self, batch: pa.RecordBatch, key: RangeKey) -> None:
+        while not await asyncio.to_thread(Path(self.config.until).exists):
+            if self.config.how == "fail":
+                raise TransientError("the store is down")
+            await asyncio.sleep(0.05)
+        await super().sink_write(batch, key)

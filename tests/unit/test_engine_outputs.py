@@ -66,6 +66,25 @@ def test_an_output_that_takes_raw_batches_gets_what_does_not_decode_too(bench: A
     assert bench.counted("decode_events_total") == 0
 
 
+def test_the_circuit_is_open_while_tries_come_at_the_longest_wait_and_closes_with_success(bench: Any, stores: Any) -> None:
+    seen: list[tuple[float, str]] = []
+
+    class Store(stores[1]):
+        def refuse(self, at: str, numbers: list[float], key: RangeKey) -> None:
+            (row,) = bench.services.statuses.rows()
+            seen.append((bench.counted("sink_circuit_open", tier="t", component="store", plugin="Store"), row.reason))
+            if len(seen) < 5:
+                raise TransientError("down")
+
+    run(drain(bench, StreamingOutput, Store, [8]))
+    # waits of 1 ms, then of 2 ms, which is the longest
+    assert [is_open for is_open, _ in seen[:5]] == [0, 0, 1, 1, 1]
+    assert seen[1][1] == "TransientError: down"
+    assert seen[3][1].startswith("TransientError: down; circuit open: 3 tries failed, the next one comes in ")
+    assert bench.counted("sink_circuit_open", tier="t", component="store", plugin="Store") == 0
+    assert bench.services.statuses.rows()[0].status == "ok"
+
+
 @pytest.mark.parametrize("kind", [StreamingOutput, PlannedOutput])
 @pytest.mark.parametrize("stage", ["write", "flush"])
 def test_a_store_that_fails_for_a_while_gets_every_event_once(bench: Any, stores: Any, stage: str, kind: Any) -> None:

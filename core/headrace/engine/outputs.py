@@ -217,6 +217,7 @@ class Output:
         if self._backoff.attempts or self._bugs:
             self._backoff.reset()
             self._bugs = 0
+            self.unit.circuit(False)
             self.unit.status("ok")
 
     async def _skipped(self) -> None:
@@ -269,9 +270,10 @@ class Output:
 
     async def _wait(self, reason: str, retry_after_s: float | None = None) -> None:
         self.unit.log.warning("output waits before the next try", error=reason)
-        self.unit.status("degraded", reason)
+        seconds = self._backoff.next_s(retry_after_s)
+        self.unit.tried(reason, self._backoff.attempts, seconds, circuit_open=self._backoff.slowest)
         self._doing("waiting")
-        await self._clock.sleep(self._backoff.next_s(retry_after_s))
+        await self._clock.sleep(seconds)
 
     async def _after_refusal(self, error: PermanentError) -> None:
         """The store will never take it: the named rows, or the one found by halving, become dead letters."""

@@ -199,6 +199,25 @@ class Supervised:
         """What the component, or the engine on its behalf, says of it."""
         self._services.statuses.put(self.tier, self.entry, status, reason)
 
+    def tried(self, reason: str, attempts: int, seconds: float, circuit_open: bool) -> None:
+        """A try failed, and the next one comes in so many seconds."""
+        self.circuit(circuit_open)
+        tries = f"; circuit open: {attempts} tries failed, the next one comes in {seconds:.0f} s" if circuit_open else ""
+        self.status("degraded", reason + tries)
+
+    def circuit(self, is_open: bool) -> None:
+        """Whether an output is only tried now and then, because it failed for so long."""
+        if self.entry.role == "output":
+            gauge = self._services.metrics.gauge(
+                "sink_circuit_open",
+                "1 while the output failed so often that it is only tried once in `retry_max_ms`.",
+                "max",
+                tier=self.tier,
+                component=self.entry.id,
+                plugin=self.entry.use,
+            )
+            gauge.set(is_open)
+
     def _component_says(self, status: Literal["ok", "degraded"], reason: str) -> None:
         self._spoke = True
         self.status(status, reason)
@@ -244,6 +263,7 @@ class Supervised:
                 await self._wait_after(error, "component failed to open", None)
             else:
                 self._backoff.reset()
+                self.circuit(False)
                 self._opened.set()
                 self._was_open = True
                 if not self._spoke:  # what the component said of itself while it opened stands
@@ -266,9 +286,10 @@ class Supervised:
     async def _wait_after(self, error: Exception, message: str, retry_after_s: float | None) -> None:
         self.failed("open", error)
         self.log.warning(message, error=describe(error))
-        self.status("degraded", f"{message}: {describe(error)}")
+        seconds = self._backoff.next_s(retry_after_s)
+        self.tried(f"{message}: {describe(error)}", self._backoff.attempts, seconds, self._backoff.slowest)
         await self.close()
-        await self._services.clock.sleep(self._backoff.next_s(retry_after_s))
+        await self._services.clock.sleep(seconds)
         if self.entry.role != "queue":  # the tier is bound to the hooks of this instance, which may open again
             await self._rebuild()
 
