@@ -16,6 +16,7 @@ import aiohttp
 import pytest
 
 from headrace.check import check
+from headrace.cli import main as headrace
 from headrace.testing.oracle import Oracle
 from headrace.testing.site import SiteProcess
 
@@ -61,7 +62,25 @@ def test_all_tiers_in_one_process(tmp_path: Path, lake: Any, overrides: list[str
 
 
 @pytest.fixture
-def tiers(tmp_path: Path, overrides: list[str]) -> Iterator[dict[str, SiteProcess]]:
+def keys(tmp_path: Path) -> list[str]:
+    """Every tier has a key, and lets in whom it has to."""
+    folder = tmp_path / "keys"
+    for tier in TIERS:
+        assert headrace(["keys", "new", tier, "--out", str(folder)]) == 0
+    ends = {
+        "edge.outputs.uplink": "middle", "middle.sources.links": "", "middle.outputs.downlink": "storage", "storage.sources.links": "",
+        "middle.outputs.fan": "", "live.sources.feed": "middle",
+    }  # fmt: skip
+    (folder / "allowed.keys").write_text("".join((folder / f"{tier}.pub").read_text() for tier in TIERS))
+    overrides = []
+    for end, server in ends.items():
+        other = f"server_key=${{file:{folder}/{server}.pub}}" if server else f"allow_keys_file={folder}/allowed.keys"
+        overrides += [f"tiers.{end}.key_file={folder}/{end.partition('.')[0]}.key", f"tiers.{end}.{other}"]
+    return overrides
+
+
+@pytest.fixture
+def tiers(tmp_path: Path, overrides: list[str], keys: list[str]) -> Iterator[dict[str, SiteProcess]]:
     """Each tier as a process of its own, with the same file and the same data folder; started, storage first."""
     environ = {"HEADRACE_DATA": str(tmp_path / "data")}
     (tmp_path / "data").mkdir()
@@ -72,7 +91,7 @@ def tiers(tmp_path: Path, overrides: list[str]) -> Iterator[dict[str, SiteProces
         made = {}
         for tier in TIERS:
             (tmp_path / tier).mkdir()
-            own = [override for override in overrides if override.startswith(("admin.", f"tiers.{tier}."))]
+            own = [override for override in [*overrides, *keys] if override.startswith(("admin.", f"tiers.{tier}."))]
             made[tier] = stack.enter_context(SiteProcess(FILE, tmp_path / tier, own, {**environ, "HEADRACE_NAME": tier}, [tier]))
             made[tier].start()
         yield made
@@ -94,7 +113,7 @@ async def drive(tiers: dict[str, SiteProcess], oracle: Oracle, seen: set[str]) -
     await oracle.settle(lambda: tiers["edge"].url("devices"))
 
 
-def test_four_tiers_as_four_processes(tmp_path: Path, lake: Any, tiers: dict[str, SiteProcess]) -> None:
+def test_four_tiers_as_four_processes_with_keys(tmp_path: Path, lake: Any, tiers: dict[str, SiteProcess]) -> None:
     oracle, seen = Oracle(devices=4, pause_s=0.005), set[str]()
     asyncio.run(drive(tiers, oracle, seen))
     tiers["storage"].kill()

@@ -18,7 +18,7 @@ from test_transport_zmq import LABELS, QUEUE, Bench, info, numbers, send, until
 from headrace import ConfigError
 from headrace.log import ROOT, JsonFormatter
 from headrace.testing import ScriptedDeliver, run
-from headrace_transport_zmq import TransportZmq
+from headrace_transport_zmq import TransportZmq, guard
 from headrace_transport_zmq.config import TransportConfig
 from headrace_transport_zmq.keys import Pair, new_pair, write_pair
 
@@ -185,6 +185,22 @@ def test_a_key_taken_out_ends_its_link_and_no_other(bench: Keyed) -> None:
             labels = {**LABELS, "component": "uplink"}
             assert near.context.metrics.registry.get_sample_value("headrace_link_sessions_total", labels) == 1
         assert numbers(deliver) == [1, 2, 3, 4, 5]
+
+    run(check())
+
+
+def test_a_changed_list_is_noticed_by_itself(bench: Keyed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "LOOK_S", 0.05)
+
+    async def check() -> None:
+        async with bench.far(ScriptedDeliver(info=info()), **bench.listening), bench.near(**bench.connecting("stranger")) as near:
+            asking = asyncio.create_task(near.transport_resume(QUEUE))
+            await until(says(near, "does not let this key in"))
+            bench.allow(bench.edge, bench.stranger)
+            assert await asking is None
+            bench.allow(bench.edge)
+            near.context.statuses.clear()  # type: ignore[attr-defined]
+            await until(says(near, "does not let this key in"))
 
     run(check())
 

@@ -43,7 +43,8 @@ class Door:
         if self._pair is not None:
             socket.curve_publickey, socket.curve_secretkey = self._pair.public, self._pair.secret
             socket.curve_serverkey = self._server
-        self._monitor = monitored(socket, self._zmq, _MONITORED)
+        # no bound: there are some for each attempt to connect, and a link looks only when it has lost the far side or found it again
+        self._monitor = monitored(socket, self._zmq, _MONITORED, events_max=0)
         self.connected, self._reason = False, ""
 
     def shut(self) -> None:

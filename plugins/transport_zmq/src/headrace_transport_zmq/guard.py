@@ -209,12 +209,14 @@ class Guard:
             shut_down(fd, self._port)
 
 
-def monitored(socket: zmq.asyncio.Socket, zmq_context: zmq.asyncio.Context, events: int) -> zmq.Socket[bytes]:
-    """A plain socket that tells these events of `socket`; for `happened`, and `readable`."""
+def monitored(socket: zmq.asyncio.Socket, zmq_context: zmq.asyncio.Context, events: int, events_max: int = 1000) -> zmq.Socket[bytes]:
+    """A plain socket that tells these events of `socket`; for `happened`, and `readable`. With `events_max` (0: no bound) unread, libzmq's
+    own thread waits."""
     address = f"inproc://monitor-{id(socket):x}"
     socket.monitor(address, events)
     monitor = zmq.Socket(zmq_context, zmq.PAIR)  # a plain one, whatever the context makes
     monitor.setsockopt(zmq.LINGER, 0)
+    monitor.setsockopt(zmq.RCVHWM, events_max)
     monitor.connect(address)
     return monitor
 

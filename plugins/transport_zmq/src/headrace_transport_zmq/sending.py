@@ -273,6 +273,7 @@ class Sending:
                 if self._config.allow_lower_level:
                     lanes.keep_level(self._context.data_dir, level)
                     self._context.far_level(level)
+                self._door.why()  # what went before is over
                 self._count.sessions.inc()
                 self._count.connected.set(1)
                 self._backoff.reset()
