@@ -399,23 +399,44 @@ def rss_mib() -> float:
 
 
 class Stall:
-    """How long the loop did not turn: the longest time, and how often it was more than a millisecond, in some seconds."""
+    """How long the loop did not turn in some seconds: the longest time, how often it was more than a millisecond, and why then.
+
+    `worked`: the loop's own thread used most of that time, which the code on the loop has to answer for. `preempted`: the kernel
+    ran something else on its core, as it does with an idle loop too. `waited`: it waited, here for the interpreter, which another
+    thread held (for longer than its work takes when that thread is preempted meanwhile).
+    """
 
     def __init__(self) -> None:
-        self.longest_ms, self.over_1_ms, self.p999_ms = 0.0, 0, 0.0
+        self.longest_ms, self.p999_ms, self.worked_ms = 0.0, 0.0, 0.0
+        self.over_1_ms = self.worked = self.preempted = self.waited = 0
 
     async def watch(self, seconds: float) -> None:
         gaps: list[float] = []
+        used, cpu = resource.getrusage(resource.RUSAGE_THREAD), time.thread_time()
         last = time.perf_counter()
         until = last + seconds
         while last < until:
             await asyncio.sleep(0)
             now = time.perf_counter()
             gaps.append(now - last)
-            last = now
+            cpu_now = time.thread_time()
+            self.worked_ms = max(self.worked_ms, (cpu_now - cpu) * 1e3)
+            if now - last > 0.001:
+                then, used = used, resource.getrusage(resource.RUSAGE_THREAD)
+                self._blame(now - last, cpu_now - cpu, used.ru_nivcsw - then.ru_nivcsw)
+            used, cpu = resource.getrusage(resource.RUSAGE_THREAD), time.thread_time()
+            last = time.perf_counter()
         gaps.sort()
         self.longest_ms, self.p999_ms = gaps[-1] * 1e3, gaps[int(len(gaps) * 0.999)] * 1e3
-        self.over_1_ms = sum(gap > 0.001 for gap in gaps)
+        self.over_1_ms = self.worked + self.preempted + self.waited
+
+    def _blame(self, gap_s: float, cpu_s: float, preemptions: int) -> None:
+        if cpu_s > gap_s / 2:
+            self.worked += 1
+        elif preemptions:
+            self.preempted += 1
+        else:
+            self.waited += 1
 
 
 def stall(where: Path, seconds: float = 10.0) -> tuple[Stall, Stall]:
@@ -468,7 +489,8 @@ def bars(turns: dict[tuple[str, int], float], deep: dict[str, float], low: int, 
             Bar(f"memory at {high:,} queued against {low:,}", deep["deep_reopen_rss_mib"] / deep["shallow_reopen_rss_mib"], 1.2),
             Bar("recovery, seconds per GiB", deep["deep_reopen_s"] / deep["gib"], 1.0),
         ]
-    return [*result, Bar(f"longest stall of the loop at level power, ms (idle: {idle.longest_ms:.2f})", busy.longest_ms, 1.0)]
+    stall = Bar(f"longest stall of the loop at level power, ms (idle: {idle.longest_ms:.2f})", busy.longest_ms, 1.0)
+    return [*result, stall, Bar("longest work of the loop's own thread in one turn, at level power, ms", busy.worked_ms, 1.0)]
 
 
 def report(found: dict[str, dict[int, tuple[float, float]]], turns: dict[tuple[str, int], float], deep: dict[str, float],
@@ -501,7 +523,11 @@ def report(found: dict[str, dict[int, tuple[float, float]]], turns: dict[tuple[s
         lines += ["", "## Depth", "", *(f"- {key}: {value:.3g}" for key, value in deep.items())]
     lines += ["", "## The loop", ""]
     for name, one in zip(("idle", "4 appends at level power in flight"), stalls, strict=True):
-        lines.append(f"- {name}: longest {one.longest_ms:.2f} ms, p99.9 {one.p999_ms:.3f} ms, {one.over_1_ms} times more than 1 ms")
+        lines.append(
+            f"- {name}: longest {one.longest_ms:.2f} ms, p99.9 {one.p999_ms:.3f} ms, {one.over_1_ms} times more than 1 ms: "
+            f"{one.preempted} preempted by the kernel, {one.waited} waiting for the interpreter, {one.worked} by work of its own thread "
+            f"(longest {one.worked_ms:.2f} ms)"
+        )
     lines += ["", "## Machine", "", *(f"- {key}: {value}" for key, value in machine.facts(where).items()), ""]
     return "\n".join(lines)
 
