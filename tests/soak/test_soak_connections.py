@@ -91,5 +91,6 @@ def test_a_server_with_devices_that_come_and_go_does_not_grow(tmp_path: Path, ca
     assert summary["lives"] > CONNECTIONS
     assert received == acked + rejected >= summary["acked"]
     assert late[0] - warm[0] < GROWTH_BYTES_MAX
-    assert late[1] - warm[1] < GROWTH_FILES_MAX
+    # beside those of the connections, of which there are fewer after each stop of this process
+    assert (late[1] - late[2]) - (warm[1] - warm[2]) < GROWTH_FILES_MAX
     assert files < 100
