@@ -136,6 +136,7 @@ int ws_read(ws_gatherer *g, int epoll, int events_max, uint8_t *buffer, size_t s
     size_t start = 0;
     int count = epoll_wait(epoll, events, events_max < EVENTS_MAX ? events_max : EVENTS_MAX, 0);
     if (count < 0) return errno == EINTR ? 0 : -errno;
+    if (g) g->more = count == events_max;
     for (int i = 0; i < count; i++) {
         int descriptor = events[i].data.fd;
         if (events[i].events & EPOLLOUT) *find++ = (ws_find){.descriptor = descriptor, .size = INT64_MIN, .event = UNPARSED};

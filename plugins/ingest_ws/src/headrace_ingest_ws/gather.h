@@ -41,6 +41,7 @@ typedef struct {
     ws_chunk *chunks;
     ws_connection **table; /* by descriptor */
     size_t table_size;
+    int more; /* as many descriptors were ready in the last read as it looks at: there may be others */
 } ws_gatherer;
 
 /* What was read and is left to Python. event -1: `size` bytes at `start` of the buffer, not parsed (0: end, INT64_MIN:

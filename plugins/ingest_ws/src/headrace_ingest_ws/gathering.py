@@ -94,6 +94,11 @@ class Gatherer:
         return size
 
     @property
+    def more(self) -> bool:
+        """More connections may be ready than the last read looked at."""
+        return bool(self._c.more)
+
+    @property
     def size(self) -> int:
         """About what the batch takes so far, sessions included."""
         size: int = self._c.payload_size + self._c.origin_size

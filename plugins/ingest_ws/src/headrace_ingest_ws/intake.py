@@ -33,6 +33,9 @@ REST_ROWS: Final = 64
 REST_RATIO: Final = 1.2
 REST_S_MAX: Final = 0.000_4
 
+#: While more connections are ready than one read looks at, so long a commit waits for what they send.
+COMPANY_S_MAX: Final = 0.002
+
 #: Size of a ws_chunk (gather.h).
 CHUNK_BYTES: Final = 32
 
@@ -247,6 +250,8 @@ class Intake:
                 await self._clock.sleep(self._wait_s)
             await self._slots.acquire()
             await self._go.wait()
+            while self._more_comes:  # noqa: ASYNC110  what it waits for is that the loop turns
+                await asyncio.sleep(0)
             taken = self._clock.monotonic()
             commit = self._take()
             if commit.batch is None:
@@ -263,6 +268,13 @@ class Intake:
             self._commits.put_nowait(commit)
             # QueueFull comes at once, before anything waits: after the first step of the task we are paused, or not
             await asyncio.sleep(0)
+
+    @property
+    def _more_comes(self) -> bool:
+        """Others are ready to be read now, and a commit with what they sent costs little more than one without."""
+        if self.gatherer is None or not self.gatherer.more or self.full:
+            return False
+        return self._clock.monotonic() - self._since < COMPANY_S_MAX
 
     def _rest(self, rows: int, taken: float) -> None:
         """Read nothing for a moment behind a small commit: its cost is one of commits, and so few of them leave the core half free."""
