@@ -30,6 +30,7 @@ use = "queue_pmem"
 path = "${HEADRACE_DATA}/queue"
 size_bytes_max = 16777216
 segment_bytes = 8388608
+cursor_interval_ms = 50
 [tiers.edge.outputs.gate]
 use = "./gate.py:Gate"
 """

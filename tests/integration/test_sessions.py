@@ -50,13 +50,17 @@ def test_sessions_survive_restarts_and_the_oldest_idle_is_forgotten(site: SitePr
     async def second_life() -> None:
         a = await connect(site, "a", "s", acked=3)  # it had no ack of 4 and 5, nor of the hello that spoke of 4
         assert (a.resume, a.refused) == (5, [{"reject": 4, "code": "payload_invalid"}])
-        await (await connect(site, "d", "s")).send('{"id":"d1"}', upto=1)
+        d = await connect(site, "d", "s")
+        await d.send('{"id":"d1"}', upto=1)
         b = await connect(site, "b", "s", acked=1)  # the oldest idle: d came in its place
         assert b.resume is None
         await b.send('{"id":"b2"}', upto=2)
-        assert (await connect(site, "b", "s", acked=1)).resume == 2
+        again = await connect(site, "b", "s", acked=1)
+        assert again.resume == 2
         assert site.metric("queue_evicted_sessions_total") == 2
         assert site.metric("ingest_session_hellos_total", resume="unknown") == 1
+        for client in (a, b, d, again):
+            client.ws.transport.abort()  # else the site waits for them when it stops
 
     site.start()
     asyncio.run(first_life())
