@@ -78,6 +78,11 @@ def _request(port: int, method: str, path: str, body: bytes, headers: dict[str, 
         connection.close()
 
 
+class _Quiet(ThreadingHTTPServer):
+    def handle_error(self, *_: object) -> None:
+        """Clients that are killed or lose their patience close connections at any moment."""
+
+
 class Trouble:
     """A proxy. A share of all requests meets trouble of one of KINDS; `done` counts them. `port` is where it listens."""
 
@@ -86,7 +91,7 @@ class Trouble:
         self._server_port, self._chance, self._share, self._kinds, self._hang_s = server_port, random.Random(seed), share, kinds, hang_s
         self._lock = threading.Lock()
         self._late: list[threading.Thread] = []
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._http = _Quiet(("127.0.0.1", 0), self._handler())
         self._http.daemon_threads = True
         self.port = self._http.server_port
         self._thread = threading.Thread(target=self._http.serve_forever, args=(0.05,))

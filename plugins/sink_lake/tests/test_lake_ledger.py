@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -365,3 +366,31 @@ def test_everything_a_record_names_is_synced_before_it_is_created(tmp_path: Path
     ledger.publish(entry)
     folders = {str(Path(file.path).parent) for file in roll.files}
     assert {*folders, *(str(Path(folder).parent) for folder in folders), "."} <= set(synced)
+
+
+def test_resume_does_not_list_the_lake_however_many_rolls_it_has(tmp_path: Path) -> None:
+    ledger_at(tmp_path)
+    template = CommitRecord(queue_id="q", first=1, last=10, rows=0, attempt="a", missing=(Missing(1, 10, "skipped"),))
+    (tmp_path / "_commits/q").mkdir()
+    for first in range(1, 100_001, 10):
+        record = msgspec.structs.replace(template, first=first, last=first + 9)
+        (tmp_path / f"_commits/q/{first:020d}.json").write_bytes(records.encode(record))
+    (tmp_path / "_commits/q/tail.json").write_bytes(b'{"first":99971,"last":99980}')
+    asked: list[str] = []
+
+    class Counted(LocalStore):
+        def get(self, path: str) -> bytes | None:
+            asked.append(path)
+            return super().get(path)
+
+        def names(self, path: str) -> list[str]:
+            asked.append(path)
+            return super().names(path)
+
+        def walk(self) -> Iterator[tuple[str, int]]:
+            raise AssertionError("the lake was listed")
+
+    # Of 10,000 rolls: the hint, and the records from there on.
+    assert Ledger(Counted(tmp_path), lambda count: None).end("q") == 100_000
+    assert len(asked) == 6
+    assert "_commits/q" not in asked

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -263,3 +266,59 @@ def test_origin_names_the_first_queue_whatever_queue_is_read(tmp_path: Path, mis
     asyncio.run(run())
     gone = {position for hole in missing for position in range(hole.first, hole.last + 1)}
     assert read(tmp_path / "lake", "select origin, position from lake order by 2") == [("q", n) for n in range(1, 11) if n not in gone]
+
+
+def many(count: int) -> pa.RecordBatch:
+    """Events of 40 devices, a second apart, whose readings repeat little (noise) or much (level)."""
+    chance = np.random.default_rng(7)
+    readings = {"noise": chance.random(count), "level": np.round(chance.random(count), 2), "note": [f"n{i % 9}" for i in range(count)]}
+    batch = events(span(1, count), readings, {"class": ["a"] * count}, [START_US + i for i in range(count)])
+    devices = pa.array([f"dev-{i % 40:03}" for i in range(count)])
+    return batch.set_column(0, batch.schema.field(0), devices)
+
+
+def test_files_have_what_readers_skip_by(tmp_path: Path) -> None:
+    stored(tmp_path / "lake", many(20_000), row_group_rows=5000)
+    (file,) = files(tmp_path / "lake")
+    metadata = pq.read_metadata(file)
+    assert metadata.num_row_groups == 4
+    device = metadata.row_group(1).column(0)
+    assert (device.statistics.min, device.statistics.max) == ("dev-010", "dev-019")
+    assert device.has_column_index
+    assert device.has_offset_index
+    with duckdb.connect() as database:
+        probe = "select count(*) filter (bloom_filter_excludes), count(*) from parquet_bloom_probe('{}', 'device', '{}')"
+        assert database.sql(probe.format(file, "dev-0155")).fetchall() == [(4, 4)]
+        assert database.sql(probe.format(file, "dev-015")).fetchall() == [(3, 4)]
+
+
+def test_readings_have_dictionaries_where_values_repeat(tmp_path: Path) -> None:
+    stored(tmp_path / "lake", many(20_000))
+    (file,) = files(tmp_path / "lake")
+    group = pq.read_metadata(file).row_group(0)
+    columns = {group.column(number).path_in_schema: group.column(number) for number in range(group.num_columns)}
+    assert {name: columns[f"readings.{name}"].has_dictionary_page for name in ("noise", "level", "note")} == {
+        "noise": False,
+        "level": True,
+        "note": True,
+    }
+    assert columns["device"].has_dictionary_page
+
+
+def test_a_large_roll_is_split_into_files_that_follow_each_other(tmp_path: Path) -> None:
+    stored(tmp_path / "lake", many(300_000), row_group_rows=5000, file_bytes=1_048_576)
+    found = files(tmp_path / "lake")
+    sizes = [file.stat().st_size for file in found]
+    assert len(found) > 2
+    assert all(1_048_576 <= size < 1_300_000 for size in sizes[:-1])
+    bounds = [pq.ParquetFile(file).read(["device"])["device"].to_pylist() for file in found]
+    assert all(one[-1] <= other[0] for one, other in pairwise(bounds))
+    assert positions(tmp_path / "lake") == list(range(1, 300_001))
+
+
+def test_late_events_go_to_their_own_day(tmp_path: Path) -> None:
+    day = 86_400_000_000
+    stored(tmp_path / "lake", events(span(1, 3), {"t": [1.0] * 3}, {"class": ["a"] * 3}, [START_US, START_US - 40 * day, START_US]))
+    rows = read(tmp_path / "lake", "select position, cast(date as varchar) from lake order by 1")
+    assert [row[1] for row in rows] == ["2026-09-21", "2026-08-12", "2026-09-21"]
+    assert len(files(tmp_path / "lake")) == 2

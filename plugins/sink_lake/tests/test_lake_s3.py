@@ -25,7 +25,7 @@ from headrace_sink_lake.vacuum import vacuum
 from headrace_sink_lake.verify import verify
 
 FULL = "HEADRACE_FULL" in os.environ
-TOTAL, ROLL = (4000, 60) if FULL else (240, 40)
+TOTAL, ROLL = (8000, 60) if FULL else (240, 40)
 
 
 @pytest.fixture(scope="module")

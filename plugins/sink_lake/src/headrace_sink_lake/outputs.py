@@ -30,7 +30,7 @@ class ParquetFiles:
     ) -> None:
         self._schema, self._row_group_rows, self._target_bytes = schema, row_group_rows, target_bytes
         self._create, self._written = create, written
-        self._options = columns.parquet_options(schema, compression_level)
+        self._compression_level = compression_level
         self._waiting: list[pa.Table] = []
         self._waiting_rows = 0
         self._file: OutFile | None = None
@@ -55,7 +55,7 @@ class ParquetFiles:
         table = pa.concat_tables(self._waiting)
         for start in range(0, rows, self._row_group_rows):
             group = table.slice(start, min(self._row_group_rows, rows - start))
-            writer = self._writer or self._begin_file()
+            writer = self._writer or self._begin_file(group)
             writer.write_table(group, row_group_size=self._row_group_rows)
             self._rows += group.num_rows
             assert self._file is not None
@@ -64,9 +64,9 @@ class ParquetFiles:
         rest = table.slice(rows)
         self._waiting, self._waiting_rows = ([rest] if rest.num_rows else []), rest.num_rows
 
-    def _begin_file(self) -> pq.ParquetWriter:
+    def _begin_file(self, rows: pa.Table) -> pq.ParquetWriter:
         self._file = self._create()
-        self._writer = pq.ParquetWriter(self._file.stream, self._schema, **self._options)
+        self._writer = pq.ParquetWriter(self._file.stream, self._schema, **columns.parquet_options(rows, self._compression_level))
         return self._writer
 
     def _end_file(self) -> None:
