@@ -410,6 +410,13 @@ class TransportHooks(Protocol):
         """
 
     @hookspec(firstresult=True)
+    def transport_bound(self) -> int:
+        """Optional: how many of the calls under way wait for one of several far tiers that is away, while another one takes new batches.
+
+        They do not count against `send_window`, and ranges of the next queue id may go out beside them. Called often: no I/O.
+        """
+
+    @hookspec(firstresult=True)
     async def transport_publish(self, batch: pa.RecordBatch, topic: str) -> None:
         """Send one event batch to whoever listens, best effort; only with `hold = "none"`.
 

@@ -251,6 +251,8 @@ class Keyed(Store):
 class Uplink(Recorder):
     """The sending half of a link, whose far side lies in a file; its first send fails once."""
 
+    asked = False
+
     def __init__(self, config: Any, context: Context) -> None:
         super().__init__(config, context)
         self.file = context.data_dir / "held.json"
@@ -283,6 +285,13 @@ class Uplink(Recorder):
     @hookimpl
     async def transport_hurry(self) -> None:
         self.note("transport_hurry")
+
+    @hookimpl
+    def transport_bound(self) -> int:
+        if not self.asked:
+            self.note("transport_bound")
+        self.asked = True
+        return 0
 
 
 class Listener(Recorder):

@@ -306,7 +306,11 @@ def test_hook_transport_queue(journal: Journal) -> None:
 def test_hook_transport_resume(journal: Journal) -> None:
     asked = journal.of("transport_resume")
     assert any(call["held"] == APPENDED for call in asked), "the second run asks for the id of the first"
-    calls = [call["hook"] for call in journal.calls if call["component"] == "site.uplink" and call["hook"] != "transport_hurry"]
+    calls = [
+        call["hook"]
+        for call in journal.calls
+        if call["component"] == "site.uplink" and call["hook"] not in ("transport_hurry", "transport_bound")
+    ]
     failed = calls.index("transport_send.failed")
     assert calls[failed + 1 : failed + 4] == ["transport_queue", "transport_resume", "transport_send"]
 
@@ -327,6 +331,10 @@ def test_hook_transport_hurry(journal: Journal) -> None:
     hurried = journal.of("transport_hurry")
     assert {call["thread"] for call in hurried} == {PIPELINE}
     assert journal.at("transport_queue") < journal.at("transport_hurry"), "one call under way is all that send_window allows"
+
+
+def test_hook_transport_bound(journal: Journal) -> None:
+    assert {call["thread"] for call in journal.of("transport_bound")} == {PIPELINE}
 
 
 def positions(key: str) -> list[int]:

@@ -7,8 +7,10 @@ moves by what is safe from the first one on without a hole.
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import deque
-from typing import Any, Final, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Final
 
 from headrace.component import Component
 from headrace.engine.output_resuming import ResumingOutput
@@ -16,17 +18,28 @@ from headrace.engine.outputs import Activity, OutputServices, StoreError, resume
 from headrace.engine.reading import Events, Reading
 from headrace.engine.supervisor import Supervised
 from headrace.errors import PermanentError, TransientError
-from headrace.position import join_keys
+from headrace.position import RangeKey, join_keys
 
 #: A larger read goes out in several batches: what is lost on the way is sent again, and the far side's loop takes one at a time.
 SEND_BYTES: Final = 1 << 20
+#: Batches whose answer is there but waits for that of an earlier one, and those that wait themselves.
+FLIGHTS_MAX: Final = 65_536
+BOUND_POLL_S: Final = 0.5
 
 
-class Flight(NamedTuple):
-    """One call of `transport_send` under way."""
+@dataclass(slots=True, eq=False)
+class Flight:
+    """One call of `transport_send`. Its events are let go once it is answered: many may wait behind one that is not."""
 
-    events: Events
+    key: RangeKey
+    rows: int
+    events: Events | None
     task: asyncio.Task[None]
+
+    @property
+    def safe(self) -> bool:
+        """Whether the far side has it."""
+        return self.task.done() and not self.task.cancelled() and self.task.exception() is None
 
 
 class SendingOutput(ResumingOutput):
@@ -38,6 +51,8 @@ class SendingOutput(ResumingOutput):
         super().__init__(unit, services)
         self._reads: Reading = services.raw
         self._flights: deque[Flight] = deque()
+        self._unanswered: set[Flight] = set()
+        self._broken: list[Flight] = []
         self._told: Component | None = None  # the instance that knows whose batches it sends
         self._rest: Events | None = None
         self._reading: asyncio.Task[Events] | None = None
@@ -112,11 +127,23 @@ class SendingOutput(ResumingOutput):
 
     def _room(self) -> bool:
         # a range under suspicion travels alone
-        return len(self._flights) < (1 if self._counting or self._narrowing.active else self.keys.send_window)
+        if self._counting or self._narrowing.active:
+            return not self._flights
+        return len(self._unanswered) - self._bound() < self.keys.send_window and len(self._flights) < FLIGHTS_MAX
+
+    def _bound(self) -> int:
+        """Calls that wait for a far tier that is away while there is another: they are not in the way of new ones."""
+        if not self.unit.plugins.has("transport_bound"):
+            return 0
+        try:
+            return int(self.unit.hook.transport_bound())
+        except Exception as error:
+            raise StoreError("bound", error) from error
 
     def _other_queue(self, events: Events) -> bool:
         """Whether the batch must wait: the ranges of two queue ids are never on their way together."""
-        return bool(self._flights) and self._flights[-1].events.key.queue_id != events.key.queue_id
+        other = bool(self._flights) and self._flights[-1].key.queue_id != events.key.queue_id
+        return other and len(self._unanswered) > self._bound()
 
     async def _begin_read(self) -> None:
         """Begin to read behind what was handed over; an event that killed the process is not even read."""
@@ -152,9 +179,18 @@ class SendingOutput(ResumingOutput):
             await self._hurry_far_side()
         nudged = asyncio.ensure_future(self._nudged.wait())
         self._doing("waiting" if self._flights else "idle")
-        under_way = {flight.task for flight in self._flights} | ({self._reading} if self._reading else set())
+        under_way = {flight.task for flight in self._unanswered} | ({self._reading} if self._reading else set())
+        bound = self._bound()
+        if self._counting and bound and bound >= len(self._flights):
+            # it waits for a far tier that is away, and has not killed anybody
+            self._counting = False
+            await self._lived()
+            nudged.cancel()
+            return
+        # nobody tells when a far tier goes away
+        timeout = BOUND_POLL_S if self.unit.plugins.has("transport_bound") and self._flights else None
         try:
-            await asyncio.wait({*under_way, nudged}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({*under_way, nudged}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         finally:
             nudged.cancel()
         if self._nudged.is_set():
@@ -167,34 +203,50 @@ class SendingOutput(ResumingOutput):
         events = events.without(self._dead)
         self.attempted = events.key.last
         call = self._call("send", batch=events.batch, origins=events.origins, key=events.key)
-        self._flights.append(Flight(events, asyncio.ensure_future(call)))
+        flight = Flight(events.key, events.batch.num_rows, events, asyncio.ensure_future(call))
+        self._flights.append(flight)
+        self._unanswered.add(flight)
+        flight.task.add_done_callback(lambda _: self._answered(flight))
         self._s.faults.hit("engine.after_write")
 
     # --- what came of it ---------------------------------------------------------------------------------------------
 
     async def _settle(self) -> None:
         """Release what is safe without a hole; raise what a call raised."""
-        safe: list[Events] = []
-        while self._flights and self._flights[0].task.done() and self._flights[0].task.exception() is None:
-            safe.append(self._flights.popleft().events)
+        safe: list[Flight] = []
+        while self._flights and self._flights[0].safe:
+            safe.append(self._flights.popleft())
         if safe:
             attempted = self.attempted
-            await self._flushed(join_keys([events.key for events in safe]), sum(events.batch.num_rows for events in safe))
+            for _, group in itertools.groupby(safe, key=lambda flight: flight.key.queue_id):
+                same = list(group)
+                await self._flushed(join_keys([flight.key for flight in same]), sum(flight.rows for flight in same))
             self.attempted = attempted
             if self._counting and not self._narrowing.active:
                 self._counting = False
                 await self._lived()
-        for flight in self._flights:
-            if flight.task.done() and (error := flight.task.exception()) is not None:
-                # a refusal is about this range, not about those behind it
-                self._failed, self.attempted = flight.events, flight.events.key.last
-                raise error
+        if self._broken:
+            # a refusal is about this range, not about those behind it
+            flight = min(self._broken, key=lambda flight: flight.key.first)
+            self._failed, self.attempted = flight.events, flight.key.last
+            error = flight.task.exception()
+            assert error is not None
+            raise error
+
+    def _answered(self, flight: Flight) -> None:
+        if flight not in self._unanswered:
+            return  # given up
+        self._unanswered.discard(flight)
+        if flight.safe:
+            flight.events = None
+        else:
+            self._broken.append(flight)
 
     async def _reset(self) -> None:
         await self._forget()
 
     async def _forget(self) -> None:
-        flights = [flight.task for flight in self._flights]
+        flights = [flight.task for flight in (*self._unanswered, *self._broken)]
         self._abandon()
         if flights:
             await asyncio.wait(flights)
@@ -204,9 +256,11 @@ class SendingOutput(ResumingOutput):
 
     def _abandon(self) -> None:
         """Give up what is under way: it goes out again from the far side's resume point."""
-        for flight in self._flights:
+        for flight in self._unanswered:
             flight.task.cancel()
         self._flights.clear()
+        self._unanswered.clear()
+        self._broken.clear()
         self._rest = None
         if self._reading is not None:
             self._reading.cancel()

@@ -10,17 +10,21 @@ from headrace import Component, ConfigError, Deliver, QueueInfo, RangeKey, hooki
 from headrace.hookspecs import Role, TransportHooks
 from headrace_transport_zmq import receiving, sending
 from headrace_transport_zmq.config import TransportConfig, problem
+from headrace_transport_zmq.fleet import Fleet
 from headrace_transport_zmq.key_options import read_keys
 from headrace_transport_zmq.keys import KeysError
+from headrace_transport_zmq.peers import sending_to
 from headrace_transport_zmq.publishing import Publishing
 from headrace_transport_zmq.receiving import Receiving
 from headrace_transport_zmq.sending import Sending
 from headrace_transport_zmq.subscribing import Subscribing
 
+_SENDING: Final = frozenset(name for name in vars(TransportHooks) if name.startswith("transport_")) - {"transport_publish"}
 _HOOKS: Final = {
     "listen": frozenset({"transport_serve"}),
     "subscribe": frozenset({"transport_subscribe"}),
-    "connect": frozenset(name for name in vars(TransportHooks) if name.startswith("transport_")) - {"transport_publish"},
+    "connect": _SENDING,
+    "peers": _SENDING,
     "publish": frozenset({"transport_publish"}),
 }
 
@@ -38,7 +42,7 @@ class TransportZmq(Component):
     fault_points: ClassVar[tuple[str, ...]] = (*sending.FAULT_POINTS, *receiving.FAULT_POINTS)
     config: TransportConfig
 
-    _sending: Sending | None = None
+    _sending: Sending | Fleet | None = None
     _receiving: Receiving | None = None
     _publishing: Publishing | None = None
     _subscribing: Subscribing | None = None
@@ -51,13 +55,14 @@ class TransportZmq(Component):
 
     @classmethod
     def fault_points_in(cls, role: Role, config: Any) -> tuple[str, ...]:
-        return (sending.FAULT_POINTS if config.connect else ()) + (receiving.FAULT_POINTS if config.listen else ())
+        return (sending.FAULT_POINTS if config.sends else ()) + (receiving.FAULT_POINTS if config.listen else ())
 
     def check(self) -> list[str]:
         found = problem(self.config) or self._crowd()
         if not found:
             try:
-                read_keys(self.config)
+                for config in [self.config.of_peer(peer) for peer in self.config.peers] or [self.config]:
+                    read_keys(config)
             except KeysError as error:
                 found = f"{error.option}: {error}"
         return [found] if found else []
@@ -69,8 +74,8 @@ class TransportZmq(Component):
         try:
             if self.config.listen is not None and self._receiving is None:
                 self._receiving = Receiving(self.config, self.context)
-            if self.config.connect is not None and self._sending is None:
-                self._sending = Sending(self.config, self.context)
+            if self.config.sends and self._sending is None:
+                self._sending = sending_to(self.config, self.context)
             if self.config.publish is not None and self._publishing is None:
                 self._publishing = Publishing(self.config, self.context)
             if self.config.subscribe is not None and self._subscribing is None:
@@ -163,7 +168,12 @@ class TransportZmq(Component):
         """Have the far tier make safe what it has got."""
         self._link().hurry()
 
-    def _link(self) -> Sending:
+    @hookimpl
+    def transport_bound(self) -> int:
+        """Calls that wait for a far tier that is away, while new ones can go to another."""
+        return self._sending.bound() if isinstance(self._sending, Fleet) else 0
+
+    def _link(self) -> Sending | Fleet:
         if self._sending is None:
             raise self._misplaced("connect")
         return self._sending

@@ -6,6 +6,7 @@ import ipaddress
 import re
 from typing import Annotated, Final, Literal
 
+import msgspec
 import zmq
 from msgspec import Meta
 
@@ -13,6 +14,16 @@ from headrace import Config
 
 MIB: Final = 1 << 20
 _ADDRESS: Final = r"^tcp://.+:\d{1,5}$"
+
+
+class Peer(Config, frozen=True, kw_only=True):
+    """One of several far tiers of an output: `[[...peers]]`."""
+
+    name: Annotated[str, Meta(pattern="^[a-z0-9_-]{1,64}$", description="Its name; keep it when only its address changes.")]
+    connect: Annotated[str, Meta(pattern=_ADDRESS, description="Its address.")]
+    server_key: Annotated[
+        Annotated[str, Meta(min_length=1)] | None, Meta(description="Its public key, where it is not the output's `server_key`.")
+    ] = None
 
 
 class TransportConfig(Config, frozen=True, kw_only=True):
@@ -30,6 +41,10 @@ class TransportConfig(Config, frozen=True, kw_only=True):
         str,
         Meta(max_length=200, description="As an output: the far tier's name; keep it when only its address changes. The address if empty."),
     ] = ""
+    peers: Annotated[
+        tuple[Peer, ...],
+        Meta(max_length=16, description="As an output, in the place of `connect`: several far tiers, the preferred one first."),
+    ] = ()
     publish: Annotated[
         Annotated[str, Meta(pattern=_ADDRESS)] | None,
         Meta(description='As an output with `hold = "none"`: where subscribers come to, such as `tcp://127.0.0.1:5556`.'),
@@ -115,8 +130,24 @@ class TransportConfig(Config, frozen=True, kw_only=True):
     @property
     def ends(self) -> dict[str, str]:
         """Option -> address of what it is to be; one of them, when it is right."""
-        options = {"listen": self.listen, "connect": self.connect, "publish": self.publish, "subscribe": self.subscribe}
+        options = {
+            "listen": self.listen,
+            "connect": self.connect,
+            "peers": self.peers[0].connect if self.peers else None,
+            "publish": self.publish,
+            "subscribe": self.subscribe,
+        }
         return {option: address for option, address in options.items() if address is not None}
+
+    @property
+    def sends(self) -> bool:
+        """Whether it is the output of a link."""
+        return self.connect is not None or bool(self.peers)
+
+    def of_peer(self, peer: Peer) -> TransportConfig:
+        """The options of a link to one of several far tiers."""
+        key = peer.server_key or self.server_key
+        return msgspec.structs.replace(self, connect=peer.connect, peer=peer.name, peers=(), server_key=key)
 
     @property
     def waits(self) -> bool:
@@ -126,9 +157,11 @@ class TransportConfig(Config, frozen=True, kw_only=True):
 
 def problem(config: TransportConfig) -> str:
     """Why this cannot be a link or a fan-out; empty when it can."""
+    if config.peers and not config.ends.keys() - {"peers"}:
+        return _peers_problem(config)
     if len(config.ends) != 1:
         came = " and ".join(config.ends) or "none"
-        return f"expected one of `listen`, `subscribe` (a source), `connect` and `publish` (an output), got {came}"
+        return f"expected one of `listen`, `subscribe` (a source), `connect`, `peers` and `publish` (an output), got {came}"
     if found := _keys_problem(config) or _pattern_problem(config):
         return found
     (address,) = config.ends.values()
@@ -141,6 +174,14 @@ def problem(config: TransportConfig) -> str:
     if config.heartbeat_s >= config.dead_after_s:
         return f"dead_after_s: expected more than heartbeat_s ({config.heartbeat_s:g}), got {config.dead_after_s:g}"
     return ""
+
+
+def _peers_problem(config: TransportConfig) -> str:
+    names, places = {peer.name for peer in config.peers}, {peer.connect for peer in config.peers}
+    if config.peer or len(names) < len(config.peers) or len(places) < len(config.peers):
+        return "peers: expected names and addresses that are all different, and no `peer` beside them"
+    found = ((peer, problem(config.of_peer(peer))) for peer in config.peers)
+    return next((f"peers: {peer.name}: {why}" for peer, why in found if why), "")
 
 
 def _keys_problem(config: TransportConfig) -> str:

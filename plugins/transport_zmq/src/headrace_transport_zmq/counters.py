@@ -18,6 +18,31 @@ class SendingCounters:
         self.bound = metrics.counter("link_bound_resent_total", "Changes of peer after which what the old one may hold was sent again.")
 
 
+class _Nowhere:
+    """In the place of a gauge that somebody else sets."""
+
+    def set(self, value: float) -> None:
+        pass
+
+
+class LaneCounters(SendingCounters):
+    """Of one of several links of an output: they count together, and what is now is for the whole of them to say."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        super().__init__(metrics)
+        self.connected = self.in_flight = _Nowhere()  # type: ignore[assignment]
+
+
+class FleetCounters:
+    """An output's with several far tiers."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self.connected = metrics.gauge("link_connected", "1 while the far side answers.")
+        self.lanes = metrics.counter("link_lanes_total", "Lanes opened, one each time that new batches go to another far tier.")
+        self.bound = metrics.gauge("link_bound_batches", "Batches that wait for a far tier that is away, while new ones go elsewhere.")
+        self.resent = metrics.counter("link_bound_resent_total", "Changes of peer after which what the old one may hold was sent again.")
+
+
 class ReceivingCounters:
     """A source's."""
 

@@ -195,9 +195,11 @@ class Receiving:
             self._refuse(routing, frame, "not_authorized", f"another one spoke for queue {hello.queue_id} before, with another secret")
             return
         origin = f"{hello.queue_id}/{hello.output}.{frame.lane}"
-        if self._passing and (other := self._receiver.other_lane(origin)) is not None:
-            reason = "a tier without a queue takes one lane of a queue id: its store cannot tell them apart; give it a queue"
-            self._refuse(routing, frame, "lane", f"{reason}; {other} is here")
+        other = self._receiver.other_lane(origin)
+        if self._passing and (hello.parts or other is not None):
+            reason = "a tier without a queue takes one lane of a queue id, for its store cannot tell them apart: give it a queue"
+            came = f"{other} is here" if other else "this one carries a part of it, for there are several far tiers"
+            self._refuse(routing, frame, "lane", f"{reason}; {came}")
             return
         self._receiver.supersede(origin)
         mark = await deliver.position(origin)

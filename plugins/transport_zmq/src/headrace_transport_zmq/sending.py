@@ -46,9 +46,10 @@ LINGER_MS: Final = 50
 class Sending:
     """One output's link: `resume` and `send` wait for answers, `run` keeps the connection."""
 
-    def __init__(self, config: TransportConfig, context: Context) -> None:
-        self._config, self._context = config, context
-        self._count = SendingCounters(context.metrics)
+    def __init__(self, config: TransportConfig, context: Context, lane: int | None = None, count: SendingCounters | None = None) -> None:
+        """lane: where others than this link know which lane belongs to which far tier; it carries only a part of the queue then."""
+        self._config, self._context, self._part = config, context, lane is not None
+        self._count = count or SendingCounters(context.metrics)
         self._backoff = Backoff(RECONNECT_BASE_MS, config.reconnect_ms_max, context.random)
         self._zmq = zmq.asyncio.Context()
         self._door = Door(config, context, self._zmq)
@@ -64,9 +65,9 @@ class Sending:
         self._bound = ""
         if config.allow_lower_level and (level := lanes.load_level(context.data_dir)) is not None:
             context.far_level(level)  # devices come before the far side does
-        lane = self._lane()
+        number = self._lane().number if lane is None else lane
         options = Options(config.window_events, config.window_bytes, config.heartbeat_s, config.dead_after_s, config.allow_lower_level)
-        self._sender = Sender(options, self._hello, lane.number, lambda: context.random.randbytes(16))
+        self._sender = Sender(options, self._hello, number, lambda: context.random.randbytes(16))
 
     def _lane(self) -> lanes.Lane:
         """The lane of this life. A changed peer is another far tier: it may not take what the old one may hold (DELIVERY 13)."""
@@ -113,21 +114,28 @@ class Sending:
         """Returns when the far side has it durable."""
         if self._bound:
             raise TransientError(self._bound, 10.0)
-        flight = flight_of(batch, origins, key)
-        self._context.fault(BEFORE_SEND)
-        future = self._sent[flight] = asyncio.get_running_loop().create_future()
-        self._sender.send(flight, self._now())
-        self._act()
-        self._wake.set()
-        self._context.fault(AFTER_SEND)
         try:
-            await future
+            await self.post(batch, origins, key)
         except asyncio.CancelledError:
             # the host gives up all calls together, and goes on with `resume`
             self._sender.abandon()
             raise
-        finally:
-            self._sent.pop(flight, None)
+
+    def post(self, batch: pa.RecordBatch, origins: pa.RecordBatch, key: RangeKey) -> asyncio.Future[None]:
+        """Begin to send; done when the far side has it durable."""
+        flight = flight_of(batch, origins, key)
+        self._context.fault(BEFORE_SEND)
+        future = self._sent[flight] = asyncio.get_running_loop().create_future()
+        future.add_done_callback(lambda _: self._sent.pop(flight, None))
+        self._sender.send(flight, self._now())
+        self._act()
+        self._wake.set()
+        self._context.fault(AFTER_SEND)
+        return future
+
+    def abandon(self) -> None:
+        """Nobody waits for what was posted."""
+        self._sender.abandon()
 
     def hurry(self) -> None:
         """Whoever sends waits for what is on its way."""
@@ -154,7 +162,9 @@ class Sending:
         self._context.fault(BEFORE_HELLO)
         level = self._queue.level if self._queue else "none"
         name = self._queue.name if self._queue else ""
-        return wire.Hello(queue_id=queue_id, output=self._context.id, level=level, proof=self._proof or identities.proof(b""), host=name)
+        return wire.Hello(
+            queue_id=queue_id, output=self._context.id, level=level, proof=self._proof or identities.proof(b""), host=name, parts=self._part
+        )
 
     # --- the connection ----------------------------------------------------------------------------------------------
 

@@ -109,6 +109,8 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True):
     level: Annotated[str, Meta(pattern="^(none|process|power)$")]
     proof: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
     host: _Name = ""
+    #: the lane carries only a part of the queue's positions
+    parts: bool = False
 
 
 class Welcome(msgspec.Struct, frozen=True, kw_only=True):
