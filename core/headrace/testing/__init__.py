@@ -10,6 +10,7 @@ from headrace.testing.contract import Contract, failures
 from headrace.testing.decoders import DecoderContract
 from headrace.testing.deliver import ScriptedDeliver
 from headrace.testing.enrichers import EnricherContract
+from headrace.testing.fanouts import FanOutContract
 from headrace.testing.links import LinkContract
 from headrace.testing.queues import QueueContract
 from headrace.testing.sinks import SinkContract
@@ -23,6 +24,7 @@ __all__ = [
     "EnricherContract",
     "FakeClock",
     "FakeContext",
+    "FanOutContract",
     "LinkContract",
     "QueueContract",
     "ScriptedDeliver",

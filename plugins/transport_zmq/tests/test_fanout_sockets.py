@@ -16,6 +16,7 @@ from test_link_security import Keyed
 from test_transport_zmq import until
 
 from headrace import NO_ORIGINS, ConfigError
+from headrace.check import check
 from headrace.config import load
 from headrace.testing import ScriptedDeliver, event_batch, run
 from headrace_transport_zmq import TransportZmq
@@ -71,7 +72,7 @@ async def subscribed(publisher: TransportZmq, count: int = 1) -> None:
 
 
 def test_who_subscribes_gets_the_topics_that_it_wants(fan: Fan) -> None:
-    async def check() -> None:
+    async def scenario() -> None:
         pumps, all_ = ScriptedDeliver(), ScriptedDeliver()
         async with fan.publisher() as publisher:
             await publisher.transport_publish(event_batch(5), "pump")
@@ -87,13 +88,13 @@ def test_who_subscribes_gets_the_topics_that_it_wants(fan: Fan) -> None:
         assert pumps.committed[0].batch.equals(event_batch(5, 10)), "as it was published, with the names that the events have"
         assert pumps.committed[0].origins.equals(NO_ORIGINS)
 
-    run(check())
+    run(scenario())
 
 
 def test_a_subscriber_that_is_behind_loses_and_both_ends_tell(fan: Fan) -> None:
     """The publisher never waits, others get everything, and what did not come is counted to the event."""
 
-    async def check() -> None:
+    async def scenario() -> None:
         slow, quick = ScriptedDeliver("hold"), ScriptedDeliver()
         pad = {"text": ["x" * 20_000] * 20}
         async with (
@@ -120,11 +121,11 @@ def test_a_subscriber_that_is_behind_loses_and_both_ends_tell(fan: Fan) -> None:
             assert metric(behind, "fanout_lost_messages_total") >= 5
         assert positions(quick)[:published] == list(range(1, published + 1))
 
-    run(check())
+    run(scenario())
 
 
 def test_a_subscriber_finds_a_publisher_that_was_started_again(fan: Fan) -> None:
-    async def check() -> None:
+    async def scenario() -> None:
         deliver = ScriptedDeliver()
         async with fan.subscriber(deliver, dead_after_s=0.5) as subscriber:
             await until(lambda: any("no publisher at" in why for _, why in statuses(subscriber)))
@@ -137,7 +138,7 @@ def test_a_subscriber_finds_a_publisher_that_was_started_again(fan: Fan) -> None
             assert metric(subscriber, "fanout_lost_messages_total") == 0
             assert ("ok", "") in statuses(subscriber)
 
-    run(check())
+    run(scenario())
 
 
 def statuses(component: TransportZmq) -> list[tuple[str, str]]:
@@ -145,7 +146,7 @@ def statuses(component: TransportZmq) -> list[tuple[str, str]]:
 
 
 def test_a_full_queue_holds_a_subscriber_up_and_loses_no_message_by_itself(fan: Fan) -> None:
-    async def check() -> None:
+    async def scenario() -> None:
         deliver = ScriptedDeliver("full", "transient")
         async with fan.publisher() as publisher, fan.subscriber(deliver) as subscriber:
             await subscribed(publisher)
@@ -157,11 +158,11 @@ def test_a_full_queue_holds_a_subscriber_up_and_loses_no_message_by_itself(fan: 
             assert metric(subscriber, "fanout_discarded_messages_total", reason="refused") == 1
             assert metric(subscriber, "fanout_received_events_total") == 10
 
-    run(check())
+    run(scenario())
 
 
 def test_foreign_publishers_harm_no_subscriber(fan: Fan) -> None:
-    async def check() -> None:
+    async def scenario() -> None:
         deliver, stranger = ScriptedDeliver(), zmq.asyncio.Context()
         async with fan.subscriber(deliver) as subscriber:
             foreign = stranger.socket(zmq.PUB)
@@ -175,11 +176,11 @@ def test_foreign_publishers_harm_no_subscriber(fan: Fan) -> None:
             stranger.destroy(linger=0)
         assert deliver.calls == 0
 
-    run(check())
+    run(scenario())
 
 
 def test_with_keys_only_those_on_the_list_read_and_one_taken_out_reads_no_more(fan: Fan) -> None:
-    async def check() -> None:
+    async def scenario() -> None:
         friend, leaving, stranger = ScriptedDeliver(), ScriptedDeliver(), ScriptedDeliver()
         other = fan.pair("other")
         fan.allow(fan.edge, other)
@@ -205,11 +206,11 @@ def test_with_keys_only_those_on_the_list_read_and_one_taken_out_reads_no_more(f
         assert positions(leaving) == [1, 2, 3, 4, 5]
         assert stranger.calls == 0
 
-    run(check())
+    run(scenario())
 
 
 def test_who_says_no_subscription_is_no_subscriber(fan: Fan) -> None:
-    async def check() -> None:
+    async def scenario() -> None:
         stranger = zmq.asyncio.Context()
         async with fan.publisher() as publisher:
             rude = stranger.socket(zmq.XSUB)
@@ -226,7 +227,7 @@ def test_who_says_no_subscription_is_no_subscriber(fan: Fan) -> None:
                 await until(lambda: len(positions(deliver)) == 5)
         stranger.destroy(linger=0)
 
-    run(check())
+    run(scenario())
 
 
 def rude_is_gone(publisher: TransportZmq) -> bool:
@@ -234,7 +235,7 @@ def rude_is_gone(publisher: TransportZmq) -> bool:
 
 
 def test_a_plain_sub_socket_reads_what_the_page_describes(fan: Fan) -> None:
-    async def check() -> None:
+    async def scenario() -> None:
         client = zmq.asyncio.Context()
         async with fan.publisher() as publisher:
             sub = client.socket(zmq.SUB)
@@ -249,7 +250,7 @@ def test_a_plain_sub_socket_reads_what_the_page_describes(fan: Fan) -> None:
             sub.close(linger=0)
         client.destroy(linger=0)
 
-    run(check())
+    run(scenario())
 
 
 @pytest.mark.parametrize(
@@ -307,3 +308,35 @@ def test_a_live_tier_needs_no_queue_and_a_table_in_the_wrong_place_is_told(
     with pytest.raises(ConfigError) as told:
         load(file)
     assert complaint in str(told.value)
+
+
+def complaints(file: Path) -> str:
+    return "\n".join(finding.text for finding in check(file, environ={"HEADRACE_DATA": str(file.parent)}, ports=False) if not finding.ok)
+
+
+def test_check_sees_two_that_want_one_address_and_workers_that_cannot_share_it(tmp_path: Path) -> None:
+    file = tmp_path / "site.toml"
+    fan = 'subscribe = "tcp://127.0.0.1:5556"'
+    publish = 'hold = "none"\npublish = "tcp://127.0.0.1:5557"'
+    file.write_text(SITE.format(source=fan, output="transport_zmq", options=publish))
+    assert complaints(file) == ""
+    second = f'[tiers.live.outputs.again]\nuse = "transport_zmq"\n{publish}\n'
+    file.write_text(SITE.format(source=fan, output="transport_zmq", options=publish) + second)
+    assert "tiers.live.outputs.out.publish and tiers.live.outputs.again.publish want the same address" in complaints(file)
+    file.write_text(
+        f"""
+        [tiers.site]
+        workers = 2
+        [tiers.site.sources.devices]
+        use = "ingest_ws"
+        listen = "127.0.0.1:0"
+        auth = "none"
+        [tiers.site.queue]
+        use = "queue_pmem"
+        path = "{tmp_path}/queue"
+        [tiers.site.outputs.fan]
+        use = "transport_zmq"
+        {publish}
+        """
+    )
+    assert "publish: one process can have that address, and the tier has 2 workers" in complaints(file)
