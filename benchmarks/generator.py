@@ -19,15 +19,21 @@ SETTLE_S = 0.3  # wsload waits for this between the last handshake and the first
 
 @dataclass(frozen=True)
 class Scenario:
-    """`connections` devices; closed loop with `window` messages outstanding each, or, with a `rate`, an open loop."""
+    """`connections` devices; closed loop with `window` messages outstanding each, or, with a `rate`, an open loop.
+
+    group: open loop of devices that pipeline: each sends so many messages when so many are due.
+    """
 
     connections: int
     window: int = 1
     rate: int = 0
+    group: int = 1
 
     @property
     def name(self) -> str:
-        return f"{self.connections} devices, {self.rate:,}/s" if self.rate else f"{self.connections}x{self.window}"
+        if not self.rate:
+            return f"{self.connections}x{self.window}"
+        return f"{self.connections} devices, {self.rate:,}/s" + (f", {self.group} at a time" if self.group > 1 else "")
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,7 @@ def run_wsload(program: Path, port: int, scenario: Scenario, warmup_s: float, se
     """Drive the scenario from one core. Every message is acked on return, or LoadError."""
     ack_log = folder / "acked.csv"
     command = [str(program), "--port", str(port), "--path", "/v1/devices/dev-%CONN%/events", "--conns", str(scenario.connections)]
-    command += ["--rate", str(scenario.rate)] if scenario.rate else ["--window", str(scenario.window)]
+    command += ["--rate", str(scenario.rate), "--group", str(scenario.group)] if scenario.rate else ["--window", str(scenario.window)]
     command += ["--warmup", str(warmup_s), "--seconds", str(seconds), "--drain", "60", "--acklog", str(ack_log)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         os.sched_setaffinity(process.pid, {core})

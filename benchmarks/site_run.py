@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ DRAIN_S_MAX = 300.0
 
 @dataclass(frozen=True)
 class Options:
-    """What is the same for every run. `program` is the compiled generator, if there is one."""
+    """What is the same for every run. `program` is the compiled generator, if there is one; `extra`: further overrides of the site."""
 
     program: Path | None
     warmup_s: float
@@ -39,6 +40,7 @@ class Options:
     level: str
     flush_interval_s: float
     folder: Path | None
+    extra: tuple[str, ...] = ()
 
     def overrides(self) -> list[str]:
         """What differs from the example's file."""
@@ -46,12 +48,14 @@ class Options:
             *FREE_PORTS,
             f"tiers.site.queue.level={self.level}",
             f"tiers.site.outputs.lake.flush_interval_s={self.flush_interval_s}",
+            *self.extra,
         ]
 
 
 @dataclass(frozen=True)
 class Figures:
-    """The figures of a run. `noise` is the number of cores that strangers kept busy under load."""
+    """The figures of a run. `noise` is the number of cores that strangers kept busy under load; `lags`: how many events the lake had
+    yet to make safe, by the second since the load began."""
 
     acked: int
     acked_per_s: float
@@ -68,6 +72,7 @@ class Figures:
     rss_peak_mb: float
     noise: float
     counter: int
+    lags: tuple[tuple[float, float], ...] = ()
 
 
 def run(scenario: Scenario, options: Options) -> Figures:
@@ -112,11 +117,14 @@ def _measure(site: SiteProcess, scenario: Scenario, options: Options, folder: Pa
     pid = site.process.pid
     port = int((site.url("devices") or "").rpartition(":")[2])
     before = Used.now(pid)
+    lags = _Lags(site)
+    lags.start()
     if options.program is None:
         load = run_simulate(port, scenario, options.seconds, options.generator_core)
     else:
         load = run_wsload(options.program, port, scenario, options.warmup_s, options.seconds, options.generator_core, folder)
     loaded = Used.now(pid)
+    lags.stop()
     backlog = int(site.metric("queue_reader_lag_events", reader="lake"))
     drained = _drained(site)
     rss_mb, rss_peak_mb = process_rss_mb(pid)
@@ -136,7 +144,28 @@ def _measure(site: SiteProcess, scenario: Scenario, options: Options, folder: Pa
         rss_peak_mb=rss_peak_mb,
         noise=loaded.others_cores_since(before),
         counter=int(site.metric("sink_written_events_total", component="lake")),
+        lags=tuple(lags.seen),
     )
+
+
+class _Lags(threading.Thread):
+    """Looks once a second how many events the lake has yet to make safe."""
+
+    def __init__(self, site: SiteProcess) -> None:
+        super().__init__(daemon=True)
+        self._site, self._over = site, threading.Event()
+        self.seen: list[tuple[float, float]] = []
+
+    def run(self) -> None:
+        begun = time.monotonic()
+        while not self._over.wait(1.0):
+            lag = self._site.metric("queue_reader_lag_events", reader="lake")
+            self.seen.append((time.monotonic() - begun, lag))
+
+    def stop(self) -> None:
+        """The load is over."""
+        self._over.set()
+        self.join()
 
 
 def _drained(site: SiteProcess) -> float:
