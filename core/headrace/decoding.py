@@ -15,15 +15,17 @@ The rules, which make the outcome a function of the events alone:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from headrace.encodings import DEPTH_MAX, Readings, check, decode
 from headrace.encodings.json_text import split
-from headrace.event_time import CLOCK_FLOOR_US, TIME, Times, parse_time, take_times
-from headrace.reading_columns import readings_array
+from headrace.event_time import CLOCK_FLOOR_US, TIME, Times, judge, parse_time, take_times
+from headrace.reading_columns import Cells, Gathered, columns_of, gather, readings_array
 from headrace.reading_types import ARROW_TYPES, OTHER, ReadingTypes
+from headrace.typed_json import TypedJson
 
 __all__ = [
     "ARROW_TYPES",
@@ -31,11 +33,16 @@ __all__ = [
     "DEPTH_MAX",
     "OTHER",
     "TIME",
+    "Decoded",
     "ReadingTypes",
     "Readings",
     "Times",
+    "TypedJson",
     "check",
+    "columns_of",
     "decode",
+    "decode_rows",
+    "decode_typed",
     "keep_rows",
     "parse_time",
     "readings_array",
@@ -43,6 +50,32 @@ __all__ = [
     "split",
     "take_times",
 ]
+
+
+class Decoded(NamedTuple):
+    """Events before their readings are columns: the values by name, the times, and the indexes of those that do not decode."""
+
+    gathered: Gathered
+    times: Times
+    bad: list[int]
+
+
+def decode_rows(rows: list[Readings], received: pa.Array, past_max_s: int, future_max_s: int) -> Decoded:
+    """Events that came as rows; takes the times out of them."""
+    times = take_times(rows, received, past_max_s, future_max_s)
+    return Decoded(gather(rows), times, [])
+
+
+def decode_typed(payloads: list[bytes], received: pa.Array, typed: TypedJson, past_max_s: int, future_max_s: int) -> Decoded | None:
+    """JSON payloads of mostly known readings; None where they are to be decoded as rows. The outcome is the same."""
+    read = typed.read(payloads)
+    if read is None:
+        return None
+    times, kept = judge(read.claims, received, past_max_s, future_max_s)
+    if kept:
+        values = [read.claims[index] for index in kept]
+        read.gathered.cells[TIME], read.gathered.kinds[TIME] = Cells(values, kept), set(map(type, values))
+    return Decoded(read.gathered, times, read.bad)
 
 
 def rows_of(readings: pa.StructArray, bad: Sequence[int]) -> list[Readings]:

@@ -14,7 +14,7 @@ import pyarrow as pa
 from headrace.encodings import Readings
 from headrace.schema import TIMESTAMP
 
-__all__ = ["CLOCK_FLOOR_US", "TIME", "Times", "parse_time", "take_times"]
+__all__ = ["CLOCK_FLOOR_US", "TIME", "Times", "judge", "parse_time", "take_times"]
 
 #: The reading that claims a time.
 TIME: Final = "ts"
@@ -42,23 +42,28 @@ class Times(NamedTuple):
 
 def take_times(rows: list[Readings], received: pa.Array, past_max_s: int, future_max_s: int) -> Times:
     """Take `ts` out of the rows where it is believed; elsewhere `received` is the time and `ts` stays a reading."""
-    arrived = received.cast(pa.int64()).to_numpy()
     # taken from all rows at once, and given back to the few that are not believed
     claims: list[Any] = list(map(dict.pop, rows, itertools.repeat(TIME), itertools.repeat(None)))
+    times, kept = judge(claims, received, past_max_s, future_max_s)
+    for index in kept:
+        rows[index][TIME] = claims[index]
+    return times
+
+
+def judge(claims: list[Any], received: pa.Array, past_max_s: int, future_max_s: int) -> tuple[Times, list[int]]:
+    """The times of events that claim these (None: no claim), and which claims stay readings."""
+    arrived = received.cast(pa.int64()).to_numpy()
     kinds = list(map(type, claims))
     claimed = _claimed(claims, kinds)
     readable = claimed != _NO_TIME
     early, late = arrived - past_max_s * 1_000_000, arrived + future_max_s * 1_000_000
     believed = readable & ((arrived < CLOCK_FLOOR_US) | ((claimed >= early) & (claimed <= late)))
-    claims_made = len(claims) - kinds.count(type(None))
-    if claims_made > (count := int(believed.sum())):
-        for index in np.flatnonzero(~believed).tolist():
-            if claims[index] is not None:
-                rows[index][TIME] = claims[index]
-    unreadable = claims_made - int(readable.sum())
-    outside = int(readable.sum()) - count
+    count, legible, claims_made = int(believed.sum()), int(readable.sum()), len(claims) - kinds.count(type(None))
+    kept: list[int] = []
+    if claims_made > count:
+        kept = [index for index in np.flatnonzero(~believed).tolist() if claims[index] is not None]
     time = pa.array(np.where(believed, claimed, arrived), pa.int64()).cast(TIMESTAMP)
-    return Times(time, outside, unreadable)
+    return Times(time, legible - count, claims_made - legible), kept
 
 
 def _claimed(claims: list[Any], kinds: list[type]) -> Microseconds:

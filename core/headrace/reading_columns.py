@@ -7,7 +7,7 @@ where it does not fit its column.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
@@ -16,12 +16,14 @@ import numpy as np
 import pyarrow as pa
 
 from headrace.encodings import Readings
+from headrace.event_time import TIME
 from headrace.reading_types import ARROW_TYPES, FITTING, OTHER, ReadingTypes
 
-__all__ = ["readings_array"]
+__all__ = ["Cells", "Gathered", "columns_of", "flat", "gather", "readings_array"]
 
 _encode = msgspec.json.Encoder()
 _NOTHING: Final = type(None)
+_LAST: Final = 1 << 62
 _INT64: Final = range(-(2**63), 2**63)
 
 #: What fits no column, by row and name.
@@ -39,35 +41,58 @@ class Cells(NamedTuple):
         return place if self.rows is None else self.rows[place]
 
 
+class Gathered(NamedTuple):
+    """The values of so many `events` by name, names in order of appearance.
+
+    kinds: the types of each name's values. rows: the events that hold a name that is new, or a value that does not fit, as they are,
+    for the order in which they name things (others may be left out).
+    """
+
+    events: int
+    cells: dict[str, Cells]
+    kinds: dict[str, set[type]]
+    rows: Sequence[Readings] | Mapping[int, Readings]
+
+
 def readings_array(rows: list[Readings], types: ReadingTypes) -> tuple[pa.StructArray, int]:
     """All readings as one struct array (children in order of appearance), and how many values went to `_other`."""
-    names = _gather(rows)
-    kinds = {name: set(map(type, cells.values)) for name, cells in names.items()}
-    if any(dict in found for found in kinds.values()):
-        rows = [_flat(row) for row in rows]
-        names = _gather(rows)
-        kinds = {name: set(map(type, cells.values)) for name, cells in names.items()}
-    _learn(rows, names, types)
+    return columns_of(gather(rows), types)
+
+
+def columns_of(gathered: Gathered, types: ReadingTypes) -> tuple[pa.StructArray, int]:
+    """As `readings_array`; what was gathered stays as it is."""
+    _learn(gathered, types)
     others: Others = {}
     fields, arrays = [], []
-    for name, cells in names.items():
-        if kinds[name] == {_NOTHING}:
+    for name, cells in gathered.cells.items():
+        kinds = gathered.kinds[name]
+        if kinds == {_NOTHING}:
             continue
         kind = types.types.get(name)
-        array = _column(name, cells, kind, kinds[name], others)
+        array = _column(name, cells, kind, kinds, others)
         if kind is not None and array.null_count < len(array):
             fields.append(pa.field(name, array.type, metadata=types.metadata.get(name)))
-            arrays.append(array if cells.rows is None else _spread(array, cells.rows, len(rows)))
+            arrays.append(array if cells.rows is None else _spread(array, cells.rows, gathered.events))
     if others:
         fields.append(pa.field(OTHER, pa.string()))
-        arrays.append(_texts(rows, others))
+        arrays.append(_texts(gathered, others))
     if not arrays:
-        return pa.array([{}] * len(rows), pa.struct([])), 0
+        return pa.array([{}] * gathered.events, pa.struct([])), 0
     return pa.StructArray.from_arrays(arrays, fields=fields), sum(map(len, others.values()))
 
 
+def gather(rows: list[Readings]) -> Gathered:
+    """The values of these events by name; nested objects have dotted names."""
+    cells = _gather(rows)
+    kinds = {name: set(map(type, found.values)) for name, found in cells.items()}
+    if any(dict in found for found in kinds.values()):
+        rows = [flat(row) for row in rows]
+        cells = _gather(rows)
+        kinds = {name: set(map(type, found.values)) for name, found in cells.items()}
+    return Gathered(len(rows), cells, kinds, rows)
+
+
 def _gather(rows: list[Readings]) -> dict[str, Cells]:
-    """The values of each name, names in order of appearance."""
     names = list(rows[0]) if rows else []
     if set(map(len, rows)) == {len(names)}:
         try:
@@ -90,38 +115,44 @@ def _gather(rows: list[Readings]) -> dict[str, Cells]:
     return found
 
 
-def _learn(rows: list[Readings], names: dict[str, Cells], types: ReadingTypes) -> None:
+def _learn(gathered: Gathered, types: ReadingTypes) -> None:
     """Give new names their kinds, in the order of the events: it must not matter how they fell into batches."""
     news: list[tuple[int, int, str, Any]] = []
-    for name, cells in names.items():
+    for name, cells in gathered.cells.items():
         if types.knows(name):
             continue
         given = ((cells.row(place), value) for place, value in enumerate(cells.values) if value is not None)
         row, value = min(given, key=itemgetter(0), default=(-1, None))
         if row >= 0:
-            news.append((row, list(rows[row]).index(name), name, value))
+            # a time that stays a reading comes last
+            news.append((row, _LAST if name == TIME else list(gathered.rows[row]).index(name), name, value))
     for _, _, name, value in sorted(news, key=itemgetter(0, 1)):
         types.type_of(name, value)
 
 
 def _column(name: str, cells: Cells, kind: str | None, kinds: set[type], others: Others) -> pa.Array:
     """One reading's values as an array; what does not fit its kind moves to `others`, by row."""
-    values: Sequence[Any] = cells.values
     fitting = FITTING[kind]
     if not kinds <= fitting | {_NOTHING}:
-        for place, value in enumerate(values):
+        cells = _own(cells)
+        for place, value in enumerate(cells.values):
             if value is not None and type(value) not in fitting:
                 _set_aside(name, cells, place, others)
     if kind is None:
-        return pa.nulls(len(values))
+        return pa.nulls(len(cells.values))
     if kind == "string" and list in kinds:
-        values = [_encode.encode(value).decode() if isinstance(value, list) else value for value in values]
+        return pa.array([_encode.encode(value).decode() if isinstance(value, list) else value for value in cells.values], pa.string())
     if kind == "integer":
-        return _integers(name, cells, kinds, others)
+        return _integers(name, _own(cells), kinds, others)
     try:
-        return pa.array(values, ARROW_TYPES[kind])
+        return pa.array(cells.values, ARROW_TYPES[kind])
     except pa.ArrowInvalid:  # integers beyond 2**53
-        return _numbers(name, cells, others)
+        return _numbers(name, _own(cells), others)
+
+
+def _own(cells: Cells) -> Cells:
+    """To be changed without changing what was gathered."""
+    return Cells(list(cells.values), cells.rows)
 
 
 def _numbers(name: str, cells: Cells, others: Others) -> pa.Array:
@@ -172,15 +203,17 @@ def _spread(array: pa.Array, rows: list[int], count: int) -> pa.Array:
     return array.take(pa.array(places, mask=places < 0))
 
 
-def _texts(rows: list[Readings], others: Others) -> pa.Array:
-    """The `_other` of each row: names in the order in which the event has them."""
-    texts: list[str | None] = [None] * len(rows)
+def _texts(gathered: Gathered, others: Others) -> pa.Array:
+    """The `_other` of each row: names in the order in which the event has them, a time last."""
+    texts: list[str | None] = [None] * gathered.events
     for row, misfits in others.items():
-        texts[row] = _encode.encode({name: misfits[name] for name in rows[row] if name in misfits}).decode()
+        named = (*(name for name in gathered.rows[row] if name != TIME), TIME) if len(misfits) > 1 else misfits
+        texts[row] = _encode.encode({name: misfits[name] for name in named if name in misfits}).decode()
     return pa.array(texts, pa.string())
 
 
-def _flat(row: Readings) -> Readings:
+def flat(row: Readings) -> Readings:
+    """An event with dotted names in place of nested objects."""
     return dict(_members(row, "")) if dict in map(type, row.values()) else row
 
 

@@ -14,7 +14,17 @@ import pyarrow as pa
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from headrace.decoding import ReadingTypes, check, decode, parse_time, readings_array, take_times
+from headrace.decoding import (
+    ReadingTypes,
+    TypedJson,
+    check,
+    columns_of,
+    decode,
+    decode_rows,
+    decode_typed,
+    parse_time,
+    take_times,
+)  # fmt: skip
 
 MANY = 5000 if os.environ.get("HEADRACE_FULL") else 60
 NOW_US = 1_795_435_200_000_000
@@ -103,14 +113,21 @@ class Oracle:
         return found
 
 
-def decoded(batch: list[bytes], types: ReadingTypes) -> list[tuple[int, dict[str, Any]]]:
-    rows, bad = decode(batch)
-    assert bad == []
-    taken = take_times(rows, pa.array([NOW_US] * len(batch), pa.int64()), 3600, 3600)
-    array, _ = readings_array(rows, types)
+def decoded(batch: list[bytes], types: ReadingTypes, typed: TypedJson | None = None) -> list[tuple[int, dict[str, Any]]]:
+    received = pa.array([NOW_US] * len(batch), pa.int64())
+    found = decode_typed(batch, received, typed, 3600, 3600) if typed else None
+    if found is None:
+        rows, bad = decode(batch)
+        assert bad == []
+        found = decode_rows(rows, received, 3600, 3600)
+    assert found.bad == []
+    array, _ = columns_of(found.gathered, types)
+    assert columns_of(found.gathered, types)[0].equals(array)
+    if typed:
+        typed.expect([field.name for field in array.type])
     array.validate(full=True)
     readings = [{name: value for name, value in row.items() if value is not None} for row in array.to_pylist()]
-    return list(zip(taken.time.cast(pa.int64()).to_pylist(), readings, strict=True))
+    return list(zip(found.times.time.cast(pa.int64()).to_pylist(), readings, strict=True))
 
 
 def shown(event: tuple[int, dict[str, Any]]) -> str:
@@ -130,6 +147,54 @@ def test_each_event_comes_out_as_the_oracle_says_in_whatever_batches(sent: list[
     got = [event for start, stop in itertools.pairwise(bounds) for event in decoded(sent[start:stop], types)]
     assert list(map(shown, got)) == list(map(shown, expected))
     assert types.types == oracle.kinds
+
+
+@settings(max_examples=MANY, deadline=None)
+@given(before=payloads, sent=payloads, like=payloads, declared=kinds)
+@example(before=[b'{"a":1,"b":"x"}'], sent=[b'{"a":-0}', b'{"a":9e999}', b'{"a":true,"z":1}'], like=[b'{"b":"x","a":2}'], declared={})
+@example(before=[b'{"a":1}'], sent=[b'{"a":1,"ts":{"x":1}}', b'{"a":2,"ts":"?"}', b'{"a":true,"ts":1e30}'], like=[b"{}"], declared={})
+@example(before=[b'{"a":1}'], sent=[b'{"a":20.0,"ts":1}', b'{"a":9223372036854775808}'], like=[b'{"a":1}'] * 9, declared={"a": "integer"})
+def test_events_that_are_read_into_a_struct_are_those_that_the_oracle_reads(
+    before: list[bytes], sent: list[bytes], like: list[bytes], declared: dict[str, str]
+) -> None:
+    oracle, types = Oracle(declared), ReadingTypes(NAMES_MAX, None, declared)
+    typed = TypedJson(types)
+    # what came before tells what to expect; most of the next batch is like it, else it is read the general way
+    batches = [before, sent + 4 * before, like, 3 * sent + like * 9, before]
+    expected = [oracle.event(payload) for batch in batches for payload in batch]
+    got = [event for batch in batches for event in decoded(batch, types, typed)]
+    assert list(map(shown, got)) == list(map(shown, expected))
+    assert types.types == oracle.kinds
+
+
+def test_a_batch_of_known_readings_is_read_into_a_struct_and_odd_events_alone() -> None:
+    types = ReadingTypes(10)
+    typed = TypedJson(types)
+    usual, odd = b'{"t":1.5,"on":true,"mode":"eco","ts":1795435100}', b'{"t":"warm","new":[1],"ts":1795435100}'
+    decoded([usual], types, typed)
+    received = pa.array([NOW_US] * 700, pa.int64())
+    found = decode_typed([usual] * 600 + [odd, b"{", usual, b'{"\\u0074":2}'] + [usual] * 96, received, typed, 3600, 3600)
+    assert found is not None
+    assert (list(found.gathered.rows), found.bad) == ([600, 601], [601])
+    rows = columns_of(found.gathered, types)[0].to_pylist()
+    assert rows[600] == {"t": None, "on": None, "mode": None, "new": "[1]", "_other": '{"t":"warm"}'}
+    assert rows[603] == {"t": 2.0, "on": None, "mode": None, "new": None, "_other": None}
+    assert found.times.time.cast(pa.int64()).to_pylist()[598:603] == [1_795_435_100_000_000] * 3 + [NOW_US, 1_795_435_100_000_000]
+    # too many odd ones: the general way, for some batches
+    assert decode_typed([odd] * 700, received, typed, 3600, 3600) is None
+    assert decode_typed([usual] * 700, received, typed, 3600, 3600) is None
+
+
+def test_names_that_come_no_more_are_expected_no_more_and_many_names_are_read_the_general_way() -> None:
+    types = ReadingTypes(1000)
+    typed = TypedJson(types)
+    received = pa.array([NOW_US], pa.int64())
+    many = b'{"%s":1}' % b'":1,"'.join(b"n%d" % number for number in range(100))
+    decoded([many], types, typed)
+    assert decode_typed([b'{"n1":1}'], received, typed, 3600, 3600) is None
+    for _ in range(64):
+        typed.expect(["n1"])
+    assert decode_typed([b'{"n1":1}'], received, typed, 3600, 3600) is not None
 
 
 @settings(max_examples=MANY, deadline=None)

@@ -92,13 +92,16 @@ def test_an_event_that_kills_when_it_is_decoded_is_found_and_never_decoded_again
     class Store(stores[1]):
         idempotence = "event"
 
-    def decode(payloads: list[bytes], encoding: int) -> Any:
-        if b'{"n":13}' in payloads:
-            raise Killed
-        return decode_as_it_is(payloads, encoding)
+    def killing(decode: Any) -> Any:
+        def killed(payloads: list[bytes], *rest: Any) -> Any:
+            if b'{"n":13}' in payloads:
+                raise Killed
+            return decode(payloads, *rest)
 
-    decode_as_it_is = decoding.decode
-    monkeypatch.setattr(decoding, "decode", decode)
+        return killed
+
+    for name in ("decode", "decode_typed"):
+        monkeypatch.setattr(decoding, name, killing(getattr(decoding, name)))
     bench = engine_bench(tmp_path, Engine(read_wait_ms_max=0, retry_base_ms=1, retry_max_ms=2, read_rows_max=64))
     lives(bench, kind, Store, [30, 10], 40)
     assert Store.rows == [number for number in range(1, 41) if number != 13]

@@ -27,7 +27,7 @@ from headrace.log import Log, describe
 from headrace.metrics import Metrics
 from headrace.position import RangeKey, global_ids, origins_of_rows, row_positions
 from headrace.retry import Backoff
-from headrace.schema import ENCODING_SITE_FIRST, event_schema, kind_of
+from headrace.schema import ENCODING_JSON, ENCODING_SITE_FIRST, event_schema, kind_of
 
 NO_FIELDS: Final = pa.struct([])
 #: Another worker that writes the types of readings is done after a sync or two.
@@ -54,6 +54,7 @@ class Pipeline(Reading):
         self._decoders = _decoders_by_encoding(decoders)
         self._types_file = types_file
         self._types = decoding.ReadingTypes(engine.readings_max, types_file.load(log), types_file.declared, metadata)
+        self._typed = decoding.TypedJson(self._types)
         #: set once every decoder and enricher is open
         self.ready = asyncio.Event()
         self._count_decoded = metrics.counter("decode_events_total", "Events decoded.")
@@ -98,14 +99,15 @@ class Pipeline(Reading):
 
     async def _decode(self, raw: pa.RecordBatch, read: QueueRead, positions: np.ndarray[Any, Any]) -> tuple[pa.RecordBatch, dict[int, str]]:
         """The event batch of a raw batch (all rows), and why rows that do not decode do not."""
-        rows, bad = await self._rows(raw)
+        (gathered, times, undecoded), bad = await self._values(raw)
         received = raw.column("received")
-        times = decoding.take_times(rows, received, self._engine.time_past_max_s, self._engine.time_future_max_s)
-        readings, misfits = decoding.readings_array(rows, self._types)
+        bad.update(dict.fromkeys(undecoded, "does not decode"))
+        readings, misfits = decoding.columns_of(gathered, self._types)
         while self._types.changed:
             if await self._share_types():
                 break
-            readings, misfits = decoding.readings_array(rows, self._types)
+            readings, misfits = decoding.columns_of(gathered, self._types)
+        self._typed.expect([field.name for field in readings.type])
         origin, position = global_ids(read.queue_id, positions, read.origins)
         context = pa.array([{}] * raw.num_rows, NO_FIELDS)
         columns = [_own(raw.column("device")), times.time, _own(received), readings, context, origin, position]
@@ -114,6 +116,16 @@ class Pipeline(Reading):
         self._count_outside.inc(times.outside)
         self._count_unreadable.inc(times.unreadable)
         return pa.RecordBatch.from_arrays(columns, schema=event_schema(readings.type, NO_FIELDS)), bad
+
+    async def _values(self, raw: pa.RecordBatch) -> tuple[decoding.Decoded, dict[int, str]]:
+        """The values of all rows, and why some do not decode."""
+        received, window = raw.column("received"), (self._engine.time_past_max_s, self._engine.time_future_max_s)
+        if pc.all(pc.equal(raw.column("encoding"), ENCODING_JSON)).as_py():
+            decoded = decoding.decode_typed(raw.column("payload").to_pylist(), received, self._typed, *window)
+            if decoded is not None:
+                return decoded, {}
+        rows, bad = await self._rows(raw)
+        return decoding.decode_rows(rows, received, *window), bad
 
     async def _share_types(self) -> bool:
         """Make new names durable before any output sees them: the first type seen has to stay the first, after a crash and for

@@ -52,17 +52,28 @@ class DeviceIndex:
 
     def find(self, devices: pa.StringArray) -> pa.Int64Array:
         """The row of each device, null where there is none; `devices` has no nulls."""
+        if not len(self._keys):
+            return pa.nulls(len(devices), pa.int64())
         hashes = self._hash_of(devices)
-        at = self._starts[(hashes >> self._shift).astype(np.int64)].astype(np.int64)
-        rows = np.full(len(devices), -1, dtype=np.int64)
-        for place in range(self._fullest - 1, -1, -1):  # backwards, so that the first of equal hashes remains
-            candidates = at + place
-            np.copyto(rows, candidates, where=self._hashes[candidates] == hashes)
-        found = np.flatnonzero(rows >= 0)
-        asked = devices if len(found) == len(devices) else devices.take(pa.array(found))
-        equal = pc.equal(self._keys.take(pa.array(rows[found])), asked)
+        rows = self._starts[(hashes >> self._shift).astype(np.int64)].astype(np.int64)
+        here = self._hashes[rows] == hashes
+        missed = np.flatnonzero(~here)
+        candidates, wanted = rows[missed], hashes[missed]
+        for _ in range(1, self._fullest):  # what is not found at the first place is looked for at the next ones: ever fewer
+            if not len(missed):
+                break
+            candidates = candidates + 1
+            same = self._hashes[candidates] == wanted
+            rows[missed[same]] = candidates[same]
+            missed, candidates, wanted = missed[~same], candidates[~same], wanted[~same]
+        rows[missed] = -1
+        found = np.flatnonzero(rows >= 0) if len(missed) else None
+        equal = pc.equal(
+            self._keys.take(pa.array(rows if found is None else rows[found])), devices if found is None else devices.take(pa.array(found))
+        )
         if not pc.all(equal, min_count=0).as_py():
-            for place in found[~equal.to_numpy(zero_copy_only=False)].tolist():
+            unequal = np.flatnonzero(~equal.to_numpy(zero_copy_only=False))
+            for place in (unequal if found is None else found[unequal]).tolist():
                 rows[place] = self._among_equal_hashes(int(rows[place]), devices[place].as_py())
         return pa.array(rows, mask=rows < 0)
 
