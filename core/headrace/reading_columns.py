@@ -85,11 +85,54 @@ def gather(rows: list[Readings]) -> Gathered:
     """The values of these events by name; nested objects have dotted names."""
     cells = _gather(rows)
     kinds = {name: set(map(type, found.values)) for name, found in cells.items()}
+    named: Sequence[Readings] = rows
     if any(dict in found for found in kinds.values()):
-        rows = [flat(row) for row in rows]
-        cells = _gather(rows)
+        unnested = _unnested(cells, kinds)
+        if unnested is None:  # `a.b` and `a` with a `b` in it: in one event the last counts
+            named = [flat(row) for row in rows]
+            unnested = _gather(named)
+        else:
+            named = _Flat(rows)
+        cells = unnested
         kinds = {name: set(map(type, found.values)) for name, found in cells.items()}
-    return Gathered(len(rows), cells, kinds, rows)
+    return Gathered(len(rows), cells, kinds, named)
+
+
+class _Flat(Sequence[Readings]):
+    """The events with dotted names, made when they are asked for."""
+
+    def __init__(self, rows: list[Readings]) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        return flat(self._rows[index])
+
+
+def _unnested(cells: dict[str, Cells], kinds: dict[str, set[type]]) -> dict[str, Cells] | None:
+    """The members of nested objects under names of their own; None where such a name is there twice."""
+    found: dict[str, Cells] = {}
+    for name, one in cells.items():
+        if dict not in kinds[name]:
+            if name in found:
+                return None
+            found[name] = one
+            continue
+        places = [place for place, value in enumerate(one.values) if type(value) is dict]
+        inner = gather([one.values[place] for place in places])
+        rows = [one.row(place) for place in places]
+        for member, (values, of_rows) in inner.cells.items():
+            if (dotted := f"{name}.{member}") in found or dotted in cells:
+                return None
+            found[dotted] = Cells(values, rows if of_rows is None else [rows[row] for row in of_rows])
+        if len(places) < len(one.values):
+            rest = [place for place, value in enumerate(one.values) if type(value) is not dict]
+            if name in found:
+                return None
+            found[name] = Cells([one.values[place] for place in rest], [one.row(place) for place in rest])
+    return found
 
 
 def _gather(rows: list[Readings]) -> dict[str, Cells]:
@@ -198,6 +241,8 @@ def _set_aside(name: str, cells: Cells, place: int, others: Others, text: str | 
 
 def _spread(array: pa.Array, rows: list[int], count: int) -> pa.Array:
     """The values in their rows, nulls between them."""
+    if len(rows) == count and rows == list(range(count)):
+        return array
     places = np.full(count, -1, np.int64)
     places[rows] = np.arange(len(rows))
     return array.take(pa.array(places, mask=places < 0))
