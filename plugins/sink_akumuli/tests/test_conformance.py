@@ -52,7 +52,7 @@ def prefix(context: Context) -> str:
 
 
 class TestSinkAkumuli(SinkContract):
-    crash_rounds = 3
+    crash_rounds = 2
 
     def make(self, context: Context) -> SinkAkumuli:
         connect, query = os.environ[ADDRESSES].split()

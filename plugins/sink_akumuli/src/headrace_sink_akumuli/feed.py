@@ -5,7 +5,7 @@ The sink and `headrace akumuli rebuild` feed the server by the same steps, so th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -70,6 +70,8 @@ class Feed:
         checkpoint.grow(len(table))
         self.timeline = Timeline(checkpoint.last, held)
         self.timeline.grow(len(table))
+        #: by device what its series are tagged with, in place of the context of their first event
+        self.contexts: Mapping[str, dict[str, str]] = {}
 
     def take(self, batch: pa.RecordBatch) -> tuple[list[memoryview], Counts]:
         """The bytes of a batch's points, series by series. New series are durable when this returns. OSError: nothing was taken."""
@@ -123,7 +125,8 @@ class Feed:
         new: list[Series] = []
         places: list[tuple[int, int]] = []
         for (index, code, _), context in zip(missing, contexts, strict=True):
-            series = self._naming.series(columns[index].reading, rows.devices[code], context)
+            device = rows.devices[code]
+            series = self._naming.series(columns[index].reading, device, self.contexts.get(device, context))
             reason = self._why_not(series, len(new))
             if reason:
                 counts.refuse(reason, int((columns[index].codes == code).sum()))

@@ -28,6 +28,9 @@ from headrace_sink_akumuli.wire import Questions, ServerGone, ServerRefused, Ses
 #: How long one call may go on reading the lake: a task that is in one call for `engine.stall_s` counts as stuck.
 FILL_S: Final = 30.0
 
+#: The file that is there while a rebuild is unfinished.
+REBUILD: Final = "rebuild.json"
+
 
 class Link:
     """`open`, then `ready` before everything else. After an error `drop` it: the next `ready` asks the server what it holds."""
@@ -58,14 +61,21 @@ class Link:
 
     # --- files -------------------------------------------------------------------------------------------------------
 
-    def open(self) -> None:
-        """Read the files. OSError where they are damaged or the disk does not do; TransientError while somebody else has them."""
+    def open(self, rebuild: bool = False) -> None:
+        """Read the files. OSError where they are damaged or the disk does not do; TransientError while somebody else has them.
+
+        rebuild: for a rebuild, which has its own memory of how far it is.
+        """
         self._lock_file = (self._folder / "lock").open("w")
         try:
             fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise TransientError(f"{self._folder} is in use: headrace akumuli rebuild is running, or another site") from None
+        if (self._folder / REBUILD).exists() and not rebuild:
+            raise TransientError("a rebuild is unfinished: run headrace akumuli rebuild again")
         self.table.open()
+        if rebuild:
+            return
         self._newest, self._base = load(self._folder / "newest"), load(self._folder / "base")
         known = max((len(each.last) for each in (self._newest, self._base) if each is not None), default=0)
         if known > len(self.table):

@@ -51,6 +51,13 @@ class SeriesTable:
 
     def open(self) -> None:
         """Read the file. What a crash left of a line that was never synced is cut off. OSError where that cannot be."""
+        whole = self.read()
+        self._file = self._path.open("ab")
+        if whole < self._file.tell():
+            self._file.truncate(whole)
+
+    def read(self) -> int:
+        """Read the file without touching it; how many bytes of it are whole lines. OSError where it is damaged."""
         self.clear()
         whole = 0
         read: list[Series] = []
@@ -66,10 +73,8 @@ class SeriesTable:
                 break
             read.append(series)
             whole += len(line)
-        self._file = self._path.open("ab")
-        if whole < len(data):
-            self._file.truncate(whole)
         self._take(read)
+        return whole
 
     def close(self) -> None:
         """Safe twice."""

@@ -35,7 +35,7 @@ class SinkAkumuli(Component):
     class Config(AkumuliConfig, frozen=True):
         """The options of sink_akumuli."""
 
-    fault_points = ("sink_akumuli.after_send", "sink_akumuli.after_barrier", "sink_akumuli.after_checkpoint")
+    fault_points = ("sink_akumuli.after_send", "sink_akumuli.after_barrier")
 
     def __init__(self, config: AkumuliConfig, context: Context) -> None:
         super().__init__(config, context)
@@ -205,7 +205,6 @@ class SinkAkumuli(Component):
             raise self._after_refusal(refused, key) from refused
         self.context.fault("sink_akumuli.after_barrier")
         link.keep()
-        self.context.fault("sink_akumuli.after_checkpoint")
         self._refusals = 0
         self._measures.flushed(self._pending, len(link.table), link.feed.checkpoint.gaps)
         self._pending = Counts()
