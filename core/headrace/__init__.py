@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         QueueLocked,
         TransientError,
     )
+    from headrace.event_time import CLOCK_FLOOR_US
     from headrace.hookspecs import BY_FLUSH, LEVELS, Deliver, Elsewhere, Plan, QueueInfo, QueueRead, QueueSpan, ReaderInfo, hookimpl
     from headrace.options import Secret
     from headrace.position import (
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BY_FLUSH",
+    "CLOCK_FLOOR_US",
     "ENCODINGS",
     "ENCODING_CBOR",
     "ENCODING_JSON",
@@ -100,6 +102,7 @@ _HOMES: Final = {
         "QueueLocked",
         "TransientError",
     ),
+    "headrace.event_time": ("CLOCK_FLOOR_US",),
     "headrace.hookspecs": (
         "BY_FLUSH",
         "LEVELS",

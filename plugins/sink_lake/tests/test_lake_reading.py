@@ -14,7 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 from lake_driver import START_US, events, make_lake, positions, read, store
 
-from headrace import EVENT_COLUMNS, Missing, RangeKey
+from headrace import CLOCK_FLOOR_US, EVENT_COLUMNS, Missing, RangeKey
+from headrace_sink_lake import LocalStore
+from headrace_sink_lake.inspection import inspect
 
 
 def stored(path: Path, *batches: pa.RecordBatch, **options: Any) -> None:
@@ -322,3 +324,12 @@ def test_late_events_go_to_their_own_day(tmp_path: Path) -> None:
     rows = read(tmp_path / "lake", "select position, cast(date as varchar) from lake order by 1")
     assert [row[1] for row in rows] == ["2026-09-21", "2026-08-12", "2026-09-21"]
     assert len(files(tmp_path / "lake")) == 2
+
+
+def test_events_of_a_wrong_clock_lie_where_their_own_time_says_and_are_counted(tmp_path: Path) -> None:
+    batch = events(span(1, 4), {"t": [1.0] * 4}, {"class": ["a"] * 4})
+    wrong = pa.array([1_000_000, 2_000_000, CLOCK_FLOOR_US, CLOCK_FLOOR_US + 1], pa.timestamp("us", "UTC"))
+    stored(tmp_path / "lake", batch.set_column(2, batch.schema.field(2), wrong))
+    assert {row[0] for row in read(tmp_path / "lake", "select cast(date as varchar) from lake")} == {"2026-09-21"}
+    facts = inspect(LocalStore(tmp_path / "lake")).facts()
+    assert facts["queue_ids"][0]["wrong_clock"] == 2

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from headrace import EVENT_COLUMNS, event_schema
+from headrace import CLOCK_FLOOR_US, EVENT_COLUMNS, event_schema
 
 #: Parquet has no struct without children; a file whose events have none carries this child, always null.
 NO_CHILDREN = pa.field("_empty", pa.bool_())
@@ -42,6 +42,11 @@ def _invalid(batch: pa.RecordBatch, rows: Any) -> list[int]:
         parts = [(batch.take(pa.array(part)), part) for part in (np.arange(half), np.arange(half, len(rows)))]
         return [row for part, own in parts for row in _invalid(part, rows[own])]
     return []
+
+
+def wrong_clock_rows(batch: pa.RecordBatch) -> int:
+    """How many events were received while the host's clock was certainly wrong."""
+    return int(np.count_nonzero(batch.column("received").cast(pa.int64()).to_numpy() < CLOCK_FLOOR_US))
 
 
 def duplicate_names(schema: pa.Schema) -> list[str]:

@@ -79,7 +79,8 @@ def _described(found: Inspection) -> list[str]:
     lines.append("queue ids")
     for queue in found.queues:
         held = f"{queue.rolls:,} rolls, {queue.rows:,} rows, {queue.missing:,} missing, {queue.dead:,} dead"
-        lines.append(f"  {queue.id}  {queue.first}-{queue.last}: {held}")
+        clock = f", {queue.wrong_clock:,} received by a wrong clock" if queue.wrong_clock else ""
+        lines.append(f"  {queue.id}  {queue.first}-{queue.last}: {held}{clock}")
     for roll in found.pending:
         state = "committed, not yet published" if roll.committed else "being written, or left by a crash"
         lines.append(f"pending: _tmp/{roll.attempt}: {roll.files} files, {state}")

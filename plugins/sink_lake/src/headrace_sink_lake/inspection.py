@@ -27,6 +27,7 @@ class Queue:
     rows: int = 0
     missing: int = 0
     dead: int = 0
+    wrong_clock: int = 0
     first: int | None = None
     last: int | None = None
     written_first: str = ""
@@ -37,6 +38,7 @@ class Queue:
         self.rows += record.rows
         self.missing += sum(size(hole) for hole in record.missing)
         self.dead += sum(last - first + 1 for first, last in record.dead)
+        self.wrong_clock += record.wrong_clock_rows
         self.first = record.first if self.first is None else min(self.first, record.first)
         self.last = record.last if self.last is None else max(self.last, record.last)
         self.written_first = min(self.written_first or record.written_at, record.written_at)

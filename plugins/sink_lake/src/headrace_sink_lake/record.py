@@ -25,7 +25,8 @@ class CommitRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     `attempt` names the roll's folder below `_tmp`, in which file n waits as `<n>.tmp` until it is published at
     `files[n].path`. `dead` holds ranges of dead-lettered positions, both ends inclusive. `schemas` says, for each name
-    that a file refers to, the children of `readings` and of `context` with their Arrow types.
+    that a file refers to, the children of `readings` and of `context` with their Arrow types. `wrong_clock_rows`: events that
+    were received while the host's clock stood before its release, so that their `received` means nothing.
     """
 
     queue_id: str
@@ -38,6 +39,7 @@ class CommitRecord(msgspec.Struct, frozen=True, kw_only=True):
     dead: tuple[tuple[int, int], ...] = ()
     schemas: dict[str, dict[str, dict[str, str]]] = {}
     written_at: str = ""
+    wrong_clock_rows: int = 0
     format: int = RECORD_FORMAT
 
 

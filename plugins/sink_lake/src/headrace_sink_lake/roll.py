@@ -36,6 +36,7 @@ class Roll:
         self._store, self._config, self._on_overflow = store, config, on_overflow
         self.queue_id, self.first, self.next = queue_id, first, first
         self.rows = 0
+        self.wrong_clock_rows = 0
         #: A commit was tried and its outcome is unknown: the files must stay, for the record may appear later.
         self.uncertain = False
         self.attempt = attempt_name(queue_id, first, secrets.token_hex(8))
@@ -57,6 +58,7 @@ class Roll:
         self._partitions.append(np.array([self._number(part) for part in parts])[numbers])
         self._batches.append(columns.copied(columns.readable(batch)))
         self.rows += batch.num_rows
+        self.wrong_clock_rows += columns.wrong_clock_rows(batch)
         self._buffered_bytes += batch.nbytes
         if self._buffered_bytes > self._config.buffer_bytes_max:
             self.write_out()

@@ -50,7 +50,7 @@ class SinkLake(Component):
         self._store: Store | None = None
         self._roll: Roll | None = None
         self._ends: dict[str, int | None] = {}
-        self._degraded = False
+        self._degraded = self._clock_told = False
         # A cancelled caller does not stop its thread: the next call must not meet it.
         self._lock = threading.Lock()
         metrics = context.metrics
@@ -59,6 +59,7 @@ class SinkLake(Component):
         self._orphans = metrics.counter("lake_orphan_files_removed_total", "Temporary files removed that no commit record names.")
         self._duplicates = metrics.counter("lake_duplicate_events_total", "Events left out because the lake held them already.")
         self._overflow = metrics.counter("lake_partition_overflow_events_total", "Events filed under `_other`: too many partitions.")
+        self._wrong_clock = metrics.counter("lake_wrong_clock_events_total", "Events stored that were received while the clock was wrong.")
         self._skipped = metrics.counter("lake_skipped_positions_total", "Positions that the host never wrote, recorded as missing.")
 
     async def open(self) -> None:
@@ -240,6 +241,7 @@ class SinkLake(Component):
             missing=missing,
             dead=record.ranges(key.dead),
             schemas=roll.schemas,
+            wrong_clock_rows=roll.wrong_clock_rows,
             written_at=datetime.datetime.fromtimestamp(self.context.clock.wall(), datetime.UTC).isoformat(),
         )
 
@@ -247,6 +249,10 @@ class SinkLake(Component):
         size = sum(file.bytes for file in entry.files)
         self._written_bytes.inc(size)
         self._files.inc(len(entry.files))
+        self._wrong_clock.inc(entry.wrong_clock_rows)
+        if entry.wrong_clock_rows and not self._clock_told:
+            self._clock_told = True
+            self.context.log.warning("events received by a wrong clock: their time decides where they lie", rows=entry.wrong_clock_rows)
         self.context.log.debug("roll committed", first=entry.first, last=entry.last, files=len(entry.files), bytes=size, seconds=seconds)
 
     def _forget(self) -> None:
