@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import random
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from headrace.encodings.json_text import check, decode
 from headrace.position import ORIGIN_SESSION
 from headrace_ingest_ws.parser import RUN_BRACES_MAX
+from headrace_ingest_ws.session_connection import SessionConnection
 
 wsframes = pytest.importorskip("headrace_ingest_ws._wsframes", reason="the C parser was not built here")
 
@@ -201,5 +203,21 @@ def test_sessions_and_others_share_a_batch_and_each_origin_has_its_own_numbers(k
             assert [first for first, _ in ranges] == [1, *(last + 1 for _, last in ranges[:-1])]
         assert {name: ranges[-1][1] for name, ranges in marks.items()} == {"a/s": 5, "b/s": 4}
         plain.writer.transport.abort()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("rate", [0, 1000], ids=["gathered", "in Python"])
+def test_a_session_whose_connection_left_is_forgotten(kit: SimpleNamespace, rate: int) -> None:
+    async def scenario() -> None:
+        async with kit.running(device_events_per_s_max=rate) as site:
+            for _ in range(12):
+                async with site.connect("a", session="s") as ws:
+                    number = json.loads(await ws.recv())["hello"]["resume"] or 0
+                    await ws.send("{}")
+                    assert await ws.recv() == f'{{"ack":{number + 1}}}'
+                await kit.until(lambda: site.metric("ingest_connections") == 0)
+            gc.collect()
+            assert sum(isinstance(found, SessionConnection) for found in gc.get_objects()) <= 1
 
     asyncio.run(scenario())

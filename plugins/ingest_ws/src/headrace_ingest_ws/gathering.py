@@ -127,8 +127,12 @@ class Gatherer:
     def remove(self, descriptor: int, connection: Any) -> None:
         """The descriptor is closed."""
         _lib.ws_place(self._c, descriptor, _ffi.NULL)
-        if connection is not None and connection.serial in self._peers:
-            self._left.append(connection.serial)
+        if connection is None or connection.serial not in self._peers:
+            return
+        if connection.chunk_batch == self._c.number:
+            self._left.append(connection.serial)  # the batch that gathers has messages of it
+        else:
+            del self._peers[connection.serial]
 
     # --- batches -----------------------------------------------------------------------------------------------------
 
