@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from headrace_transport_zmq.connections import GRACE_S, NONSENSE_MAX, Connections
+from headrace_transport_zmq.connections import GRACE_S, NONSENSE_MAX, SUBSCRIPTIONS_MAX, Connections
 
 
 def test_too_many_that_say_nothing_are_cut_the_oldest_first() -> None:
@@ -59,6 +59,17 @@ def test_a_key_taken_out_ends_its_connections_and_those_that_have_shown_none() -
     assert connections.revoked({b"b"}) == [], "each once"
     assert connections.closed(1) == "revoked"
     assert len(connections) == 1
+
+
+def test_who_subscribes_without_end_is_cut() -> None:
+    connections = Connections(silent_max=9, connections_max=9)
+    for fd in (1, 2):
+        connections.accepted(fd, 0.0)
+        connections.spoke(fd, b"")
+    assert [connections.subscribed(1, 1) for _ in range(SUBSCRIPTIONS_MAX)] == [[]] * SUBSCRIPTIONS_MAX
+    assert [connections.subscribed(1, change) for change in (-1, 1, 1)] == [[], [], [1]]
+    assert [connections.subscribed(2, change) for change in (1, -1) * SUBSCRIPTIONS_MAX] == [[]] * 2 * SUBSCRIPTIONS_MAX
+    assert connections.closed(1) == "subscriptions"
 
 
 def test_who_says_nothing_but_nonsense_is_cut() -> None:

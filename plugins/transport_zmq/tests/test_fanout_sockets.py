@@ -21,6 +21,7 @@ from headrace.config import load
 from headrace.testing import ScriptedDeliver, event_batch, run
 from headrace_transport_zmq import TransportZmq
 from headrace_transport_zmq.config import TransportConfig, problem
+from headrace_transport_zmq.connections import SUBSCRIPTIONS_MAX
 from headrace_transport_zmq.fanout import unpack
 
 
@@ -232,6 +233,38 @@ def test_who_says_no_subscription_is_no_subscriber(fan: Fan) -> None:
 
 def rude_is_gone(publisher: TransportZmq) -> bool:
     return sum(metric(publisher, "link_refused_connections_total", reason=reason) for reason in ("silent", "protocol")) > 0
+
+
+def test_a_subscriber_may_want_thousands_of_topics(fan: Fan) -> None:
+    async def scenario() -> None:
+        deliver = ScriptedDeliver()
+        async with fan.publisher() as publisher, fan.subscriber(deliver, topics=tuple(f"t{number}/" for number in range(4096))):
+            await subscribed(publisher, 4096)
+            await publisher.transport_publish(event_batch(5), "t4095/x")
+            await until(lambda: len(positions(deliver)) == 5)
+
+    run(scenario())
+
+
+def test_a_subscriber_without_end_is_cut_and_costs_no_other(fan: Fan) -> None:
+    async def scenario() -> None:
+        greedy, deliver = zmq.asyncio.Context(), ScriptedDeliver()
+        async with fan.publisher() as publisher, fan.subscriber(deliver):
+            await subscribed(publisher)
+            sub = greedy.socket(zmq.SUB)
+            sub.setsockopt(zmq.RECONNECT_IVL, -1)
+            sub.setsockopt(zmq.SNDHWM, 0)
+            for number in range(SUBSCRIPTIONS_MAX + 10):
+                sub.subscribe(b"t%d" % number)
+            sub.connect(fan.address)
+            await until(lambda: metric(publisher, "link_refused_connections_total", reason="subscriptions") == 1)
+            await until(lambda: metric(publisher, "fanout_subscriptions") == 1)
+            sub.close(linger=0)
+            await publisher.transport_publish(event_batch(5), "pump")
+            await until(lambda: len(positions(deliver)) == 5)
+        greedy.destroy(linger=0)
+
+    run(scenario())
 
 
 def test_a_plain_sub_socket_reads_what_the_page_describes(fan: Fan) -> None:

@@ -13,6 +13,8 @@ from typing import Final
 GRACE_S: Final = 1.0
 #: Messages that are none of ours before whoever said nothing else is cut.
 NONSENSE_MAX: Final = 16
+#: Subscriptions that one connection may have; libzmq keeps each for as long as it lives.
+SUBSCRIPTIONS_MAX: Final = 8192
 
 
 class Connections:
@@ -26,6 +28,7 @@ class Connections:
         self._speaking: dict[int, bytes] = {}
         self._doomed: dict[int, str] = {}
         self._nonsense: dict[int, int] = {}
+        self._subscriptions: dict[int, int] = {}
         self._failure = ""
 
     def __len__(self) -> int:
@@ -52,10 +55,18 @@ class Connections:
         self._nonsense[fd] = self._nonsense.get(fd, 0) + 1
         return [self._cut(fd, "nonsense")] if self._nonsense[fd] >= NONSENSE_MAX else []
 
+    def subscribed(self, fd: int, change: int) -> list[int]:
+        """It has a subscription more (1) or less (-1)."""
+        if fd not in self._speaking:
+            return []
+        self._subscriptions[fd] = count = self._subscriptions.get(fd, 0) + change
+        return [self._cut(fd, "subscriptions")] if count > SUBSCRIPTIONS_MAX else []
+
     def closed(self, fd: int) -> str:
         """It is gone. Why it was not let in, or was cut; empty for a peer that went by itself."""
         failure, self._failure = self._failure, ""
         self._nonsense.pop(fd, None)
+        self._subscriptions.pop(fd, None)
         if (reason := self._doomed.pop(fd, "")) or self._speaking.pop(fd, None) is not None:
             return reason
         return failure or "silent" if self._silent.pop(fd, None) is not None else failure

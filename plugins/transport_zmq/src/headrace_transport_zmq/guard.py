@@ -110,6 +110,12 @@ class Guard:
         if (fd := _connection_of(part)) is not None:
             self._connections.spoke(fd, key_of(part))
 
+    def subscribed(self, part: zmq.Frame) -> None:
+        """This part is a subscription, or takes one back."""
+        self.spoke(part)
+        if (fd := _connection_of(part)) is not None:
+            self._shut(self._connections.subscribed(fd, 1 if part.bytes[:1] == b"\1" else -1))
+
     def nonsense(self, part: zmq.Frame) -> None:
         """This part came in a message that is none of ours."""
         self._catch_up()

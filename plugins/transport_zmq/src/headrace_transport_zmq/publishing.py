@@ -99,7 +99,7 @@ class Publishing:
             while True:
                 (part,) = await self._socket.recv_multipart(copy=False)
                 if self._wanted.told(part.bytes):
-                    self._guard.spoke(part)
+                    self._guard.subscribed(part)
                     self._count.prefixes.set(len(self._wanted))
                 else:
                     self._guard.nonsense(part)

@@ -34,6 +34,8 @@ class Subscribing:
         self._socket = self._zmq.socket(zmq.SUB)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.RCVHWM, config.queued_messages_max)
+        # subscriptions are messages, of which libzmq drops those beyond its mark (1,000); there are as many as `topics`
+        self._socket.setsockopt(zmq.SNDHWM, 0)
         self._socket.setsockopt(zmq.MAXMSGSIZE, config.frame_bytes_max)
         self._socket.setsockopt(zmq.HEARTBEAT_IVL, int(config.heartbeat_s * 1000))
         self._socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, int(config.dead_after_s * 1000))
