@@ -133,7 +133,7 @@ class _one_core:  # noqa: N801 - used as a context manager
 
 def sql(options: argparse.Namespace) -> tuple[list[Bar], list[str]]:
     """Rows into PostgreSQL, by bench_sql.py."""
-    text, problem = _benchmark("bench_sql.py", "--rows", "100000", "--runs", "2")
+    text, problem = _benchmark("bench_sql.py", "--rows", "100000", "--runs", "3")
     shares = dict(re.findall(r"^\| ([^|]+?) \| [\d,]+ \| [^|]* \| ([\d.]+) \|$", text, re.MULTILINE))
     rates = dict(re.findall(r"^\| ([^|]+?) \| ([\d,]+) \|", text, re.MULTILINE))
     if "sink_sql" not in shares:
@@ -149,12 +149,15 @@ def akumuli(options: argparse.Namespace) -> tuple[list[Bar], list[str]]:
     """Points into Akumuli, by bench_akumuli.py."""
     if not (HERE / "bench_akumuli.py").exists():
         return [Bar("points/s into Akumuli to the rendered stream", "-", "at least 0.5", None)], ["akumuli: there is no bench_akumuli.py"]
-    text, problem = _benchmark("bench_akumuli.py")
-    found = re.search(r"^\| sink_akumuli[^|]*\|.*\| ([\d.]+) \|$", text, re.MULTILINE)
-    if found is None:
+    text, problem = _benchmark("bench_akumuli.py", "--points", "500000", "--runs", "2")
+    told = {name: fact.strip() for name, fact in re.findall(r"^(server|rendered|sink|ratio) +(.*)$", text, re.MULTILINE)}
+    if "ratio" not in told:
         return [Bar("points/s into Akumuli to the rendered stream", "-", "at least 0.5", None)], [f"akumuli: not measured: {problem}"]
-    share = float(found[1])
-    return [Bar("points/s into Akumuli to the rendered stream", f"{share:.2f}", "at least 0.5", share >= 0.5)], [f"akumuli: {found[0]}"]
+    share = float(told["ratio"].split()[0])
+    # without akumulid the ratio is to what a process takes that does nothing with it, and the bar says nothing of that
+    met = share >= 0.5 if "bar" in told["ratio"] else None
+    notes = [f"akumuli, against {told['server']}: {told['sink']}; {told['rendered']}"]
+    return [Bar("points/s into Akumuli to the rendered stream", f"{share:.2f}", "at least 0.5 with akumulid", met)], notes
 
 
 def _benchmark(name: str, *words: str) -> tuple[str, str]:
