@@ -62,6 +62,7 @@ def check_unrecovered(lake: Path, upto: int) -> None:
         assert verify(LocalStore(lake)).findings == []
 
 
+@pytest.mark.timeout(3600 if FULL else 300)
 @pytest.mark.parametrize("point", SinkLake.fault_points)
 def test_kill_at_a_fault_point_loses_and_doubles_nothing(tmp_path: Path, point: str) -> None:
     for number in range(POINT_ROUNDS):
@@ -79,6 +80,7 @@ def test_kill_at_a_fault_point_loses_and_doubles_nothing(tmp_path: Path, point: 
         check_complete(lake, "q")
 
 
+@pytest.mark.timeout(3600 if FULL else 300)
 def test_kill_at_random_moments_loses_and_doubles_nothing(tmp_path: Path) -> None:
     seed = random.randrange(1 << 30)
     print("seed", seed)

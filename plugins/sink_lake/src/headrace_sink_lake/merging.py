@@ -12,7 +12,7 @@ import pyarrow as pa
 from headrace_sink_lake import columns
 
 #: Rows that are read at a time, of all inputs together; twice as many may be held: 200 to 400 MB.
-ROWS_HELD = 1 << 19
+ROWS_HELD = 1 << 18
 
 
 def batch_rows(inputs: int) -> int:
