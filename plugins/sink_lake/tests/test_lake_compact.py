@@ -12,6 +12,7 @@ from typing import Any
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 from lake_driver import START_US, events, make_lake, positions, store
@@ -81,6 +82,11 @@ def counted(lake: Path) -> list[tuple[str, int]]:
         return database.sql(found).fetchall()
 
 
+def by_folder(lake: Path) -> int:
+    """What readers count that take a folder, as Spark and Trino do: all files but those that begin with `_` or a dot."""
+    return int(pyarrow.dataset.dataset(lake, format="parquet", partitioning="hive").count_rows())
+
+
 def everything(first: int = 1, last: int = 200) -> list[tuple[str, int]]:
     return [(queue, position) for queue in "qr" for position in range(first, last + 1)]
 
@@ -98,12 +104,14 @@ def test_small_files_become_few_and_every_reader_sees_each_event_once(lake: Path
     done = compact(LocalStore(lake), Options(files_min=2))
     assert done.files_before > 3 * done.files_after > 0
     assert sorted(lake.glob("**/*.parquet")) == before, "a reader's glob sees no change"
+    assert by_folder(lake) == 400
     assert counted(lake) == everything()
     well(lake)
     removed = vacuum(LocalStore(lake), 3600, wall=later)
     assert removed.files == done.files_before
     assert counted(lake) == everything()
     assert len(positions(lake)) == 400, "a reader's glob finds the merged files"
+    assert by_folder(lake) == 400
     assert len(list(lake.glob("**/*.parquet"))) == len(before) - done.files_before + done.files_after
     well(lake)
 

@@ -21,8 +21,9 @@ MANIFESTS = "_manifest"
 MANIFEST = re.compile(r"(?P<number>\d{20})\.json")
 #: A roll's file in its place; `queue` is percent-encoded, as in the name.
 ROLL_FILE = re.compile(r"(?P<attempt>(?P<queue>.+)-(?P<first>\d{20})-[0-9a-f]+)-\d+\.parquet")
-#: A file that compaction made, at `created` (seconds since 1970). It is MERGED until the files that it replaces are gone.
-COMPACTED_FILE = re.compile(r"compacted\.(?P<created>\d+)\.(?P<nonce>[0-9a-f]+)\.\d+\.(?P<ending>merged|parquet)")
+#: A file that compaction made, at `created` (seconds since 1970). It is MERGED until the files that it replaces are gone: DuckDB and
+#: others go by the ending, Spark, Trino and pyarrow take every file of a folder whose name does not begin with `_` or a dot.
+COMPACTED_FILE = re.compile(r"_?compacted\.(?P<created>\d+)\.(?P<nonce>[0-9a-f]+)\.\d+\.(?P<ending>merged|parquet)")
 MERGED = ".merged"
 PARQUET = ".parquet"
 #: Merged files that no manifest names and that are older than this belong to no compaction that is alive.
@@ -103,7 +104,19 @@ def manifest_path(number: int) -> str:
 
 
 def compacted_name(created: float, nonce: str, number: int) -> str:
-    return f"compacted.{int(created)}.{nonce}.{number}{MERGED}"
+    return f"_compacted.{int(created)}.{nonce}.{number}{MERGED}"
+
+
+def settled_path(merged: str) -> str:
+    """The path under which readers of folders and globs find a merged file."""
+    folder, slash, name = merged.rpartition("/")
+    return f"{folder}{slash}{name.removeprefix('_').removesuffix(MERGED)}{PARQUET}"
+
+
+def merged_path(settled: str) -> str:
+    """The path that the file had before."""
+    folder, slash, name = settled.rpartition("/")
+    return f"{folder}{slash}_{name.removesuffix(PARQUET)}{MERGED}"
 
 
 def encode(manifest: Manifest) -> bytes:

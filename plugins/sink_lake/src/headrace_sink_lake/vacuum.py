@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from headrace_sink_lake.inspection import require_lake
-from headrace_sink_lake.manifest import COMPACTED_FILE, MERGED, ORPHAN_S, PARQUET, ROLL_FILE, Index, LiveFile, Partition
+from headrace_sink_lake.manifest import COMPACTED_FILE, MERGED, ORPHAN_S, ROLL_FILE, Index, LiveFile, Partition, merged_path, settled_path
 from headrace_sink_lake.snapshot import commit_partitions, forget_old, read_manifest
 from headrace_sink_lake.store import Store
 
@@ -44,7 +44,7 @@ def vacuum(
     manifest = read_manifest(store)
     index = manifest.index()
     entries = {partition.folder: partition for partition in manifest.partitions}
-    known = index.files | {file.removesuffix(PARQUET) + MERGED for file in index.files}
+    known = index.files | {merged_path(file) for file in index.files}
     now = wall()
     before = now - older_s
     candidates: dict[str, dict[str, int]] = {}
@@ -107,7 +107,7 @@ def _settle(store: Store, entry: Partition, now: float) -> Partition:
     files = []
     for file in entry.files:
         if file.path.endswith(MERGED):
-            path = file.path.removesuffix(MERGED) + PARQUET
+            path = settled_path(file.path)
             store.link(file.path, path)
             file = LiveFile(path, file.rows, file.bytes)
         files.append(file)
