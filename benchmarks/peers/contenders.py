@@ -36,10 +36,10 @@ def free_port() -> int:
         return port
 
 
-def spawn(command: Sequence[str | Path], core: int, log: Path, **environ: str) -> subprocess.Popen[bytes]:
-    """A process pinned to one core from its first instruction on."""
+def spawn(command: Sequence[str | Path], core: int | None, log: Path, **environ: str) -> subprocess.Popen[bytes]:
+    """A process pinned to one core from its first instruction on (None: to none)."""
     with log.open("ab") as out:
-        words = ["taskset", "-c", str(core), *map(str, command)]
+        words = [*(["taskset", "-c", str(core)] if core is not None else []), *map(str, command)]
         return subprocess.Popen(words, stdout=out, stderr=out, env={**os.environ, **environ})
 
 
@@ -72,7 +72,7 @@ class Contender:
     load: list[str]
     pids: list[int]
 
-    def __init__(self, folder: Path, core: int) -> None:
+    def __init__(self, folder: Path, core: int | None) -> None:
         self.folder, self.core = folder, core
         self.log = folder / "log"
         self.pids = []
@@ -160,7 +160,7 @@ class Ceiling(Contender):
         end(self.process)
 
 
-def start_redis(folder: Path, core: int, fsync: str, log: Path) -> tuple[subprocess.Popen[bytes], int]:
+def start_redis(folder: Path, core: int | None, fsync: str, log: Path) -> tuple[subprocess.Popen[bytes], int]:
     """redis-server with an append-only file; its process and port."""
     program = shutil.which("redis-server")
     if program is None:
@@ -229,7 +229,7 @@ class Nats(Contender):
             f'listen: "127.0.0.1:{port}"\njetstream {{ store_dir: "{self.folder}/js", max_file_store: 8GB }}\n'
             f'websocket {{ listen: "127.0.0.1:{ws_port}", no_tls: true }}\n'
         )
-        self.process = spawn([program, "-c", config], self.core, self.log, GOMAXPROCS="1")
+        self.process = spawn([program, "-c", config], self.core, self.log, **({} if self.core is None else {"GOMAXPROCS": "1"}))
         self.pids = [self.process.pid]
         wait_for_port(ws_port, self.process, self.log)
         _create_stream(port)
