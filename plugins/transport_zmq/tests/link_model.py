@@ -255,7 +255,7 @@ class Link:
             self.old_hellos.append(message)
             origin = self.origin(hello.queue_id)
             self.receiver.supersede(origin)
-            if not self.faults or self.rng.random() < 0.7:
+            if not self.faults or self.rng.random() < 0.4:
                 self.commit(origin)  # position waits until nothing of it is in flight; or the queue is full, and it is not
             mark = self.far.marks.get(origin)
             self.answer([self.receiver.welcome(routing, frame, origin, mark, WELCOME, self.now)])
@@ -325,7 +325,9 @@ class Link:
         rng = self.rng
         draw = rng.random()
         if self.faults and draw < self.faults / 10:
-            rng.choice((self.crash_edge, self.crash_far, self.reconnect, self.replay))()
+            rng.choice((self.crash_edge, self.crash_far, self.reconnect))()
+        elif self.faults and draw < self.faults / 7:
+            self.replay()
         elif draw < 0.2 and self.faults:
             self.append()
         elif draw < 0.4:

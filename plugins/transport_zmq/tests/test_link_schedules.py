@@ -340,6 +340,23 @@ def test_who_waits_for_room_is_told_even_when_nothing_is_committed() -> None:
     assert [(answer.type, answer.mark) for answer in middle.takes([heartbeat])] == [(wire.RESUME, 0)]
 
 
+def test_small_batches_are_appended_together_and_large_ones_alone() -> None:
+    edge, middle = Edge(), Middle(staged_bytes_max=1 << 24)
+    edge.sender.ask(QUEUE, 0.0)
+    middle.greet(edge, 0)
+    edge.hears(wire.WELCOME, 0, welcome(frame_bytes=1 << 20))
+    sizes = [100, 100, 300 << 10, 100, 100, 300 << 10, 300 << 10]
+    for number, size in enumerate(sizes, 1):
+        edge.sender.send(flight(number, number, size=size), 0.0)
+    edge.sender._frame_bytes = 1 << 20  # what the far side of this test grants is less
+    edge.sender._pump(0.0)
+    middle.takes(edge.sent())
+    groups = []
+    while group := middle.receiver.next(1 << 22):
+        groups.append([staged.last for staged in group])
+    assert groups == [[1, 2], [3], [4, 5], [6], [7]]
+
+
 def test_a_failed_append_begins_the_session_anew() -> None:
     edge, middle = Edge(), Middle()
     edge.sender.ask(QUEUE, 0.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -143,6 +144,23 @@ def test_a_full_queue_stops_the_link_and_costs_no_session(bench: Bench) -> None:
             labels = {**LABELS, "component": "uplink"}
             assert near.context.metrics.registry.get_sample_value("headrace_link_sessions_total", labels) == 1
         assert numbers(deliver) == list(range(1, 9))
+
+    run(check())
+
+
+def test_frames_that_came_together_are_all_taken_however_many_they_are(bench: Bench) -> None:
+    async def check() -> None:
+        deliver = ScriptedDeliver(info=info())
+        async with bench.far(deliver) as far, bench.near(dead_after_s=20.0) as near:
+            await near.transport_resume(QUEUE)
+            sending = [asyncio.create_task(send(near, first, first)) for first in range(1, 701)]
+            await asyncio.sleep(0)
+            time.sleep(0.3)  # noqa: ASYNC251  nobody reads meanwhile: they gather in the receiver's socket
+            await asyncio.gather(*sending)
+            counted = far.context.metrics.registry.get_sample_value("headrace_link_discarded_frames_total", {**LABELS, "reason": "gap"})
+            assert not counted, "each took its turn"
+            assert deliver.calls < 50, "and they were appended together"
+        assert numbers(deliver) == list(range(1, 701))
 
     run(check())
 

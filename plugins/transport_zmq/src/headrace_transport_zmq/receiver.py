@@ -21,6 +21,8 @@ from headrace_transport_zmq.wire import Buffer, Frame, MalformedError
 
 #: A peer that said nothing for so many times its sender's patience is forgotten.
 FORGET_AFTER: Final = 3
+#: From this size on, copying a batch to join it with others costs more than a commit of its own.
+ALONE_BYTES: Final = 256 << 10
 #: Sessions that were begun here are remembered, so that none begins twice: the last so many.
 SPENT_MAX: Final = 16_384
 
@@ -211,10 +213,12 @@ class Receiver:
         return len(self._staged)
 
     def next(self, bytes_max: int) -> list[Staged]:
-        """The oldest staged batches of one schema, up to `bytes_max` (one at least): to be appended together."""
+        """The oldest staged batches of one schema, up to `bytes_max` (one at least): to be appended together. A large one goes alone."""
         group: list[Staged] = []
         size = 0
         while self._staged and (not group or size + self._staged[0].size <= bytes_max):
+            if group and max(size, self._staged[0].size) >= ALONE_BYTES:
+                break
             if group and not self._staged[0].taken.batch.schema.equals(group[0].taken.batch.schema):
                 break
             group.append(self._staged.popleft())

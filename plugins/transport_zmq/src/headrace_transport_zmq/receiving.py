@@ -36,6 +36,8 @@ FAULT_POINTS: Final = (AFTER_WELCOME, BEFORE_COMMIT, AFTER_COMMIT, AFTER_ACK)
 
 #: Messages read before the loop's other tasks get their turn.
 DRAIN_MAX: Final = 256
+#: Rest after a drain of the socket. A frame that comes alone does not wait for it: its rest has been over for long.
+GATHER_S: Final = 0.002
 TICK_S: Final = 1.0
 #: After a failed append, before the next is tried.
 RETRY_S: Final = 0.5
@@ -120,17 +122,19 @@ class Receiving:
 
     async def _read(self, deliver: Deliver) -> None:
         while True:
-            message: list[zmq.Frame] = await self._socket.recv_multipart(copy=False)
+            message: list[zmq.Frame] | None = await self._socket.recv_multipart(copy=False)
             self._receiver.drained()
-            for _ in range(DRAIN_MAX):
+            count = 0
+            while message is not None:
                 await self._handle(message, deliver)
-                following = next_message(self._socket, copy=False)
-                if following is None:
-                    break
-                message = following
+                count += 1
+                message = next_message(self._socket, copy=False) if count < DRAIN_MAX else None
             if self._receiver.waiting or self._receiver.hurried:
                 self._quiet.clear()
                 self._staged.set()
+            if count < DRAIN_MAX:
+                # What many links send gathers meanwhile: a wake-up and a commit cost what hundreds of events do.
+                await asyncio.sleep(GATHER_S)
 
     async def _handle(self, message: Sequence[zmq.Frame], deliver: Deliver) -> None:
         routing = message[0].bytes
