@@ -140,15 +140,19 @@ def report(samples: Samples, missing: dict[str, str], where: dict[str, str]) -> 
         if one := found.get(name):
             cells = [_cell(one, key, form) for key, form in COLUMNS]
             lines.append(f"| {label} | {' | '.join(cells)} |")
-    lines += ["", "| device to live | p50 ms | p99 ms | max ms | ack p99 ms | edge % | middle % | live % | gaps |", "|---|" + "---:|" * 8]
+    lines += [
+        "",
+        "| device to live | p50 ms | p99 ms | max ms | ack p99 ms | edge % | middle % | live % | gaps | others' cores |",
+        "|---|" + "---:|" * 9,
+    ]
     for name in ("live-1000", "live-20000"):
         if one := found.get(name):
-            keys = ("p50_ms", "p99_ms", "max_ms", "ack_p99_ms", "edge_percent", "middle_percent", "live_percent", "gaps")
+            keys = ("p50_ms", "p99_ms", "max_ms", "ack_p99_ms", "edge_percent", "middle_percent", "live_percent", "gaps", "others_cores")
             lines.append(f"| {int(name[5:]):,} events/s | {' | '.join(_cell(one, key, ',.1f') for key in keys)} |")
     if one := found.get("drain"):
         lines += ["", "| after an outage | |", "|---|---:|"]
         for key, label in DRAIN.items():
-            lines.append(f"| {label} | {_cell(one, key, ',.2f' if key.endswith('ms') else ',.0f')} |")
+            lines.append(f"| {label} | {_cell(one, key, ',.2f' if key.endswith(('ms', 'cores')) else ',.0f')} |")
     lines += [
         "",
         "| edges on one middle, 20,000 events/s together | middle us/event | all edges us/event | commits |",
@@ -185,6 +189,7 @@ DRAIN: Final = {
     "quiet_p99_ms": "the same, p99",
     "busy_p50_ms": "ack p50 while it drained, ms",
     "busy_p99_ms": "the same, p99",
+    "others_cores": "others' cores meanwhile",
 }
 NOTES: Final = (
     "- into Parquet: from the first message until the last event is in a committed file; the generator has its share of the same cores. "

@@ -210,7 +210,7 @@ def live(program: Path, folder: Path, seconds: float, rate: int) -> Figures:
         page = tiers.live.wait_for_url("page").rpartition(":")[2]
         words = ["--rate", rate, "--payload-template", template]
         load(program, tiers.port(), folder, *words, "--seconds", 2, "--warmup", 0).ended()  # everything has been used once
-        before, begun = tiers.cpu_s(), time.monotonic()
+        before, watch = tiers.cpu_s(), Watch()
         command = [sys.executable, str(PEERS / "live_client.py"), page, str(seconds + 2)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as client:
             assert client.stdout is not None
@@ -218,12 +218,14 @@ def live(program: Path, folder: Path, seconds: float, rate: int) -> Figures:
             running = load(program, tiers.port(), folder, *words, "--seconds", seconds, "--warmup", 0)
             result = running.ended()
             seen = json.loads(client.stdout.readline())
-        used, took_s = tiers.cpu_s(), time.monotonic() - begun
+            client.wait()
+        used, took_s = tiers.cpu_s(), time.monotonic() - watch.begun
         sent = sum(acked(running.log).values())
         if seen["events"] + seen["gaps"] < 0.99 * sent:
             raise LoadError(f"live: {seen['events']:,} events and {seen['gaps']:,} in gaps of {sent:,}")
+    noise = watch.others(sum(used.values()) - sum(before.values()))
     return {
-        **seen, "sent": sent, "ack_p99_ms": result["ack_us"]["p99"] / 1e3,
+        **seen, "sent": sent, "others_cores": noise, "ack_p99_ms": result["ack_us"]["p99"] / 1e3,
         **{f"{tier}_percent": (used[tier] - before[tier]) / took_s * 100 for tier in used},
     }  # fmt: skip
 
@@ -258,8 +260,10 @@ def drain(program: Path, folder: Path, backlog: int, rate: int = 2_000) -> Figur
         begun = time.monotonic()
         tiers.middle.start()
         started_s = time.monotonic() - begun
+        cpu, watch = tiers.cpu_s(), Watch()
         during = devices(8.0)
         busy = during.ended()
+        noise = watch.others(sum(tiers.cpu_s().values()) - sum(cpu.values()))
         still = tiers.edges[0].metric("queue_reader_lag_events", reader="uplink")
         edge_empty = None
         while tiers.edges[0].metric("queue_reader_lag_events", reader="uplink") > 0:
@@ -269,7 +273,7 @@ def drain(program: Path, folder: Path, backlog: int, rate: int = 2_000) -> Figur
         tiers.stop()
         _count(tiers.data / "lake", events + sum(sum(acked(one.log).values()) for one in (before, during)))
     return {
-        "backlog": lag, "started_s": started_s, "left_after_live": still,
+        "backlog": lag, "others_cores": noise, "started_s": started_s, "left_after_live": still,
         "link_per_s": lag / (edge_empty - begun - started_s), "parquet_per_s": lag / (ended - begun - started_s),
         "quiet_p50_ms": quiet["ack_us"]["p50"] / 1e3, "quiet_p99_ms": quiet["ack_us"]["p99"] / 1e3,
         "busy_p50_ms": busy["ack_us"]["p50"] / 1e3, "busy_p99_ms": busy["ack_us"]["p99"] / 1e3,
