@@ -226,6 +226,22 @@ def test_a_store_that_has_lost_what_it_told_costs_a_declared_gap() -> None:
     run(check())
 
 
+def test_queue_ids_are_remembered_within_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(buffer, "HELD_MAX", 2)
+
+    async def check() -> None:
+        store = Store()
+        store.ends = {"a": 7, "b": 8, "c": 9}
+        held = Buffer("storage", SystemClock(), True, "power", store.end)
+        under_way = asyncio.ensure_future(held.queue_append(raw_batch(1), origin_batch([Origin("a/up.1", 7, 7)])))
+        await asyncio.sleep(0)
+        assert [await held.queue_origin_position(f"{name}/up.1") for name in "abc"] == [None, 8, 9]
+        assert list(held._held) == ["a", "c"], "nothing of the one that went was under way"
+        under_way.cancel()
+
+    run(check())
+
+
 def test_a_full_buffer_takes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(buffer, "BYTES_MAX", 200)
 

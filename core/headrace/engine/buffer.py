@@ -24,6 +24,8 @@ from headrace.hookspecs import BY_FLUSH, Plan, QueueInfo, QueueRead, QueueSpan, 
 from headrace.position import NO_ORIGINS, Missing, OriginMark
 
 BYTES_MAX: Final = 64 << 20
+#: Queue ids of which it is remembered how far the store holds them.
+HELD_MAX: Final = 65_536
 
 #: Asks the tier's store up to where it holds a queue id.
 AskStore = Callable[[str], Awaitable[int | None]]
@@ -150,7 +152,11 @@ class Buffer:
         if queue_id not in self._held:
             safe = await self._ask_store(queue_id)
             with self._lock:
-                self._held.setdefault(queue_id, _Held(safe))
+                held = self._held.setdefault(queue_id, _Held(safe))
+                if len(self._held) > HELD_MAX:  # the store is asked again, should one of them come back
+                    over = (name for name, old in self._held.items() if old.staged == old.safe and name != queue_id)
+                    self._held.pop(next(over, ""), None)
+                return held.safe
         return self._held[queue_id].safe
 
     async def queue_origin_mark(self, origin: str) -> OriginMark | None:

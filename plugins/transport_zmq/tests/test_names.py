@@ -12,8 +12,8 @@ from headrace.position import global_ids, pack_name, row_positions
 from headrace.testing import raw_batch
 from headrace_queue_pmem.trim import trim
 from headrace_transport_zmq import wire
+from headrace_transport_zmq.content import joined, take
 from headrace_transport_zmq.receiver import Peer, Staged
-from headrace_transport_zmq.receiving import joined, take
 from headrace_transport_zmq.sending import flight_of
 
 EDGES = [f"0000000{number}-0000-0000-0000-000000000000" for number in range(3)]

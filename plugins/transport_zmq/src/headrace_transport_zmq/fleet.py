@@ -318,7 +318,7 @@ class Fleet:
         if stuck:
             peers = ", ".join(sorted({segment.peer for segment in stuck}))
             why = "; ".join(sorted({self._why[segment.peer] for segment in stuck}))
-            self._context.status("degraded", f"what was sent to {peers} waits for it: {why}")
+            self._context.status("degraded", f"what was sent to {peers} waits for it: {why}; resend_bound = true sends it elsewhere")
         elif current is not None:
             self._context.status("ok", "")
 

@@ -8,23 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections import deque
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Coroutine, Sequence
+from typing import Any, Final
 
-import pyarrow as pa
 import zmq
 import zmq.asyncio
 
-from headrace import BY_FLUSH, Context, Deliver, Origin, PermanentError, QueueFull, TransientError, origin_batch
+from headrace import BY_FLUSH, Context, Deliver, PermanentError, QueueFull, TransientError
 from headrace.log import describe
-from headrace.position import ORIGIN_MISSING, Named, pack_name
 from headrace_transport_zmq import wire
 from headrace_transport_zmq.config import TransportConfig
+from headrace_transport_zmq.content import joined, take
 from headrace_transport_zmq.counters import ReceivingCounters
 from headrace_transport_zmq.guard import Guard
 from headrace_transport_zmq.identities import Identities
-from headrace_transport_zmq.receiver import Answer, Options, Receiver, Staged, Taken
+from headrace_transport_zmq.passing import Answers, Passing
+from headrace_transport_zmq.receiver import Answer, Options, Receiver, Staged
 from headrace_transport_zmq.sending import next_message
 from headrace_transport_zmq.wire import Frame
 
@@ -41,8 +40,6 @@ GATHER_S: Final = 0.002
 TICK_S: Final = 1.0
 #: After a failed append, before the next is tried.
 RETRY_S: Final = 0.5
-#: Groups that are handed over and not safe yet, in a tier without a queue; their bytes are bounded by the tier.
-PASSED_MAX: Final = 4096
 
 
 class Receiving:
@@ -59,7 +56,7 @@ class Receiving:
         #: the tier has no queue: a batch is safe when its output has flushed it
         self._passing = False
         self._greeting: dict[bytes, tuple[bytes, asyncio.Task[None]]] = {}
-        self._troubled = self._answering = False
+        self._troubled = False
         self._zmq = zmq.asyncio.Context()
         self._guard = Guard(config, context, self._zmq)
         self._identities = self._open_identities()
@@ -92,7 +89,7 @@ class Receiving:
         self._passing = info is not None and info.method == BY_FLUSH
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
-            tasks.create_task(self._pass_on(deliver) if self._passing else self._commit(deliver))
+            tasks.create_task(self._passed_on(deliver) if self._passing else self._commit(deliver))
             tasks.create_task(self._tick())
             tasks.create_task(self._guard.run())
             await self._read(deliver)
@@ -243,56 +240,23 @@ class Receiving:
                 await self._store(group, deliver)
             self._quiet.set()
 
-    async def _pass_on(self, deliver: Deliver) -> None:
-        """Into a tier without a queue: a group is handed over while those before it are not safe yet, so that one flush covers many.
-        They become safe in their order."""
-        under_way: asyncio.Queue[tuple[list[Staged], asyncio.Task[Exception | None]]] = asyncio.Queue(PASSED_MAX)
-        self._tasks.create_task(self._answer_passed(under_way))
-        while True:
-            await self._staged.wait()
-            self._staged.clear()
-            while group := self._receiver.next(self._config.commit_bytes_max):
-                self._context.fault(BEFORE_COMMIT)
-                await under_way.put((group, await self._handed_over(group, deliver)))
-            if self._receiver.hurried:
-                self._receiver.hurried = False
-                deliver.hurry()
-            if under_way.empty() and not self._answering:
-                self._quiet.set()
+    def _passed_on(self, deliver: Deliver) -> Coroutine[Any, Any, None]:
+        """Into a tier without a queue."""
 
-    async def _handed_over(self, group: Sequence[Staged], deliver: Deliver) -> asyncio.Task[Exception | None]:
-        """The call that hands a group over, once there was room for it: it ends when the group is safe."""
-        batch, origins = joined(group)
-        while True:
-            task = self._tasks.create_task(_outcome(deliver, batch, origins))
-            await asyncio.sleep(0)  # QueueFull comes at once, and nothing may be handed over before this group then
-            if not task.done() or not isinstance(full := task.result(), QueueFull):
-                return task
-            self._context.status("degraded", str(full))
-            await deliver.room()
-            self._context.status("ok", "")
+        def full(reason: str) -> None:
+            self._context.status("degraded" if reason else "ok", reason)
 
-    async def _answer_passed(self, under_way: asyncio.Queue[tuple[list[Staged], asyncio.Task[Exception | None]]]) -> None:
-        while True:
-            group, task = await under_way.get()
-            self._answering = True
-            error = await task
-            if error is None:
-                self._committed(group)
-            elif isinstance(error, PermanentError | TransientError):
-                for staged in group:
-                    await self._not_taken(staged, error)
-            else:
-                raise error
-            self._answering = False
-            if under_way.empty() and not self._receiver.waiting:
-                self._quiet.set()
+        answers = Answers(lambda: self._context.fault(BEFORE_COMMIT), self._committed, self._not_taken, full)
+        return Passing(self._receiver, deliver, self._config.commit_bytes_max, answers, self._quiet).run(self._staged)
 
     def _committed(self, group: Sequence[Staged]) -> None:
         """The group is durable from here on."""
         self._context.fault(AFTER_COMMIT)
         self._tell(self._receiver.committed(group))
         self._context.fault(AFTER_ACK)
+        if self._passing and self._troubled:
+            self._troubled = False
+            self._context.status("ok", "")
         self._count.commits.inc()
         self._count.events.inc(sum(staged.taken.batch.num_rows for staged in group))
         self._count.missing.inc(sum(hole.size for staged in group for hole in staged.taken.missing))
@@ -357,53 +321,3 @@ class Receiving:
 
     def _now(self) -> float:
         return self._context.clock.monotonic()
-
-
-async def _outcome(deliver: Deliver, batch: pa.RecordBatch, origins: pa.RecordBatch) -> Exception | None:
-    """None when the batch is safe, else what went wrong."""
-    try:
-        await deliver(batch, origins)
-    except Exception as error:
-        return error
-    return None
-
-
-def take(frame: Frame) -> Taken:
-    """What is in a DATA frame; MalformedError when it is not what a queue takes."""
-    missing = wire.unpack_missing(frame)
-    return Taken(wire.unpack_batch(frame), missing, wire.unpack_origins(frame))
-
-
-def joined(group: Sequence[Staged]) -> tuple[pa.RecordBatch, pa.RecordBatch]:
-    """One batch of all, and the origins that name each row's lane and position, with the gaps that were declared."""
-    origins: list[Origin] = []
-    row = 0
-    for staged in group:
-        begin, position = row, staged.first
-        names = deque(staged.taken.named)
-        for hole in staged.taken.missing:
-            row += _rows(origins, staged.peer.origin, position, hole.first - 1, row, names, begin)
-            origins.append(Origin(staged.peer.origin, hole.first, hole.last, row, ORIGIN_MISSING, hole.reason.encode()))
-            position = hole.last + 1
-        row += _rows(origins, staged.peer.origin, position, staged.last, row, names, begin)
-    batches = [staged.taken.batch for staged in group]
-    return batches[0] if len(batches) == 1 else pa.concat_batches(batches), origin_batch(origins)
-
-
-def _rows(origins: list[Origin], lane: str, first: int, last: int, row: int, names: deque[Named], begin: int) -> int:
-    """Positions first..last of a lane, which are rows `row`.. of the batch: an origin for each run of one name. `names` are those of
-    the rows from `begin` on; what is used up is taken away. Gives how many rows they are."""
-    end = row + last - first + 1
-    at = row
-    while at < end:
-        while names and begin + names[0].row_offset + names[0].rows <= at:
-            names.popleft()
-        name = names[0] if names else None
-        starts = begin + name.row_offset if name is not None else end
-        stop = min(end, starts) if name is None or at < starts else min(end, starts + name.rows)
-        position, note = first + at - row, None
-        if name is not None and at >= starts:
-            note = pack_name(name.queue_id, name.first + at - starts - position)
-        origins.append(Origin(lane, position, position + stop - at - 1, at, note=note))
-        at = stop
-    return max(0, end - row)
