@@ -8,7 +8,6 @@ import json
 import os
 import random
 import socket
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -80,13 +79,6 @@ def free_address() -> str:
         return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
 
 
-def post(site: SiteProcess, edge: str, device: str, ids: list[str]) -> None:
-    body = json.dumps([{"id": one} for one in ids]).encode()
-    address = f"{site.wait_for_url(f'{edge}_devices')}/v1/devices/{device}/events"
-    with urllib.request.urlopen(urllib.request.Request(address, body, method="POST")) as answer:
-        assert answer.status == 200
-
-
 @pytest.mark.parametrize("storage", ["without a queue", *(["with a queue"] if FULL else [])])
 def test_events_keep_the_edges_names_over_two_links(tmp_path: Path, site_of: Callable[..., SiteProcess], lake: Any, storage: str) -> None:
     places = {"data": str(tmp_path / "data"), "middle": free_address(), "storage": free_address()}
@@ -99,7 +91,7 @@ def test_events_keep_the_edges_names_over_two_links(tmp_path: Path, site_of: Cal
         for round_ in range(3):
             for edge in ("north", "south"):
                 ids = [f"{life}-{edge}-{round_}-{number}" for number in range(2)]
-                post(site, edge, "boiler", ids)
+                site.post(f"{edge}_devices", "boiler", ids)
                 queue_id = next(queue["queue_id"] for queue in json.loads(site.probe("/components")[1])["queues"] if queue["name"] == edge)
                 first = life * 6 + round_ * 2 + 1
                 expected += [(one, queue_id, first + number) for number, one in enumerate(ids)]

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import socket
 import time
-import urllib.request
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -46,33 +44,26 @@ flush_interval_s = 0.2
 """
 
 
-def post(site: SiteProcess, *ids: str) -> None:
-    body = json.dumps([{"id": one} for one in ids]).encode()
-    address = site.wait_for_url("devices") + "/v1/devices/boiler/events"
-    with urllib.request.urlopen(urllib.request.Request(address, body, method="POST")) as answer:
-        assert answer.status == 200
-
-
 def test_a_lake_is_replaced_by_an_uplink(tmp_path: Path, site_of: Callable[..., SiteProcess], lake_of: Callable[[Path], Any]) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         places = {"data": tmp_path / "data", "link": f"tcp://127.0.0.1:{probe.getsockname()[1]}"}
     site = site_of(EDGE.format(interval=0.1, **places))
     site.start()
-    post(site, "1", "2", "3")
+    site.post("devices", "boiler", ["1", "2", "3"])
     site.wait_for_metric("sink_written_events_total", 3, component="lake")
     site.stop()
     # what it had no time to flush when it was stopped stays in the queue, behind the lake's cursor
     site = site_of(EDGE.format(interval=3600, **places), "host.drain_deadline_s=0")
     site.start()
-    post(site, "4", "5")
+    site.post("devices", "boiler", ["4", "5"])
     site.wait_for_metric("sink_written_events_total", 0, component="lake")
     site.stop()
 
     site = site_of(EDGE.format(interval=3600, **places) + UPLINK.format(**places))
     for life in range(2):  # where it begins is decided once
         site.start()
-        post(site, f"{6 + life}")
+        site.post("devices", "boiler", [f"{6 + life}"])
         deadline = time.monotonic() + 60
         while site.metric("queue_reader_lag_events", reader="uplink"):  # released when the far tier's lake has it
             assert time.monotonic() < deadline, site.log_end()

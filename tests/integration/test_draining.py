@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -67,10 +65,7 @@ class Pods:
 
     def post(self, count: int) -> None:
         ids = [f"{len(self.posted) + number}" for number in range(count)]
-        body = json.dumps([{"id": one} for one in ids]).encode()
-        request = urllib.request.Request(self.edge.wait_for_url("devices") + "/v1/devices/boiler/events", body, method="POST")
-        with urllib.request.urlopen(request) as answer:
-            assert answer.status == 200
+        self.edge.post("devices", "boiler", ids)
         self.posted += ids
 
     def drain(self, *arguments: str) -> subprocess.Popen[str]:

@@ -150,6 +150,25 @@ class SiteProcess:
         except OSError:
             return 0, ""
 
+    def post(self, component: str, device: str, ids: Sequence[str], timeout_s: float = 60.0) -> None:
+        """POST one event for each id, once: a server that is busy is tried again under the same key."""
+        body = json.dumps([{"id": one} for one in ids]).encode()
+        address = f"{self.wait_for_url(component)}/v1/devices/{device}/events"
+        request = urllib.request.Request(address, body, {"Idempotency-Key": f"{ids[0]}-{len(ids)}"}, method="POST")
+
+        def taken() -> bool:
+            try:
+                with urllib.request.urlopen(request, timeout=10) as answer:
+                    return bool(answer.status == 200)
+            except urllib.error.HTTPError as error:
+                if error.code != 503:
+                    raise
+            except (urllib.error.URLError, ConnectionError, TimeoutError):
+                pass  # its answer is lost; the key says that it is the same
+            return False
+
+        self._wait_for(taken, "to take events", timeout_s)
+
     def probe(self, path: str) -> tuple[int, str]:
         """Status and body of an admin page (0 when it does not answer)."""
         return self._get(path)
