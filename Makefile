@@ -37,7 +37,7 @@ bench: .venv/.set-up-dev
 	@for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
 
 torture: .venv/.set-up-dev
-	@HEADRACE_FULL=1 $(BIN)/python -m pytest -q -x tests/crash plugins/queue_pmem/tests plugins/sink_lake/tests plugins/sink_sql/tests plugins/transport_zmq/tests
+	@HEADRACE_FULL=1 $(BIN)/python -m pytest -q -x tests/crash plugins/queue_pmem/tests plugins/sink_lake/tests plugins/sink_sql/tests plugins/sink_akumuli/tests plugins/transport_zmq/tests
 	@$(BIN)/headrace torture examples/tiers.toml --minutes $(MINUTES) $(TORTURE_ARGS)
 
 soak: .venv/.set-up-dev

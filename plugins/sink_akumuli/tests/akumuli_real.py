@@ -98,8 +98,11 @@ class Akumulid:
             "output": {"format": "csv", "timestamp": "raw"},
             "order-by": "series",
         }
+        questions = Questions(self.query, WAIT_S)
+        if metric not in questions.metrics():
+            return {}  # a kill may cost even the names
         found: dict[str, list[tuple[int, float]]] = {}
-        for line in Questions(self.query, WAIT_S).query(question).decode().splitlines():
+        for line in questions.query(question).decode().splitlines():
             name, stamp, value = line.rsplit(",", 2)
             found.setdefault(name, []).append((int(stamp.removeprefix("ts=")), float(value)))
         return found

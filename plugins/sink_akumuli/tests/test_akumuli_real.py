@@ -11,8 +11,12 @@ import pytest
 from akumuli_bench import count, numbers, one_life, series, sink, store
 from akumuli_queue import expected, feed
 from akumuli_real import Akumulid
+from test_akumuli_lake import DEVICES as LAKE_DEVICES
+from test_akumuli_lake import lake_holds, nothing
+from test_akumuli_rebuild import site_of
 
 from headrace import TransientError
+from headrace.cli import main
 from headrace.testing import living, run
 from headrace.testing.batches import QUEUE_ID
 from headrace.testing.crash import rounds, test_seed
@@ -80,6 +84,21 @@ def test_four_kills_in_mid_ingest_leave_every_point_once_and_in_order(tmp_path: 
         assert server.stop() == 0
         server.start()
         assert stored(server) == expected(goal, DEVICES), "after a clean restart"
+
+
+def test_a_rebuild_and_a_kill_right_behind_it_are_made_good_from_the_lake(tmp_path: Path) -> None:
+    lake_holds(tmp_path, 1, 20_000, roll=5000)
+    with Akumulid(tmp_path / "akumuli") as server:
+        site = site_of(server, tmp_path)
+        assert main(["akumuli", "rebuild", site]) == 0
+        assert stored(server) == expected(20_000, LAKE_DEVICES)
+        server.kill()
+        server.start()
+        assert stored(server) != expected(20_000, LAKE_DEVICES)
+        (tmp_path / "data" / "akumuli").rename(tmp_path / "data" / "data")  # where `sink` has its files
+        component = sink(server, tmp_path / "data", lake=str(tmp_path / "lake"))
+        run(feed(lambda: component, 22_000, LAKE_DEVICES, random.Random(1), nothing, oldest=20_001))
+        assert stored(server) == expected(22_000, LAKE_DEVICES)
 
 
 def test_a_server_that_was_started_once_after_a_kill_is_not_written_to(tmp_path: Path) -> None:

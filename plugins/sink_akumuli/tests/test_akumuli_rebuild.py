@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 from akumuli_bench import sink
@@ -35,7 +36,7 @@ lake = "FOLDER/lake"
 """
 
 
-def site_of(server: StandIn, folder: Path) -> str:
+def site_of(server: Any, folder: Path) -> str:
     file = folder / "site.toml"
     file.write_text(SITE.replace("FOLDER", str(folder)).replace("CONNECT", server.connect).replace("QUERY", server.query))
     return str(file)
