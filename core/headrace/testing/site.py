@@ -20,7 +20,9 @@ from headrace import cli
 from headrace.faults import VARIABLE as FAULTS_VARIABLE
 from headrace.testing import forking
 
+#: From the first look at a site to the next one, and the longest: looking costs both sides.
 POLL_S: Final = 0.02
+POLL_MAX_S: Final = 0.1
 
 
 class SiteError(Exception):
@@ -67,13 +69,14 @@ class SiteProcess:
             self._wait_for(self.is_ready, "to be ready", timeout_s)
 
     def _wait_for(self, done: Any, what: str, timeout_s: float) -> None:
-        deadline = time.monotonic() + timeout_s
+        deadline, pause_s = time.monotonic() + timeout_s, POLL_S
         while not done():
             if self.died() is not None:
                 raise SiteError(f"the site ended with code {self.died()} when it was expected {what}\n{self.log_end()}")
             if time.monotonic() > deadline:
                 raise SiteError(f"waited {timeout_s:.0f} s for the site {what}\n{self.log_end()}")
-            time.sleep(POLL_S)
+            time.sleep(pause_s)
+            pause_s = min(pause_s * 1.2, POLL_MAX_S)
 
     def died(self) -> int | None:
         """The exit code (negative: the signal), or None while it runs."""
@@ -183,8 +186,11 @@ class SiteProcess:
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum of a metric's samples (`headrace_` is added) that carry these labels."""
-        families = text_string_to_metric_families(self._get("/metrics")[1])
-        samples = (sample for family in families for sample in family.samples if sample.name == f"headrace_{name}")
+        wanted = f"headrace_{name}"
+        # all lines would take some 20 ms, and a test that waits asks again and again
+        lines = [line for line in self._get("/metrics")[1].splitlines() if line.startswith(wanted)]
+        families = text_string_to_metric_families("\n".join(lines) + "\n")
+        samples = (sample for family in families for sample in family.samples if sample.name == wanted)
         return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
 
     def wait_for_metric(self, name: str, at_least: float, timeout_s: float = 60.0, **labels: str) -> float:
