@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import os
 import random
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from headrace.testing.forking import Forked
+
+sys.path.insert(0, str(Path(__file__).parent))
+import crash_rounds
 
 ROUNDS = int(os.environ.get("HEADRACE_KILL_ROUNDS", "200"))
 FLAVOURS = [("process", "pmem"), ("power", "pmem"), ("process", "file"), ("power", "file")]
@@ -18,11 +22,12 @@ FLAVOURS = [("process", "pmem"), ("power", "pmem"), ("process", "file"), ("power
 @pytest.mark.parametrize(("level", "medium"), FLAVOURS)
 def test_nothing_is_lost_or_doubled_when_the_process_is_killed(tmp_path, level, medium):
     seed = int(os.environ.get("HEADRACE_SEED") or random.SystemRandom().randrange(1 << 30))
-    script = Path(__file__).with_name("crash_rounds.py")
-    command = [sys.executable, str(script), str(tmp_path), level, medium, str(ROUNDS // len(FLAVOURS)), str(seed)]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=250)
-    assert run.returncode == 0, run.stderr[-3000:]
-    result = json.loads(run.stdout)
+    words = [str(tmp_path), level, medium, str(ROUNDS // len(FLAVOURS)), str(seed)]
+    process = Forked(crash_rounds.main, words, log=tmp_path / "log", stdout=True)
+    with process.stdout as stdout:
+        out = stdout.read()
+    assert process.wait(250) == 0, (tmp_path / "log").read_text()[-3000:]
+    result = json.loads(out)
     print(f"HEADRACE_SEED={seed} {level} {medium}: {result}")
     assert result["wrong"] == 0
     assert result["stored"] >= result["acked"] > 0
