@@ -12,6 +12,7 @@ FIRST = (
     "test_fresh_clone",
     "test_plugin_template",
     "integration/test_workers",
+    "test_sink_sql_conformance",
     "test_queue_pmem_kill",
     "test_kills_at_random_moments",
     "test_queue_pmem_conformance",
