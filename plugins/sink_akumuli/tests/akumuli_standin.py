@@ -255,10 +255,31 @@ class StandIn:
             return "".join(lines)
         if "range" not in question:
             return "-Range field is not set\r\n"
+        if "group-aggregate" in question:
+            return self._groups(question, names)
         first, last = question["range"]["from"], question["range"]["to"]
         chosen = [name for name in names if name.startswith(f"{question['select']} ")]
         rows = sorted((stamp, name, value) for name in chosen for stamp, value in self.series[name].points if first <= stamp < last)
         return "".join(f"{name},ts={stamp},{value:.17g}\n" for stamp, name, value in rows)
+
+    def _groups(self, question: dict[str, Any], names: list[str]) -> str:
+        """Bins of minutes, anchored at the range's start."""
+        asked, lines = question["group-aggregate"], []
+        (function,) = asked["func"]
+        assert asked["step"] == "1m"
+        for name in names:
+            metric, _, tags = name.partition(" ")
+            pairs = dict(tag.split("=") for tag in tags.split(" "))
+            if metric != asked["metric"] or any(pairs.get(tag) not in values for tag, values in question.get("where", {}).items()):
+                continue
+            bins: dict[int, list[float]] = {}
+            for stamp, value in self.series[name].points:
+                if question["range"]["from"] <= stamp < question["range"]["to"]:
+                    bins.setdefault((stamp - question["range"]["from"]) // 60_000_000_000, []).append(value)
+            for number, values in sorted(bins.items()):
+                result = {"mean": sum(values) / len(values), "max": max(values)}[function]
+                lines.append(f"{metric}:{function} {tags},ts={question['range']['from'] + number * 60_000_000_000},{result:.17g}\n")
+        return "".join(lines)
 
     # --- for tests ---------------------------------------------------------------------------------------------------
 

@@ -40,6 +40,7 @@ hold = "window"
 hold_window_bytes = WINDOW
 flush_interval_s = 0.2
 timeout_s = 10.0
+routes = true
 """
 DEVICES, EVENTS = 5, 400
 
@@ -98,4 +99,5 @@ def test_a_server_that_is_down_changes_neither_acks_nor_lake_and_is_filled_when_
         send(site, 4 * EVENTS)
         site._wait_for(lambda: server.count() == sent + DEVICES * EVENTS, "to go on", 60)
         assert site.metric("akumuli_rebuild_positions") == 0
+        assert "n" in json.loads(site.probe("/akumuli/metrics")[1])
         site.stop()

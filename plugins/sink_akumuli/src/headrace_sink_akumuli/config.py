@@ -36,6 +36,9 @@ class AkumuliConfig(Config, frozen=True):
     lake: Annotated[
         str | None, Meta(description="Path of the lake that this tier's sink_lake writes: what the queue no longer has is read from there.")
     ] = None
+    routes: Annotated[
+        bool, Meta(description="Answer dashboards on the admin server, below /akumuli; of several such outputs only one can.")
+    ] = False
     timeout_s: Annotated[float, Meta(ge=0.1, le=600, description="Longest wait for the server, at each step.")] = 30.0
 
     def __post_init__(self) -> None:

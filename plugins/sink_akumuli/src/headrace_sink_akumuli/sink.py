@@ -7,14 +7,16 @@ from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 import pyarrow as pa
+from aiohttp import web
 
 from headrace import Component, Context, PermanentError, RangeKey, TransientError, hookimpl
 from headrace_sink_akumuli.config import AkumuliConfig
 from headrace_sink_akumuli.feed import Counts
 from headrace_sink_akumuli.link import Link
 from headrace_sink_akumuli.measures import Measures
+from headrace_sink_akumuli.routes import Routes
 from headrace_sink_akumuli.state import Gap
-from headrace_sink_akumuli.wire import ServerRefused
+from headrace_sink_akumuli.wire import Questions, ServerRefused
 
 T = TypeVar("T")
 
@@ -92,6 +94,11 @@ class SinkAkumuli(Component):
     @hookimpl
     async def sink_reset(self) -> None:
         await self.context.call_blocking(self._locked, self._reset)
+
+    @hookimpl
+    def register_routes(self, app: web.Application) -> None:
+        if self.config.routes:
+            Routes(Questions(self.config.query, self.config.timeout_s), self.config.metric_prefix).add(app)
 
     # --- in the thread -----------------------------------------------------------------------------------------------
 
