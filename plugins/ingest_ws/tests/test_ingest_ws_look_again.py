@@ -139,6 +139,7 @@ def test_who_cannot_be_helped_is_told_to_come_again(tmp_path: Path, monkeypatch:
         with pytest.raises(NotReady, match="too many"):
             await admission.look_again()
         assert [type(came) for came in await asyncio.gather(*waiting, return_exceptions=True)] == [NotReady] * 3, "a slow database"
+        monkeypatch.setattr(admissions, "WAIT_S", 60.0)
         guard.gate.set()
         guard.problem_is = "no such file"
         later = asyncio.create_task(admission.look_again())
