@@ -85,7 +85,7 @@ def decode(options: argparse.Namespace) -> tuple[list[Bar], list[str]]:
     """The pipeline of a tier with enricher_context, on batches of 10,000 rows."""
     with _one_core(), tempfile.TemporaryDirectory(prefix="headrace-bench-") as folder:
         found = storage_parts.pipeline(Path(folder), options.rounds, options.devices)
-    whole, join = statistics.median(found.whole), statistics.median(found.join)
+    whole, join, repeated = (statistics.median(taken) for taken in (found.whole, found.join, found.join_repeated))
     notes = [
         f"decode + enrich: `Pipeline.events` with enricher_context over {options.devices:,} devices held in "
         f"{found.bytes_per_device:.0f} bytes each; 10,000 events of as many devices in a batch, 8 readings in 130 bytes of JSON; the join "
@@ -94,7 +94,8 @@ def decode(options: argparse.Namespace) -> tuple[list[Bar], list[str]]:
     ]
     return [
         Bar("decode + enrich, ns/event", f"{whole:,.0f} ({min(found.whole):,.0f}-{max(found.whole):,.0f})", "at most 1,500", whole <= 1500),
-        Bar("join of a batch with the context, us/event", f"{join / 1000:.3f}", "below 0.2", join < 200),
+        Bar("join with the context, us/event, of 625 devices that sent 16 each", f"{repeated / 1000:.3f}", "below 0.2", repeated < 200),
+        Bar("join with the context, us/event, of 10,000 devices that sent one each", f"{join / 1000:.3f}", "below 0.2", join < 200),
         Bar("context, bytes/device", f"{found.bytes_per_device:.0f}", "at most 200", found.bytes_per_device <= 200),
     ], notes
 
@@ -240,7 +241,7 @@ def report(bars: list[Bar], notes: list[str]) -> str:
         "# What storing an event costs",
         "",
         f"`python benchmarks/bench_storage.py {' '.join(sys.argv[1:])}`".replace(" `", "`") + f", {now:%Y-%m-%d %H:%M} UTC.",
-        "Medians of the rounds, in brackets the least and the most.",
+        "Medians of the rounds, in brackets the least and the most. What has one core is measured in time of the processor.",
         "",
         "| what | figure | bar | |",
         "|---|---:|---|---|",
