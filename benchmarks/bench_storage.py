@@ -224,7 +224,7 @@ def _site_notes(scenario: Scenario, figures: Figures, options: argparse.Namespac
         f"p99 {figures.p99_ms:.1f} ms; {figures.unsent:,} were due and not sent; late by {figures.late_max_ms:,.0f} ms at most",
         f"site: not yet in a committed file, each second: {shown}; a file is closed every 2 s; drained in {figures.drain_s:.1f} s",
         f"site: {figures.cpu_us_per_event:.1f} us of processor an event, {figures.rss_peak_mb:,.0f} MB at most; "
-        f"others kept {figures.noise:.2f} cores busy",
+        f"others, and the kernel for nobody in particular, kept {figures.noise:.2f} cores busy",
     ]
 
 
