@@ -2,7 +2,7 @@
 
 The server holds everything in memory. `Trouble` forwards each request and answers as it is told: an error in place of the
 request, an error behind it, a request that is carried out only after its error was answered, a delay beyond the client's
-patience, a connection that breaks off.
+patience, a connection that breaks off. "refused" answers with a code that clients do not try again.
 """
 
 from __future__ import annotations
@@ -148,6 +148,11 @@ class Trouble:
                 elif kind == "answer lost":
                     trouble.forward(*request)
                     self._answer(500, {}, BROKEN)
+                elif kind == "refused":
+                    self._answer(400, {}, BROKEN)
+                elif kind == "refused behind it":
+                    trouble.forward(*request)
+                    self._answer(400, {}, BROKEN)
                 elif kind == "late":
                     trouble.later(*request)
                     self._answer(500, {}, BROKEN)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import duckdb
 import lake_driver
 import pytest
 from lake_driver import make_lake, positions, store
@@ -191,6 +192,39 @@ def test_a_commit_that_is_carried_out_after_its_error_finds_its_files(port: int,
         asyncio.run(run(proxy))
     assert verify(store_at(port, folder)).findings == []
     assert positions(download(port, folder, tmp_path / "copy")) == list(range(1, 31))
+
+
+def test_compaction_and_vacuum_in_trouble_lose_and_double_nothing(port: int, folder: str, tmp_path: Path) -> None:
+    async def run() -> None:
+        lake = make_lake(uri(port, folder), data=tmp_path / "data", partition_by=["class"])
+        await lake.open()
+        for first in (1, 21):
+            await store(lake, span(first, first + 19))
+        await lake.close()
+
+    asyncio.run(run())
+    seed = random.randrange(1 << 30)
+    print("seed", seed)
+    direct, failed = store_at(port, folder), 0
+    # No retries of the client's: each trouble is met by the compaction itself.
+    with Trouble(port, seed, 0.02, kinds=("refused", "refused behind it", "late")) as proxy:
+        for step in range(40):
+            troubled = store_at(proxy.port, folder)
+            try:
+                compact(troubled, Options(files_min=2))
+                vacuum(troubled, 0, wall=lambda step=step: time.time() + 10 * step + 10)
+                if len(live_files(direct)) == 4:
+                    break
+            except OSError:
+                failed += 1
+            assert [str(finding) for finding in verify(direct).findings] == []
+    print(f"{failed} failures of {step + 1} runs, {dict(proxy.done)}")
+    assert len(live_files(direct)) == 4
+    copy = download(port, folder, tmp_path / "copy")
+    with duckdb.connect() as database:
+        files = [str(copy / path) for path in live_files(str(copy))]
+        found = database.sql(f"select position from read_parquet({files!r}, union_by_name = true) order by 1").fetchall()
+    assert [row[0] for row in found] == list(range(1, 41))
 
 
 def start(port: int, folder: str, seed: int, *fault: str) -> Forked:
