@@ -71,7 +71,8 @@ def main() -> int:
             print({key: round(value, 2) for key, value in found.items()}, file=sys.stderr)
             samples[name] = [*(samples.get(name, []) if turn else []), found]
             kept.write_text(json.dumps(samples, indent=1))
-    text = report(samples, missing, facts(options.folder or Path(tempfile.gettempdir())))
+    where = facts(options.folder or Path(tempfile.gettempdir()))
+    text = report(samples, missing, {**where, "remark": options.remark} if options.remark else where)
     print(text)
     (RESULTS / "tiers.md").write_text(text)
     return 0
@@ -202,7 +203,6 @@ NOTES: Final = (
     "- device to live: edge -> middle -> fan-out -> live tier -> one WebSocket client; `read_wait_ms_max` 10 at the edge, "
     "2 and 0 behind it, `tick_ms = 5`; "
     "a moment is taken when the generator writes the event, by the millisecond",
-    "- the machine was shared: the benchmark ran with real-time priority (`chrt -r 1`), which others' work still disturbs",
     "- after every run the lake held exactly what was acked",
 )
 
@@ -218,6 +218,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--backlog", type=int, default=5_000_000, help="events held during the outage (default 5 million)")
     parser.add_argument("--only", default="", help="some of the cases; the report has the others as they were measured before")
     parser.add_argument("--report", action="store_true", help="measure nothing")
+    parser.add_argument("--remark", default="", help="a line for the report: what has to be known of this run")
     parser.add_argument("--folder", type=Path, help="where servers store (default: the temporary directory)")
     return parser.parse_args()
 
