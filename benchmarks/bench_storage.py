@@ -186,13 +186,14 @@ def site(options: argparse.Namespace) -> tuple[list[Bar], list[str]]:
     figures = run(scenario, site_options)
     growth = slope([(at, lag) for at, lag in figures.lags if at > 5.0])
     flat = abs(growth) <= 0.01 * options.rate or growth < 0
-    kept = figures.acked_per_s >= 0.99 * options.rate and figures.unsent == 0 and flat
+    # the last groups that are due may not be sent any more
+    kept = figures.acked_per_s >= 0.999 * options.rate and figures.unsent <= 0.001 * figures.acked and flat
     bars = [
         Bar(
             f"events/s, device to Parquet, for {options.seconds:.0f} s, queue flat",
             f"{figures.acked_per_s:,.0f}, growing by {growth:,.0f}/s",
             "at least 150,000",
-            kept and options.rate >= 150_000,
+            kept and figures.acked_per_s >= 150_000,
         )
     ]
     notes = _site_notes(scenario, figures, options)
@@ -257,7 +258,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7, help="of what has one core (default 7)")
     parser.add_argument("--devices", type=int, default=1_000_000, help="in the context (default 1,000,000)")
-    parser.add_argument("--rate", type=int, default=150_000, help="events a second from device to Parquet (default 150,000)")
+    parser.add_argument("--rate", type=int, default=152_000, help="events a second from device to Parquet (default 152,000)")
     parser.add_argument("--seconds", type=float, default=60.0, help="of that rate (default 60)")
     parser.add_argument("--workers", type=int, default=1, help="of the site's tier (default 1)")
     parser.add_argument("--peer-seconds", type=float, default=15.0, help="of the other path (default 15)")
