@@ -139,6 +139,7 @@ def chain(tmp_path: Path) -> Iterator[Chain]:
         yield made
 
 
+@pytest.mark.timeout(300 + 20 * RANDOM_KILLS)
 def test_a_storage_tier_without_a_queue_may_be_killed_anywhere(chain: Chain, lake: Any, capsys: Any) -> None:
     seed = int(os.environ.get("HEADRACE_SEED", random.randrange(2**32)))
     rng = random.Random(seed)

@@ -82,6 +82,7 @@ def fleet(tmp_path: Path) -> Iterator[Fleet]:
         yield made
 
 
+@pytest.mark.timeout(300 + 20 * ROUNDS)
 def test_whoever_is_killed_nothing_is_lost_or_doubled_over_both(
     fleet: Fleet, tmp_path: Path, lake_of: Callable[[Path], Any], capsys: Any
 ) -> None:

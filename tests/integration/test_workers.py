@@ -196,6 +196,7 @@ def test_hook_ingest_give_up(running: SiteProcess, lake_of: LakeOf) -> None:
     assert {issued: ids[issued] for issued in "123456"} == {"1": 1, "2": 0, "3": 1, "4": 1, "5": 1, "6": 1}
 
 
+@pytest.mark.timeout(300 + 20 * KILLS)
 def test_killed_workers_are_started_again_and_nothing_is_lost_or_doubled(running: SiteProcess, lake_of: LakeOf, capsys: Any) -> None:
     seed = int(os.environ.get("HEADRACE_SEED", random.randrange(2**32)))
     rng = random.Random(seed)
