@@ -167,10 +167,17 @@ def test_growth_half_full_and_corrupt_stores_are_conditions(tmp_path: Path) -> N
     assert health.health(10.0).status == "degraded"
     assert "headrace dead list" in health.health(10.0).reason
     assert health.health(11.0 + GROWTH_S).status == "ok"
-    health.note(20.0 + GROWTH_S, Stored(10, 1 << 19, 1 << 20, 0))
-    assert "when they are full the outputs wait" in health.health(20.0 + GROWTH_S).reason
-    health.note(30.0 + GROWTH_S, Stored(10, 0, 1 << 20, 1))
-    assert "set aside as corrupt" in health.health(30.0 + GROWTH_S).reason
+    for step in range(3000):  # bounded, and still right about the last ten minutes
+        health.note(700.0 + step, Stored(200 + step, 1000, 1 << 20, 0))
+    assert len(health._seen) <= 1001
+    assert health.health(3699.0).reason.startswith(("600 new", "601 new", "602 new"))
+    health.note(4000.0, Stored(10, 1 << 19, 1 << 20, 0))
+    assert "when they are full the outputs wait" in health.health(4000.0).reason
+    health.note(4100.0, Stored(10, 1 << 20, 1 << 20, 0))
+    assert "are full" in health.health(4100.0).reason
+    assert "`headrace dead purge`" in health.health(4100.0).reason
+    health.note(4200.0, Stored(10, 0, 1 << 20, 1))
+    assert "set aside as corrupt" in health.health(4200.0).reason
 
 
 def test_a_hex_dump_has_offsets_bytes_and_text() -> None:

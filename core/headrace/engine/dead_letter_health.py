@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from pathlib import Path
 from typing import Final
 
@@ -14,46 +13,48 @@ GROWTH_LETTERS: Final = 100
 GROWTH_S: Final = 600.0
 #: The share of their room from which on they are a matter for a person, before they are full.
 FULL_RATIO: Final = 0.5
+SEEN_MAX: Final = 1000
 
 
 class LettersHealth:
-    """Told how many letters there are; says whether that is a condition."""
+    """Told on one thread how many letters there are; says on any whether that is a condition."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._seen: deque[tuple[float, int]] = deque()
+        # replaced, never changed in place: another thread may be reading it
+        self._seen: tuple[tuple[float, int], ...] = ()
         self._stored = Stored(0, 0, 1, 0)
 
     def note(self, now: float, stored: Stored) -> None:
         """So much is there at the time `now` (monotonic)."""
         self._stored = stored
-        while self._seen and self._seen[-1][1] > stored.letters:
-            self._seen.pop()  # purged or replayed: growth counts from here
-        if not self._seen or self._seen[-1][1] != stored.letters:
-            self._seen.append((now, stored.letters))
-        self._trim(now)
-
-    def _trim(self, now: float) -> None:
-        # the first one kept says how many there were when the window began
-        while len(self._seen) > 1 and self._seen[1][0] <= now - GROWTH_S:
-            self._seen.popleft()
+        # purged or replayed: growth counts from here
+        seen = tuple(each for each in self._seen if each[1] <= stored.letters)
+        if not seen or seen[-1][1] != stored.letters:
+            seen = (*seen, (now, stored.letters))
+        seen = _within(seen, now)
         # bounded: of many in the window every second one is enough
-        if len(self._seen) > 1000:
-            self._seen = deque([self._seen[0], *list(self._seen)[1::2]])
+        self._seen = (seen[0], *seen[1::2]) if len(seen) > SEEN_MAX else seen
 
     def health(self, now: float) -> Health:
         """Degraded while they grow fast, are half full, or one was set aside as corrupt; the reason names the command to run."""
-        self._trim(now)
-        stored = self._stored
-        grown = stored.letters - self._seen[0][1] if self._seen else 0
+        stored, seen = self._stored, _within(self._seen, now)
+        grown = stored.letters - seen[0][1] if seen else 0
         look = f"run `headrace dead list {self._path}`"
+        mend = "then `headrace dead replay` or `headrace dead purge`, or raise engine.dead_letters_bytes_max"
+        if stored.bytes >= stored.bytes_max:
+            return Health("degraded", f"dead letters are full ({stored.bytes} bytes): outputs that refuse an event wait; {look}, {mend}")
         if stored.bytes >= FULL_RATIO * stored.bytes_max:
             full = f"{stored.bytes} of {stored.bytes_max} bytes are taken, when they are full the outputs wait"
-            return Health(
-                "degraded", f"{stored.letters} dead letters: {full}; {look}, then `headrace dead replay` or `headrace dead purge`"
-            )
+            return Health("degraded", f"{stored.letters} dead letters: {full}; {look}, {mend}")
         if grown >= GROWTH_LETTERS:
             return Health("degraded", f"{grown} new dead letters in {GROWTH_S / 60:.0f} minutes, {stored.letters} in all; {look}")
         if stored.corrupt:
             return Health("degraded", f"{stored.corrupt} stores of dead letters were set aside as corrupt; {look}, then move them away")
         return Health("ok", f"{stored.letters} dead letters wait; {look}" if stored.letters else "")
+
+
+def _within(seen: tuple[tuple[float, int], ...], now: float) -> tuple[tuple[float, int], ...]:
+    """Those of the last GROWTH_S seconds; the first one kept says how many there were when they began."""
+    first = max((place for place, (when, _) in enumerate(seen) if when <= now - GROWTH_S), default=0)
+    return seen[first:]

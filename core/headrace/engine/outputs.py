@@ -123,15 +123,20 @@ class Output:
                     await self._begin()
                     self.unit.turn.give(self)
                     await self._feed()
-                    return
+                    break
                 except StoreError as error:
                     await self._answer(error)
         except asyncio.CancelledError:
             # stopped, not crashed: a restart must not find a range that seems to have killed the process
             await self._lived()
             raise
-        finally:
-            self.unit.turn.give(self)
+        # not where it ends otherwise: the output may hold something unflushed, which nobody else's flush may cover
+        self.unit.turn.give(self)
+
+    async def abandon(self) -> None:
+        """After an error that ended `drive`, where the output lives on: nothing unflushed counts, and others may have it."""
+        await self._reset()
+        self.unit.turn.give(self)
 
     async def _begin(self) -> None:
         """Find the position to start from."""

@@ -248,6 +248,7 @@ class Replaying:
                     raw.stop()
             except Exception as error:  # must not end the process: the letters stay queued
                 self._log.exception("replay of dead letters failed", error, output=output.id)
+                await driver.abandon()
                 await self._clock.sleep(backoff.next_s())
             if output.draining:
                 break
