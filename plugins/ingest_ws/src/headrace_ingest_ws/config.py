@@ -161,7 +161,7 @@ class IngestWsConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         int,
         Meta(ge=0, le=1_000_000, description="Extra wait for more events before a commit (the loop rounds it up to 1 ms); 0: none."),
     ] = 0
-    commits_in_flight: Annotated[int, Meta(ge=1, le=64, description="Commits under way at a time while the next batch gathers.")] = 2
+    commits_in_flight: Annotated[int, Meta(ge=1, le=64, description="Commits under way at a time while the next batch gathers.")] = 1
 
     def __post_init__(self) -> None:
         if problem := tables_problem(self.auth, self.tls, {"tokens": self.tokens, "jwt": self.jwt, "mtls": self.mtls}):
