@@ -68,8 +68,8 @@ class Door:
         if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
             key = self._pair.public.decode() if self._pair else ""
             return f"it does not let this key in; add {key} to its allow_keys_file"
-        if self._pair is None and value == MECHANISM:
-            return "it wants keys; set key_file and server_key"
+        if self._pair is None:  # whose end is told the cause, and whose only that the other has gone, is a matter of moments
+            return "it wants keys; set key_file and server_key" if value == MECHANISM else "it ended the handshake, perhaps it wants keys"
         if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL and value == MECHANISM:
             return "it has no keys; set key_file there"
         if self._pair is not None and (value == CRYPTOGRAPHIC or event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL):

@@ -82,19 +82,19 @@ class Subscribing:
     async def _look(self) -> None:
         """Whether there is a publisher."""
         missed_since: float | None = self._context.clock.monotonic()
-        said = False
+        said: str | None = None  # the reason that was told last; it may be known only later
         while True:
             why = self._door.why()
             now = self._context.clock.monotonic()
             self._count.connected.set(self._door.connected)
             if self._door.connected:
-                if said:
+                if said is not None:
                     self._context.status("ok", "")
-                missed_since, said = None, False
+                missed_since, said = None, None
             elif missed_since is None:
                 missed_since = now
-            elif not said and now - missed_since >= self._config.dead_after_s:
-                said = True
+            elif why != said and now - missed_since >= self._config.dead_after_s:
+                said = why
                 self._context.status("degraded", f"no publisher at {self._config.subscribe}" + (f": {why}" if why else ""))
             await self._context.clock.sleep(LOOK_S)
 
