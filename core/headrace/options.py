@@ -248,5 +248,5 @@ def _is_secret(kind: type[msgspec.Struct], at: list[str | int]) -> bool:
 def _line(kind: type[Any]) -> str:
     try:
         return f" ({inspect.getsourcefile(kind)}:{inspect.getsourcelines(kind)[1]})"
-    except (OSError, TypeError):
+    except (OSError, TypeError, SystemError):  # SystemError: CPython 3.11's ast.parse, when a finalizer logs a traceback meanwhile
         return ""
