@@ -135,6 +135,34 @@ def test_read_waits_for_an_append_and_wakes_from_another_loop(make, flavour):
     run(body())
 
 
+def test_a_commit_right_before_a_reader_waits_is_not_missed(make):
+    class Late(list[Any]):
+        """The waiters; the first to wait comes a commit too late."""
+
+        def append(self, waiter: Any) -> None:
+            if not late:
+                entry = queue._entry(rows(1, 1), NO_ORIGINS)
+                queue._ring.reserve(entry)
+                queue._ring.commit([entry])
+                queue._committed([entry], 0.0)
+                late.append(entry)
+            super().append(waiter)
+
+    queue, late = make(), list[Any]()
+
+    async def body():
+        await queue.open()
+        await queue.queue_reader_open("lake", "oldest")
+        queue._waiters = Late()
+        part = await asyncio.wait_for(queue.queue_read("lake", 0, 10, 1 << 20), 10)
+        assert numbers(part.batch) == [1]
+        assert late
+        assert queue._waiters == []
+        await queue.close()
+
+    run(body())
+
+
 def test_cancelled_read_loses_nothing(make):
     async def body():
         queue = make()

@@ -254,14 +254,13 @@ class QueuePmem(Component):
                 return found
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             with self._waiters_lock:
-                # Looked at again under the lock that the committer takes after it published: no wake-up is missed.
-                if ring.upto > after:
-                    continue
                 if self._ring is None:
                     raise QueueError(f"queue {self.context.tier!r} is closed")
                 self._waiters.append(waiter)
             try:
-                await waiter
+                # Looked at again behind the append: a commit publishes first and looks for waiters then, without the lock.
+                if ring.upto <= after:
+                    await waiter
             finally:
                 with self._waiters_lock:
                     if waiter in self._waiters:
