@@ -47,7 +47,7 @@ class Tiers:
         self.live = None
         if live:
             self.live = self._process(
-                "live", "live", [f"tiers.live.sources.feed.subscribe={fan}", "tiers.live.outputs.page.listen=127.0.0.1:0"]
+                "live", "live", [f"tiers.live.sources.feed.subscribe={fan}", "tiers.live.outputs.page.listen=127.0.0.1:0", *overrides]
             )
 
     def _process(self, name: str, tier: str, overrides: list[str]) -> SiteProcess:

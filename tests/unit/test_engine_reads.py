@@ -15,6 +15,7 @@ from headrace.engine.output_planned import PlannedOutput
 from headrace.engine.output_streaming import StreamingOutput
 from headrace.engine.reads import cut_read
 from headrace.position import Missing, origins_of
+from headrace.testing.batches import event_batch
 
 
 class WholeEntries(Buffer):
@@ -89,15 +90,35 @@ def test_a_live_feed_far_behind_is_told_what_made_room(bench: Any) -> None:
     assert read.missing == (Missing(1, 21, "released"),)
 
 
+def test_what_gathered_in_memory_is_read_together(engine_bench: Any, tmp_path: Any) -> None:
+    """A live feed that fell behind catches up by larger batches. Of one schema, and within the bounds."""
+    bench = engine_bench(tmp_path)
+
+    async def main() -> list[tuple[int, int]]:
+        buffer = Buffer("t", bench.clock, holding=False)
+        for batch in (bench.batch(2), bench.batch(3), event_batch(4, 1), event_batch(5, 5), bench.batch(1)):
+            await buffer.queue_append(batch, NO_ORIGINS)
+        found, after = [], 0
+        while after < 15:
+            read = await buffer.queue_read("live", after, 8, 1 << 20)
+            assert read.batch is not None
+            assert read.batch.num_rows == read.last - read.first + 1
+            found.append((read.first, read.last))
+            after = read.last
+        return found
+
+    assert asyncio.run(main()) == [(1, 5), (6, 13), (14, 14), (15, 15)]
+
+
 def test_no_origins_stay_none() -> None:
     assert cut_read(QueueRead("q", 1, 2, pa.RecordBatch.from_pydict({"a": [1, 2]}), NO_ORIGINS, ()), 2, 2).origins.num_rows == 0
 
 
-@pytest.mark.parametrize("joins", [True, False])
-def test_a_small_read_waits_for_company_only_soon_after_another_one(engine_bench: Any, tmp_path: Any, joins: bool) -> None:
-    """What comes after a pause goes on at once; where a queue joins nothing, nothing waits."""
+@pytest.mark.parametrize("patient", [True, False])
+def test_a_small_read_waits_for_company_only_soon_after_another_one(engine_bench: Any, tmp_path: Any, patient: bool) -> None:
+    """What comes after a pause goes on at once; before a live feed without a queue nothing waits."""
     bench = engine_bench(tmp_path, Engine(read_wait_ms_max=10_000))
-    bench.buffer.joins = joins
+    bench.buffer.patient = patient
 
     async def main() -> None:
         pipeline = bench.pipeline()
@@ -107,8 +128,8 @@ def test_a_small_read_waits_for_company_only_soon_after_another_one(engine_bench
             assert first.key.last == 1
             await bench.feed(tasks, [1])
             second = asyncio.ensure_future(pipeline.after("reader", 1))
-            await asyncio.wait([second], timeout=0.2 if joins else 8)
-            assert second.done() != joins
+            await asyncio.wait([second], timeout=0.2 if patient else 8)
+            assert second.done() != patient
             await bench.buffer.queue_reader_open(reader="reader", start="oldest")
             await bench.buffer.queue_release(reader="reader", upto=2)
 

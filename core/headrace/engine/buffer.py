@@ -51,8 +51,10 @@ class Buffer:
     def __init__(self, name: str, clock: Clock, holding: bool, level: str = "none", ask_store: AskStore | None = None) -> None:
         self._name, self._clock, self._holding = name, clock, holding
         self._level, self._ask_store = level, ask_store
-        #: whether a read may give several entries together
-        self.joins = ask_store is not None
+        #: whether a read is worth waiting for: what a live feed shows is about now, and joined only where it has gathered by itself
+        self.patient = ask_store is not None
+        #: whether a read may give several entries together: not where each is waited for by whoever handed it over
+        self._joins = ask_store is not None or not holding
         self._id = str(uuid.uuid4())
         self._lock = threading.Lock()
         self._entries: deque[_Entry] = deque()
@@ -184,8 +186,8 @@ class Buffer:
             await event.wait()
 
     def _part(self, first: int, last: int, bytes_max: int) -> QueueRead:
-        """Positions first..last, or fewer: one entry, or, of what came over links, those that follow each other under one id, up to
-        `bytes_max`."""
+        """Positions first..last, or fewer: one entry, or, where they may be joined, those that follow each other under one id with one
+        schema, up to `bytes_max`."""
         parts: list[QueueRead] = []
         size = 0
         for read, entry_bytes, _ in self._entries:
@@ -193,11 +195,7 @@ class Buffer:
                 continue
             if not parts and read.first > first:  # the oldest made room, or the store went back behind what it had told
                 return self._gone(first, read.first - 1)
-            if (
-                read.first > last
-                or (parts and self._ask_store is None)
-                or (parts and (size + entry_bytes > bytes_max or not alike(parts, read)))
-            ):
+            if read.first > last or (parts and (not self._joins or size + entry_bytes > bytes_max or not alike(parts, read))):
                 break
             parts.append(cut_read(read, max(first, read.first), min(last, read.last)))
             size += entry_bytes

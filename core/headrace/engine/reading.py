@@ -72,8 +72,8 @@ class Reading:
 
     def __init__(self, queue_hook: Any, engine: Engine) -> None:
         self._queue, self._engine = queue_hook, engine
-        #: waiting for more events makes larger reads only where the queue joins its entries
-        self._wait_s = engine.read_wait_ms_max / 1000 if getattr(queue_hook, "joins", True) else 0.0
+        #: in front of a live feed without a queue nobody waits
+        self._wait_s = engine.read_wait_ms_max / 1000 if getattr(queue_hook, "patient", True) else 0.0
         #: when the last read was through (loop time)
         self._read_at = -math.inf
         self._kept: deque[tuple[Events, int]] = deque()

@@ -38,8 +38,8 @@ def alike(reads: list[QueueRead], read: QueueRead) -> bool:
     """Whether a read can join the others: one queue id, one schema."""
     if reads and read.queue_id != reads[0].queue_id:
         return False
-    batches = [held.batch for held in (*reads, read) if held.batch is not None]
-    return all(batch.schema.equals(batches[0].schema) for batch in batches)
+    batch = next((held.batch for held in reads if held.batch is not None), None)  # the others have been compared with it
+    return batch is None or read.batch is None or bool(read.batch.schema.equals(batch.schema))
 
 
 def joined(reads: list[QueueRead]) -> QueueRead:

@@ -15,7 +15,7 @@ import zmq.asyncio
 from test_link_security import Keyed
 from test_transport_zmq import until
 
-from headrace import NO_ORIGINS, ConfigError
+from headrace import NO_ORIGINS, ConfigError, TransientError
 from headrace.check import check
 from headrace.config import load
 from headrace.testing import ScriptedDeliver, event_batch, run
@@ -151,13 +151,42 @@ def test_a_full_queue_holds_a_subscriber_up_and_loses_no_message_by_itself(fan: 
         deliver = ScriptedDeliver("full", "transient")
         async with fan.publisher() as publisher, fan.subscriber(deliver) as subscriber:
             await subscribed(publisher)
-            for first in (1, 6, 11):
-                await publisher.transport_publish(event_batch(5, first), "pump")
+            await publisher.transport_publish(event_batch(5, 1), "pump")
             await deliver.until_room_awaited()
+            for first in (6, 11):
+                await publisher.transport_publish(event_batch(5, first), "pump")
             deliver.make_room()
             await until(lambda: positions(deliver)[-5:] == [11, 12, 13, 14, 15])
             assert metric(subscriber, "fanout_discarded_messages_total", reason="refused") == 1
             assert metric(subscriber, "fanout_received_events_total") == 10
+
+    run(scenario())
+
+
+class Picky(ScriptedDeliver):
+    """Takes no more than five events at once."""
+
+    async def __call__(self, batch: pa.RecordBatch, origins: pa.RecordBatch = NO_ORIGINS) -> tuple[int, int]:
+        if batch.num_rows > 5:
+            raise TransientError("too many at once")
+        return await super().__call__(batch, origins)
+
+
+def test_messages_that_wait_are_handed_over_together_or_one_by_one_where_that_is_refused(fan: Fan) -> None:
+    async def scenario() -> None:
+        deliver = Picky("full")
+        async with fan.publisher() as publisher, fan.subscriber(deliver) as subscriber:
+            await subscribed(publisher)
+            await publisher.transport_publish(event_batch(5, 1), "pump")
+            await deliver.until_room_awaited()
+            for first in range(6, 36, 5):
+                await publisher.transport_publish(event_batch(5, first), "pump")
+            await publisher.transport_publish(event_batch(2, 36, readings={"n": [1.0, 2.0]}), "pump")
+            deliver.make_room()
+            await until(lambda: positions(deliver)[-2:] == [36, 37])
+            assert positions(deliver) == [*range(1, 38)]
+            assert metric(subscriber, "fanout_received_events_total") == 37
+            assert metric(subscriber, "fanout_discarded_messages_total", reason="refused") == 0
 
     run(scenario())
 
