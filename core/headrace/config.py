@@ -293,6 +293,12 @@ class _Reader:
             )  # fmt: skip
         if keys.hold != "none":
             self._check_holding(plugin, hooks, path)
+        if keys.spread is not None and "transport_send" not in hooks:
+            raise ConfigError(
+                self._file, f"{path}.spread", "the sending half of a link", plugin.__name__, "only links know what they leave out"
+            )
+        if keys.spread_retired and keys.spread is None:
+            raise ConfigError(self._file, f"{path}.spread_retired", "spread beside it", "none")
 
     def _check_holding(self, plugin: type[Component], hooks: frozenset[str], path: str) -> None:
         if not plugin.holds:

@@ -239,7 +239,8 @@ class QueueHooks(Protocol):
         """Store one batch with its origins in one commit; return (first, last) position once it is durable.
 
         Calls may overlap: the plugin commits them in groups, with positions in the order of the calls. Rows at or below a
-        queue origin's mark, frames in flight included, are dropped; the call then returns when the frame that it relies on
+        queue origin's mark, frames in flight included, are dropped (of kind `rows`, those whose position is; `last` is the
+        mark of either kind, whether or not there is a row at it); the call then returns when the frame that it relies on
         is durable, and (first, last) covers the rows that were new, with last = first - 1 when there was none.
         Raises `QueueFull` at once when it has no room; nothing was taken then. When a commit fails, everything behind it
         fails, calls included that were made before the caller of the failed one ran again: nothing of a session becomes
@@ -395,7 +396,9 @@ class TransportHooks(Protocol):
 
         Up to `send_window` calls are in flight, started in the order of their positions, without a hole and of one queue
         id; the cursor moves by the contiguous prefix. `batch` has a row for each position of `key` that is neither in
-        `key.missing` nor in `key.dead`; it may have none. `origins` (ORIGIN_SCHEMA) says where the rows came from before.
+        `key.missing` nor in `key.dead`; it may have none. Where `key.share` is not None, events are spread over several
+        outputs, and those of the others are no rows either; `key.positions()` are those that are. The far side must know
+        them from missing ones. `origins` (ORIGIN_SCHEMA) says where the rows came from before.
         Raise TransientError when the far side can no longer be relied on: all calls are cancelled then, and it goes on with
         `transport_resume`. Cancelled and unanswered batches may come again with other bounds: positions decide. `close` must
         end the calls under way.

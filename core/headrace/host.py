@@ -22,7 +22,7 @@ from prometheus_client import generate_latest
 
 from headrace.admin import AdminServer
 from headrace.component import SystemClock
-from headrace.config import Site, changed
+from headrace.config import Entry, Site, changed
 from headrace.engine.supervisor import Colleagues, ComponentStatus, Services, Statuses, Supervised
 from headrace.errors import ConfigError, HeadraceError, PluginError, QueueError
 from headrace.faults import Faults
@@ -395,3 +395,15 @@ def refuse_untakeable(old: Site, new: Site, paths: Sequence[str]) -> None:
         role = after.get(path) or before.get(path)
         if role == "decoder" or (role == "enricher" and (path in before) != (path in after)):
             raise ConfigError(str(new.file), path, "what a reload can take", f"a change of a {role}", "restart the process")
+    old_keys, new_keys = ({entry.path: _spread(entry) for entry in each.entries() if entry.role == "output"} for each in (old, new))
+    for path in paths:
+        if old_keys.get(path, _NOT_SPREAD) != new_keys.get(path, _NOT_SPREAD):
+            hint = "restart the process: who takes what changes at one position for all of them"
+            raise ConfigError(str(new.file), f"{path}.spread", "what a reload can take", "a change of who shares the events", hint)
+
+
+_NOT_SPREAD: Final = (None, False)
+
+
+def _spread(entry: Entry) -> tuple[str | None, bool]:
+    return entry.output.spread, entry.output.spread_retired

@@ -13,13 +13,14 @@ from typing import Final, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from headrace.scattered import Names, Scattered, pack_rows, unpack_rows
 from headrace.schema import ORIGIN_TYPE
 
 #: Where a part of a batch came from. kind: one of the ORIGIN_* numbers. id: queue id (of a link: `<queue id>/<lane>`) or
 #: device session. first, last: positions in the origin, inclusive (for a session: message numbers). row_offset: the batch's
 #: row at which this origin's rows begin; they end where the next origin's begin. note: for `missing` the reason, for a
 #: session the refused message numbers with their codes (opaque to the queue), for a queue that did not take the rows first the
-#: name that they have by the one that did (`pack_name`).
+#: name that they have by the one that did (`pack_name`), for `rows` which of first..last are rows, and their names (`pack_rows`).
 ORIGIN_SCHEMA: Final = pa.schema(
     [
         pa.field("kind", pa.uint8(), nullable=False),
@@ -33,6 +34,8 @@ ORIGIN_SCHEMA: Final = pa.schema(
 ORIGIN_QUEUE: Final = 0
 ORIGIN_SESSION: Final = 1
 ORIGIN_MISSING: Final = 2
+#: Some positions of a queue's first..last: the others are not missing, they are on other lanes. Holds for any part of first..last.
+ORIGIN_ROWS: Final = 3
 
 
 class Origin(NamedTuple):
@@ -94,7 +97,8 @@ class RangeKey(NamedTuple):
     """A contiguous range of one queue's positions, both ends inclusive: what `key` means in the hooks of outputs.
 
     `str(key)` is `<queue id>/<first>-<last>`: the same range has the same text, whatever happened in between. Every
-    position of it is a row of the batches that came with it, or lies in `missing`, or is in `dead` (dead-lettered).
+    position of it is a row of the batches that came with it, or lies in `missing`, or is in `dead` (dead-lettered). Where
+    events are spread over several outputs, `share` (`pack_rows`, also of a larger range) says which of them may be rows here.
     """
 
     queue_id: str
@@ -102,6 +106,7 @@ class RangeKey(NamedTuple):
     last: int
     missing: tuple[Missing, ...] = ()
     dead: tuple[int, ...] = ()
+    share: bytes | None = None
 
     def __str__(self) -> str:
         return f"{self.queue_id}/{self.first}-{self.last}"
@@ -111,9 +116,28 @@ class RangeKey(NamedTuple):
         """How many positions, rows or not."""
         return self.last - self.first + 1
 
+    def positions(self) -> np.ndarray:
+        """The positions (uint64) of the rows that came with it."""
+        if self.share is None:
+            found = row_positions(self.first, self.last, self.missing)
+        else:
+            shared = unpack_rows(self.share)
+            found = without(shared.positions[shared.rows(self.first, self.last)], self.missing)
+        return found[~np.isin(found, np.array(self.dead, np.uint64))] if self.dead else found
+
+    def part(self, first: int, last: int) -> RangeKey:
+        """The part between two positions, inclusive."""
+        first, last = max(first, self.first), min(last, self.last)
+        missing = tuple(
+            hole._replace(first=max(hole.first, first), last=min(hole.last, last))
+            for hole in self.missing
+            if hole.first <= last and hole.last >= first
+        )
+        return RangeKey(self.queue_id, first, last, missing, tuple(p for p in self.dead if first <= p <= last), self.share)
+
 
 def join_keys(keys: Sequence[RangeKey]) -> RangeKey:
-    """One key over keys that follow each other in one queue without a hole."""
+    """One key over keys that follow each other in one queue without a hole. Which rows are whose is not said of the whole."""
     for before, after in itertools.pairwise(keys):
         if before.queue_id != after.queue_id or after.first != before.last + 1:
             raise ValueError(f"keys do not follow each other: {before} then {after}")
@@ -130,15 +154,33 @@ def slice_origins(origins: pa.RecordBatch, first: int, count: int) -> pa.RecordB
     kept = []
     for origin, end in zip(listed, ends, strict=True):
         low, high = max(origin.row_offset, first), min(end, first + count)
-        if origin.kind == ORIGIN_QUEUE:
+        if origin.kind in (ORIGIN_QUEUE, ORIGIN_ROWS):
             if low >= high:
                 continue
-            begin = origin.first + low - origin.row_offset
-            origin = origin._replace(first=begin, last=begin + high - low - 1)
+            origin = _cut(origin, low - origin.row_offset, high - origin.row_offset)
         elif origin.row_offset < first or origin.row_offset >= first + count:
             continue
         kept.append(origin._replace(row_offset=low - first))
     return origin_batch(kept)
+
+
+def _cut(origin: Origin, low: int, high: int) -> Origin:
+    """Rows low..high of those of a queue origin."""
+    if origin.kind == ORIGIN_QUEUE:
+        return origin._replace(first=origin.first + low, last=origin.first + high - 1)
+    scattered = rows_of(origin)
+    return origin._replace(first=int(scattered.positions[low]), last=int(scattered.positions[high - 1]))
+
+
+def rows_of(origin: Origin) -> Scattered:
+    """The rows of an origin of kind `rows`. ValueError when its note is none."""
+    scattered = unpack_rows(origin.note or b"")
+    return scattered.part(scattered.rows(origin.first, origin.last))
+
+
+def rows_origin(name: str, first: int, last: int, row_offset: int, scattered: Scattered) -> Origin:
+    """Rows row_offset.. of a batch are these of first..last of an origin."""
+    return Origin(name, first, last, row_offset, ORIGIN_ROWS, pack_rows(scattered))
 
 
 def origins_of_rows(ids: Iterable[tuple[str, int]]) -> pa.RecordBatch:
@@ -161,7 +203,11 @@ def drop_rows(origins: pa.RecordBatch, drop: Sequence[int], rows: int) -> pa.Rec
 
 def row_positions(first: int, last: int, missing: Sequence[Missing]) -> np.ndarray:
     """The positions (uint64) of the rows of a read: first..last without the missing ones."""
-    positions = np.arange(first, last + 1, dtype=np.uint64)
+    return without(np.arange(first, last + 1, dtype=np.uint64), missing)
+
+
+def without(positions: np.ndarray, missing: Sequence[Missing]) -> np.ndarray:
+    """The positions that are not missing."""
     for hole in missing:
         positions = positions[(positions < hole.first) | (positions > hole.last)]
     return positions
@@ -210,19 +256,37 @@ def named_rows(origins: pa.RecordBatch) -> list[Named]:
     return found
 
 
-def global_ids(queue_id: str, positions: np.ndarray, origins: pa.RecordBatch) -> tuple[pa.Array, pa.Array]:
-    """The `origin` and `position` columns of rows that lie at `positions` of queue `queue_id`.
+def is_scattered(origins: pa.RecordBatch) -> bool:
+    """Whether rows came by a link that carries only some of a queue's positions."""
+    return bool(origins.num_rows) and bool((origins.column("kind").to_numpy() == ORIGIN_ROWS).any())
+
+
+def row_names(queue_id: str, positions: np.ndarray, origins: pa.RecordBatch) -> Names:
+    """The global ids of rows that lie at `positions` of queue `queue_id`.
 
     Rows that another durable queue numbered first keep that number; all others are named by this queue.
     """
     numbers = positions.copy()
-    codes = np.zeros(len(positions), dtype=np.int32)
+    codes = np.zeros(len(positions), dtype=np.uint16)
     names = {queue_id: 0}
     for named in named_rows(origins):
-        code = names.setdefault(named.queue_id, len(names))
-        count = max(0, min(named.rows, len(numbers) - named.row_offset))
-        rows = slice(named.row_offset, named.row_offset + count)
-        codes[rows] = code
-        numbers[rows] = np.arange(named.first, named.first + count, dtype=np.uint64)
-    column = pa.DictionaryArray.from_arrays(pa.array(codes), pa.array(list(names), pa.string()))
-    return column.cast(ORIGIN_TYPE), pa.array(numbers)
+        rows = slice(named.row_offset, min(named.row_offset + named.rows, len(numbers)))
+        codes[rows] = names.setdefault(named.queue_id, len(names))
+        numbers[rows] = np.arange(named.first, named.first + len(numbers[rows]), dtype=np.uint64)
+    if is_scattered(origins):
+        for origin in origins_of(origins):
+            if origin.kind == ORIGIN_ROWS:
+                scattered = rows_of(origin)
+                found = scattered.names or Names((origin.id.partition("/")[0],), np.zeros(0, np.uint16), scattered.positions)
+                rows = slice(origin.row_offset, min(origin.row_offset + len(scattered.positions), len(numbers)))
+                known = np.array([names.setdefault(name, len(names)) for name in found.ids], np.uint16)
+                codes[rows] = known[found.codes[: len(numbers[rows])]] if scattered.names else known[0]
+                numbers[rows] = found.numbers[: len(numbers[rows])]
+    return Names(tuple(names), codes, numbers)
+
+
+def global_ids(queue_id: str, positions: np.ndarray, origins: pa.RecordBatch) -> tuple[pa.Array, pa.Array]:
+    """The `origin` and `position` columns of rows that lie at `positions` of queue `queue_id`, see `row_names`."""
+    names = row_names(queue_id, positions, origins)
+    column = pa.DictionaryArray.from_arrays(pa.array(names.codes.astype(np.int32)), pa.array(list(names.ids), pa.string()))
+    return column.cast(ORIGIN_TYPE), pa.array(names.numbers)

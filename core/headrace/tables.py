@@ -153,6 +153,13 @@ class OutputKeys(EntryKeys, frozen=True, kw_only=True):
     flush_bytes: Annotated[int, Meta(ge=1, description="Flushed after this many bytes.")] = 128 * MIB
     flush_interval_s: Annotated[float, Meta(gt=0, le=86_400, description="Flushed at the latest after this long.")] = 10.0
     send_window: Annotated[int, Meta(ge=1, le=1024, description="Batches of a transport on their way at once.")] = 8
+    spread: Annotated[
+        Annotated[str, Meta(pattern="^[a-z0-9_-]{1,64}$")] | None,
+        Meta(description="Links of a tier with the same word here share its events: each takes those of its own devices, by hash."),
+    ] = None
+    spread_retired: Annotated[
+        bool, Meta(description="With `spread`: from the next start on it takes nothing new; when its lag is 0 its table can go.")
+    ] = False
     topic: Annotated[
         str,
         Meta(

@@ -459,6 +459,11 @@ def test_start_after_names_another_output(refused, site, write):
     assert site(f"{more}.use=./p.py:Sink", f"{more}.start=after:lake", f"{LAKE}.enabled=false")
 
 
+def test_only_links_share_events(refused, site):
+    assert "spread: expected the sending half of a link, got Sink" in str(refused(f"{LAKE}.spread=g"))
+    assert "spread_retired: expected spread beside it, got none" in str(refused(f"{LAKE}.spread_retired=true"))
+
+
 def test_tier_without_queue_has_one_holding_output(write):
     text = SITE.replace('[tiers.site.queue]\nuse = "./p.py:Queue"\n', "")
     more = "tiers.site.outputs.more"

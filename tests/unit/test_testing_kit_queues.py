@@ -31,7 +31,7 @@ from headrace import (
     origin_batch,
     origins_of,
 )
-from headrace.position import ORIGIN_QUEUE
+from headrace.position import ORIGIN_QUEUE, ORIGIN_ROWS, rows_of, slice_origins
 from headrace.testing import QueueContract, failures
 
 BYTES_MAX = 1 << 20
@@ -94,7 +94,7 @@ class FileQueue(Component):
                 break
             with pa.ipc.open_stream(whole[at:stop]) as stream:
                 batch = next(iter(stream))
-            origins = [Origin(**{**fields, "note": fields["note"] and fields["note"].encode()}) for fields in header["origins"]]
+            origins = [Origin(**{**fields, "note": fields["note"] and fields["note"].encode("latin-1")}) for fields in header["origins"]]
             self._hold(Entry(header["id"], header["first"], header["last"], batch, origins, stop - at))
             end = stop + 1
         return end
@@ -169,7 +169,7 @@ class FileQueue(Component):
                 raise QueueFull("file", self._held_bytes(), BYTES_MAX)
             self.queue_id = self.queue_id or self._new_id()
             entry = Entry(self.queue_id, first, last, batch, kept, len(body))
-            fields = [{**origin._asdict(), "note": origin.note and origin.note.decode()} for origin in kept]
+            fields = [{**origin._asdict(), "note": origin.note and origin.note.decode("latin-1")} for origin in kept]
             header = json.dumps({"id": entry.queue_id, "first": first, "last": last, "bytes": len(body), "origins": fields})
             self._write(header.encode() + b"\n" + body + b"\n")
             self._hold(entry)
@@ -193,13 +193,15 @@ class FileQueue(Component):
         kept: list[Origin] = []
         dropped = 0
         for origin in origins:
-            known = self._mark(origin.id) if origin.kind == ORIGIN_QUEUE else 0
-            drop = min(max(0, known - origin.first + 1), origin.last - origin.first + 1)
+            known = self._mark(origin.id) if origin.kind in (ORIGIN_QUEUE, ORIGIN_ROWS) else 0
+            passed = drop = min(max(0, known - origin.first + 1), origin.last - origin.first + 1)
+            if origin.kind == ORIGIN_ROWS:
+                drop = int((rows_of(origin).positions <= known).sum())
             for row in range(origin.row_offset, origin.row_offset + drop):
                 rows.remove(row)
             dropped += drop
-            if origin.first + drop <= origin.last:
-                kept.append(origin._replace(first=origin.first + drop, row_offset=origin.row_offset + drop - dropped))
+            if origin.first + passed <= origin.last:
+                kept.append(origin._replace(first=origin.first + passed, row_offset=origin.row_offset + drop - dropped))
         return (batch.take(pa.array(rows, pa.int64())) if dropped else batch), kept
 
     @hookimpl
@@ -251,12 +253,13 @@ class FileQueue(Component):
                 break
             taken.append(entry)
         skip = after + 1 - taken[0].first
-        origins, offset = [], -skip
+        origins, offset = [], 0
         for entry in taken:
-            origins += [origin._replace(row_offset=max(0, origin.row_offset + offset)) for origin in entry.origins]
+            origins += [origin._replace(row_offset=origin.row_offset + offset) for origin in entry.origins]
             offset += entry.batch.num_rows
         batch = pa.concat_batches([entry.batch for entry in taken]).slice(skip)
-        return QueueRead(taken[0].queue_id, after + 1, taken[-1].last, batch, origin_batch(origins) if origins else NO_ORIGINS, ())
+        named = slice_origins(origin_batch(origins), skip, batch.num_rows) if origins else NO_ORIGINS
+        return QueueRead(taken[0].queue_id, after + 1, taken[-1].last, batch, named, ())
 
     def _joins(self, first: Entry, entry: Entry) -> bool:
         return entry.queue_id == first.queue_id and entry.batch.schema.equals(first.batch.schema)

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from headrace.component import Component
 from headrace.engine.output_resuming import ResumingOutput
-from headrace.engine.outputs import Activity, OutputServices, StoreError, resume_floor, rows_at
+from headrace.engine.outputs import CRASH, Activity, OutputServices, StoreError, resume_floor, rows_at
 from headrace.engine.reading import Events, Reading
 from headrace.engine.supervisor import Supervised
 from headrace.errors import PermanentError, TransientError
@@ -58,6 +58,8 @@ class SendingOutput(ResumingOutput):
         self._reading: asyncio.Task[Events] | None = None
         self._failed: Events | None = None
         self._hurried: Flight | None = None
+        self._share = services.shares.get(self.id)
+        self._behind: list[str] = []
 
     def _doing(self, activity: Activity) -> None:
         # a link waits for its far side by nature: that alone must not make the process look stuck
@@ -150,6 +152,14 @@ class SendingOutput(ResumingOutput):
         if self.draining and self.attempted >= self._info().head:
             return
         rows = self._before_lethal(self.attempted, self._narrowing.limit or self._s.engine.read_rows_max)
+        if self._share is not None:
+            behind = self._share.waits_for(self.attempted, self._info())
+            if behind != self._behind:
+                self._behind = behind
+                self.unit.log.info("output waits for those that shared events with it before", outputs=behind)
+            if behind:
+                return
+            rows = self._share.rows(self.attempted, rows)
         if not rows:
             self._rest = self._without_rows(self.attempted + 1, self.attempted + 1)
             return
@@ -187,8 +197,9 @@ class SendingOutput(ResumingOutput):
             await self._lived()
             nudged.cancel()
             return
-        # nobody tells when a far tier goes away
-        timeout = BOUND_POLL_S if self.unit.plugins.has("transport_bound") and self._flights else None
+        # nobody tells when a far tier goes away, or when another output has got on
+        polls = bool(self._behind) or (self.unit.plugins.has("transport_bound") and bool(self._flights))
+        timeout = BOUND_POLL_S if polls else None
         try:
             await asyncio.wait({*under_way, nudged}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -197,7 +208,11 @@ class SendingOutput(ResumingOutput):
             await self._hurry_far_side()
         self._nudged.clear()
         if self._reading is not None and self._reading.done():
-            self._rest, self._reading = self._reading.result(), None
+            self._rest, self._reading = self._own(self._reading.result()), None
+
+    def _own(self, events: Events) -> Events:
+        """What is this output's, where several share the events."""
+        return events if self._share is None else self._share.only(events)
 
     def _start(self, events: Events) -> None:
         events = events.without(self._dead)
@@ -276,6 +291,14 @@ class SendingOutput(ResumingOutput):
         first = self.flushed + 1
         self.unit.log.error("output fell out of its window: rebuild this range from another store", first=first, last=self.skip_to)
         return self._without_rows(first, self.skip_to, "window")
+
+    async def _set_aside(self, position: int, reason: str, stage: str) -> None:
+        if self._share is not None and stage != CRASH:
+            read = await self._reads.raw(self.id, position, position)
+            if not self._own(await self._reads.events(read)).batch.num_rows:
+                self._dead.add(position)  # another output's event, which this one has not sent, cannot be at fault
+                return
+        await super()._set_aside(position, reason, stage)
 
     def _named(self, error: PermanentError) -> list[int]:
         if self._failed is None:

@@ -8,8 +8,8 @@ side can promise, in the modules `output_streaming`, `output_planned`, `output_s
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, Literal
 
 import numpy as np
@@ -21,6 +21,7 @@ from headrace.engine.narrowing import Narrowing
 from headrace.engine.pipeline import Pipeline
 from headrace.engine.quarantine import SettingAside
 from headrace.engine.reading import Events, RawReading, Reading
+from headrace.engine.spreading import Share
 from headrace.engine.supervisor import Supervised, call_plugin
 from headrace.errors import HookError, PermanentError, TransientError
 from headrace.faults import Faults
@@ -51,7 +52,7 @@ Activity = Literal["idle", "working", "waiting"]
 
 @dataclass
 class OutputServices:
-    """What a tier shares with its outputs. `released` is called after each move of a cursor."""
+    """What a tier shares with its outputs. `released` is called after each move of a cursor. shares: what those take that share events."""
 
     queue: Any
     pipeline: Pipeline
@@ -63,6 +64,7 @@ class OutputServices:
     faults: Faults
     backoff: Callable[[], Backoff]
     released: Callable[[], None]
+    shares: Mapping[str, Share] = field(default_factory=dict)
 
 
 class StoreError(Exception):

@@ -13,9 +13,10 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from headrace.errors import PermanentError, TransientError
-from headrace.position import NO_ORIGINS, ORIGIN_MISSING, ORIGIN_QUEUE, Missing, Origin, RangeKey, origin_batch, origins_of
+from headrace.position import NO_ORIGINS, ORIGIN_MISSING, ORIGIN_QUEUE, ORIGIN_ROWS, Missing, Origin, RangeKey, origin_batch, origins_of
 
 _MARK = "@"
+_PASSED = (ORIGIN_QUEUE, ORIGIN_MISSING, ORIGIN_ROWS)
 
 
 def passed_id(queue_id: str, shift: int) -> str:
@@ -51,7 +52,7 @@ class Stretch(NamedTuple):
 
 def is_passed(origins: pa.RecordBatch) -> bool:
     """Whether a batch came over links: its rows have positions already."""
-    return bool(origins.num_rows) and any(kind in (ORIGIN_QUEUE, ORIGIN_MISSING) for kind in origins.column("kind").to_pylist())
+    return bool(origins.num_rows) and any(kind in _PASSED for kind in origins.column("kind").to_pylist())
 
 
 def stretches(batch: pa.RecordBatch, origins: pa.RecordBatch, held: Callable[[str], int | None]) -> Iterator[Stretch]:
@@ -65,8 +66,9 @@ def stretches(batch: pa.RecordBatch, origins: pa.RecordBatch, held: Callable[[st
     if rows and rows[0].row_offset:
         raise PermanentError(f"{rows[0].row_offset} rows without a position came with others that have one")
     for row, end in zip(rows, ends, strict=True):
-        count = row.last - row.first + 1 if row.kind == ORIGIN_QUEUE else 0
-        if row.kind not in (ORIGIN_QUEUE, ORIGIN_MISSING) or row.last < row.first or end - row.row_offset != count:
+        # of kind `rows` it has names of its own for them; positions on other lanes cannot be told from lost ones here
+        count = row.last - row.first + 1 if row.kind in (ORIGIN_QUEUE, ORIGIN_ROWS) else 0
+        if row.kind not in _PASSED or row.last < row.first or end - row.row_offset != count:
             got = f"{end - row.row_offset} rows of kind {row.kind}"
             raise PermanentError(f"expected as many rows of {row.id!r} as positions {row.first}-{row.last}, got {got}")
         by_queue.setdefault(row.id.partition("/")[0], []).append((row, end))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import threading
 from collections.abc import Callable, Container, Coroutine
 from typing import Any, Final, TypeVar
@@ -14,6 +15,7 @@ from headrace import config
 from headrace.component import Health
 from headrace.config import Entry
 from headrace.declared import field_metadata, kinds
+from headrace.engine import spreading
 from headrace.engine.dead_letters import DeadLetters
 from headrace.engine.decoder import Decoder
 from headrace.engine.enrichment import Enricher, check_fields
@@ -27,6 +29,7 @@ from headrace.engine.pipeline import Pipeline
 from headrace.engine.quarantine import Quarantine
 from headrace.engine.reading import RawReading
 from headrace.engine.replaying import RefusedAgain, Replaying, ReplayQueue, quiet_services
+from headrace.engine.spreading import Share
 from headrace.engine.supervisor import Services, Supervised, call_plugin
 from headrace.engine.types_file import TypesFile
 from headrace.engine.window import AgeWindow
@@ -68,6 +71,8 @@ class PipelineThread:
         self.turned = services.clock.monotonic()
         self._released: Callable[[], None] = lambda: None
         self._replaying: Replaying | None = None
+        self._shares: dict[str, Share] = {}
+        self._gone: list[str] = []
         for unit in self._units.values():
             check_driven(unit)
         self._check_fields()
@@ -80,11 +85,27 @@ class PipelineThread:
     # --- bridge ------------------------------------------------------------------------------------------------------
 
     def start(self, released: Callable[[], None]) -> None:
-        """Start the thread; `released` is called (on that thread) whenever a cursor moved."""
+        """Start the thread; `released` is called (on that thread) whenever a cursor moved. ConfigError: outputs cannot share so."""
         self._released = released
+        self._spread()
         self._thread = threading.Thread(target=self._run, name=f"{self._tier.name}.pipeline", daemon=True)
         self._thread.start()
         self._up.wait()
+
+    def _spread(self) -> None:
+        """Who takes what from the head on: durable before anything of it is read."""
+        folder, info = self._services.folder(self._tier.name), self._queue.queue_info()
+        outputs = {entry.id: entry.output for entry in self._tier.outputs.values()}
+        if not any(keys.spread for keys in outputs.values()) and not (folder / spreading.FILE).exists():
+            return
+        queue = hashlib.sha256(self._queue.queue_secret() or b"").hexdigest()
+        known = spreading.load(folder, queue)
+        groups = spreading.regroup(known, outputs, info, f"tiers.{self._tier.name}.outputs")
+        if groups != known:
+            spreading.keep(folder, queue, groups)
+            for group, stages in groups.items():
+                self._log.info("outputs share events", spread=group, first=stages[-1].first, outputs=stages[-1].outputs)
+        self._shares, self._gone = spreading.shares(groups, outputs), spreading.gone(known, outputs, info)
 
     async def drain(self, deadline_s: float) -> bool:
         """Make safe what is queued, at most for `deadline_s`. True when nothing is left."""
@@ -192,6 +213,7 @@ class PipelineThread:
             services.faults,
             self._backoff,
             self._released,
+            self._shares,
         )
         try:
             await self._serve()
@@ -205,6 +227,7 @@ class PipelineThread:
             self._tasks = tasks
             self._pipeline.start(tasks)
             self._raw.start(tasks)
+            await self._open_shared()
             background = [tasks.create_task(work) for work in (self._open_enrichers(), self._watch(), self._watch_letters())]
             for unit in self._units.values():
                 self._start_output(unit)
@@ -216,6 +239,14 @@ class PipelineThread:
             await self._replaying.stop()
             for task in [*background, *self._driving.values()]:
                 task.cancel()
+
+    async def _open_shared(self) -> None:
+        """The cursors of outputs that share events, before there are any more: what is one's own is held even if it never opens."""
+        for output_id in self._shares:
+            await self._queue.queue_reader_open(reader=output_id, start=self._units[output_id].entry.output.start)
+        for reader in self._gone:
+            self._log.info("output that shared events is gone, and has sent all of its own", reader=reader)
+            await self._queue.queue_reader_drop(reader=reader)
 
     def _backoff(self) -> Backoff:
         engine = self._tier.engine

@@ -18,7 +18,8 @@ from headrace import decoding
 from headrace.config import Engine
 from headrace.engine.reads import alike, cut_read, joined
 from headrace.hookspecs import QueueRead
-from headrace.position import NO_ORIGINS, RangeKey, drop_rows, row_positions, slice_origins
+from headrace.position import NO_ORIGINS, RangeKey, drop_rows, origin_batch, row_names, row_positions, rows_origin, slice_origins
+from headrace.scattered import Scattered, pack_rows
 from headrace.schema import RAW_SCHEMA
 
 #: Batches kept for outputs that are a little behind.
@@ -43,15 +44,16 @@ class Events(NamedTuple):
         if first <= self.key.first and last >= self.key.last:
             return self
         low, high = np.searchsorted(self.positions, np.array([first, last + 1], np.uint64))
-        missing = tuple(
-            hole._replace(first=max(hole.first, first), last=min(hole.last, last))
-            for hole in self.key.missing
-            if hole.first <= last and hole.last >= first
-        )
-        dead = tuple(position for position in self.key.dead if first <= position <= last)
-        key = RangeKey(self.key.queue_id, max(first, self.key.first), min(last, self.key.last), missing, dead)
         origins = slice_origins(self.origins, low, high - low) if self.origins.num_rows else NO_ORIGINS
-        return Events(key, self.batch.slice(low, high - low), self.positions[low:high], origins)
+        return Events(self.key.part(first, last), self.batch.slice(low, high - low), self.positions[low:high], origins)
+
+    def only(self, rows: np.ndarray[Any, Any]) -> Events:
+        """The same range with some of its rows (a mask): the others are another output's."""
+        positions, origins = self.positions[rows], NO_ORIGINS
+        if self.origins.num_rows:
+            names = row_names(self.key.queue_id, self.positions, self.origins).part(rows)
+            origins = origin_batch([rows_origin(self.key.queue_id, self.key.first, self.key.last, 0, Scattered(positions, names))])
+        return Events(self.key._replace(share=pack_rows(Scattered(positions))), self.batch.filter(pa.array(rows)), positions, origins)
 
     def without(self, dead: set[int]) -> Events:
         """The same range with these positions left out."""

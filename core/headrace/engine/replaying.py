@@ -289,4 +289,4 @@ def quiet_services(
     shared: OutputServices, queue: ReplayQueue, pipeline: Pipeline, raw: RawReading, refused: RefusedAgain
 ) -> OutputServices:
     """What a replay's driver gets: the tier's services, but for the queue, and for metrics that count the queue's events."""
-    return replace(shared, queue=queue, pipeline=pipeline, raw=raw, quarantine=refused, metrics=Metrics(), released=lambda: None)
+    return replace(shared, queue=queue, pipeline=pipeline, raw=raw, quarantine=refused, metrics=Metrics(), released=lambda: None, shares={})

@@ -7,10 +7,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from headrace.hookspecs import QueueInfo
-from headrace.position import NO_ORIGINS, ORIGIN_SESSION, Origin, OriginMark, origin_batch
+from headrace.position import NO_ORIGINS, ORIGIN_SESSION, Origin, OriginMark, origin_batch, row_names, rows_origin
+from headrace.scattered import Scattered
 from headrace.testing.batches import raw_batch
-from headrace.testing.queue_bench import QueueBench, append, read_rows, reader_of
+from headrace.testing.queue_bench import QueueBench, append, batch_of, read_next, read_rows, reader_of
 from headrace.testing.queue_driver import ORIGIN
 
 
@@ -62,6 +65,29 @@ class QueueIdentity(QueueBench):
             rows = await read_rows(hook, "r", 3, 8)
             assert [json.loads(row["payload"])["n"] for row in rows] == [103, 104, 105, 106, 107]
             assert (await hook.queue_origin_position(origin="a"), await hook.queue_origin_position(origin="b")) == (5, 3)
+
+        self._with(tmp_path, check)
+
+    def test_scattered_rows_of_an_origin_are_dropped_by_their_positions(self, tmp_path: Path) -> None:
+        def of(first: int, last: int, *positions: int) -> Any:
+            return origin_batch([rows_origin(ORIGIN, first, last, 0, Scattered(np.array(positions, np.uint64)))])
+
+        async def check(hook: Any) -> None:
+            await hook.queue_reader_open(reader="r", start="oldest")
+            await hook.queue_append(batch=raw_batch(3, 1), origins=of(1, 10, 2, 3, 7))
+            answer = await hook.queue_append(batch=raw_batch(4, 101), origins=of(1, 20, 3, 7, 12, 15))
+            assert tuple(answer) == (4, 5), f"expected the rows at 12 and 15 as 4-5, for up to 10 all is held, got {answer}"
+            answer = await hook.queue_append(batch=raw_batch(0), origins=of(15, 30))
+            assert tuple(answer) == (6, 5), f"expected no row, got {answer}"
+            mark = await hook.queue_origin_position(origin=ORIGIN)
+            assert mark == 30, f"expected 30: what is on other lanes counts as held too, got {mark}"
+            rows, names = [], []
+            for after in range(5):
+                read = await read_next(hook, "r", after, rows_max=1)
+                rows.append(json.loads(batch_of(read).column("payload")[0].as_py())["n"])
+                names.append(int(row_names("own", np.array([after + 1], np.uint64), read.origins).numbers[0]))
+            assert rows == [1, 2, 3, 103, 104], f"got {rows}"
+            assert names == [2, 3, 7, 12, 15], f"expected each row under its own position, wherever the read begins, got {names}"
 
         self._with(tmp_path, check)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from headrace import NO_ORIGINS, ORIGIN_SCHEMA, RAW_SCHEMA
-from headrace.position import ORIGIN_QUEUE
+from headrace.position import ORIGIN_QUEUE, ORIGIN_ROWS, Origin, rows_of
 from headrace.schema import kind_of
 from headrace_queue_pmem.layout import (
     FRAME_MAGIC,
@@ -172,7 +172,11 @@ def shift_origins(origins: pa.RecordBatch, skip: int, rows: int, offset: int) ->
             if low >= high:
                 continue
             row["first"], row["last"] = row["first"] + low - start, row["first"] + high - start - 1
-        elif start < skip and end <= skip:
+        elif row["kind"] == ORIGIN_ROWS and start < end and max(start, skip) < min(end, skip + rows):
+            # rows that go elsewhere are of no use to a reader: it asks for names, and the marks have been kept
+            positions = rows_of(Origin(row["id"], row["first"], row["last"], note=row["note"])).positions
+            row["first"], row["last"] = int(positions[max(start, skip) - start]), int(positions[min(end, skip + rows) - start - 1])
+        elif (start < skip and end <= skip) or row["kind"] == ORIGIN_ROWS:
             continue
         row["row_offset"] = max(start - skip, 0) + offset
         kept.append(row)

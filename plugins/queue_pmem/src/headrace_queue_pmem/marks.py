@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 import pyarrow as pa
 
 from headrace import TransientError
-from headrace.position import ORIGIN_MISSING, ORIGIN_QUEUE, ORIGIN_SESSION
+from headrace.position import ORIGIN_MISSING, ORIGIN_QUEUE, ORIGIN_ROWS, ORIGIN_SESSION
 from headrace_queue_pmem.layout import CELL_CRC, checksum
 
 _MAGIC: Final = b"HRQMARK1"
@@ -152,8 +152,8 @@ def marks_of(origins: pa.RecordBatch) -> tuple[Mark, ...]:
     marks: dict[str, Mark] = {}
     for kind, name, last, note in rows:
         if kind != ORIGIN_SESSION:
-            # A declared gap says as much about its queue as rows do: nothing up to `last` will come any more.
-            kind, note = (ORIGIN_QUEUE if kind == ORIGIN_MISSING else kind), None
+            # A declared gap, or what went elsewhere, says as much as rows do: nothing up to `last` will come any more.
+            kind, note = (ORIGIN_QUEUE if kind in (ORIGIN_MISSING, ORIGIN_ROWS) else kind), None
         held = marks.get(name)
         if held is None or held.last <= last:
             marks[name] = Mark(kind, name, last, note)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
 from headrace import NO_ORIGINS, Origin, PermanentError, origin_batch, origins_of
-from headrace.position import ORIGIN_MISSING, ORIGIN_QUEUE, ORIGIN_SESSION
+from headrace.position import ORIGIN_MISSING, ORIGIN_QUEUE, ORIGIN_ROWS, ORIGIN_SESSION, rows_of
 
 
 class Trimmed(NamedTuple):
@@ -35,7 +36,7 @@ def trim(batch: pa.RecordBatch, origins: pa.RecordBatch, held: Callable[[str], i
     count = rows[0].row_offset if rows else 0
     changed = False
     for row, end in zip(rows, ends, strict=True):
-        _check(row, end)
+        positions = _check(row, end)
         start, first = row.row_offset, row.first
         if row.kind != ORIGIN_SESSION:
             mark = marks[row.id] if row.id in marks else held(row.id)
@@ -45,6 +46,8 @@ def trim(batch: pa.RecordBatch, origins: pa.RecordBatch, held: Callable[[str], i
                 first = min(mark, row.last) + 1
                 if row.kind == ORIGIN_QUEUE:
                     start += first - row.first
+                elif row.kind == ORIGIN_ROWS:
+                    start += int(np.searchsorted(positions, np.uint64(first)))
                 if first > row.last:
                     if row.kind == ORIGIN_MISSING and end > start:
                         raise PermanentError(f"declared gap of {row.id!r} has {end - start} rows, expected none")
@@ -69,8 +72,16 @@ def _in_order(origins: pa.RecordBatch, rows: int) -> bool:
     return bool((first <= last).all() and (offsets[1:] >= offsets[:-1]).all() and offsets[-1] <= rows)
 
 
-def _check(row: Origin, end: int) -> None:
+def _check(row: Origin, end: int) -> np.ndarray[Any, Any]:
+    """PermanentError unless as many rows came as the origin says. Gives the positions of an origin whose rows are scattered."""
     rows, positions = end - row.row_offset, row.last - row.first + 1
-    expected = positions if row.kind == ORIGIN_QUEUE else 0 if row.kind == ORIGIN_MISSING else rows
-    if row.kind not in (ORIGIN_QUEUE, ORIGIN_SESSION, ORIGIN_MISSING) or rows != expected or rows < 0 or positions < 1:
+    scattered = np.empty(0, np.uint64)
+    if row.kind == ORIGIN_ROWS:
+        try:
+            scattered = rows_of(row).positions
+        except ValueError as error:
+            raise PermanentError(f"origin {row.id!r} names rows of {row.first}-{row.last} that are none: {error}") from error
+    expected = {ORIGIN_QUEUE: positions, ORIGIN_SESSION: rows, ORIGIN_MISSING: 0, ORIGIN_ROWS: len(scattered)}.get(row.kind)
+    if rows != expected or rows < 0 or positions < 1:
         raise PermanentError(f"origin {row.id!r} of kind {row.kind} names positions {row.first}-{row.last}, but {rows} rows came with it")
+    return scattered

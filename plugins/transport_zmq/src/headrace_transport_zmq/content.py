@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from headrace import Origin, origin_batch
-from headrace.position import ORIGIN_MISSING, Named, pack_name
+from headrace.position import ORIGIN_MISSING, Named, pack_name, rows_origin
+from headrace.scattered import Scattered
 from headrace_transport_zmq import wire
 from headrace_transport_zmq.receiver import Staged, Taken
 from headrace_transport_zmq.wire import Frame
@@ -17,7 +18,7 @@ from headrace_transport_zmq.wire import Frame
 def take(frame: Frame) -> Taken:
     """What is in a DATA frame; MalformedError when it is not what a queue takes."""
     missing = wire.unpack_missing(frame)
-    return Taken(wire.unpack_batch(frame), missing, wire.unpack_origins(frame))
+    return Taken(wire.unpack_batch(frame), missing, wire.unpack_origins(frame), wire.unpack_rows(frame, missing))
 
 
 def joined(group: Sequence[Staged]) -> tuple[pa.RecordBatch, pa.RecordBatch]:
@@ -25,6 +26,9 @@ def joined(group: Sequence[Staged]) -> tuple[pa.RecordBatch, pa.RecordBatch]:
     origins: list[Origin] = []
     row = 0
     for staged in group:
+        if staged.taken.rows is not None:
+            row += _scattered(origins, staged, row, staged.taken.rows)
+            continue
         begin, position = row, staged.first
         names = deque(staged.taken.named)
         for hole in staged.taken.missing:
@@ -34,6 +38,21 @@ def joined(group: Sequence[Staged]) -> tuple[pa.RecordBatch, pa.RecordBatch]:
         row += _rows(origins, staged.peer.origin, position, staged.last, row, names, begin)
     batches = [staged.taken.batch for staged in group]
     return batches[0] if len(batches) == 1 else pa.concat_batches(batches), origin_batch(origins)
+
+
+def _scattered(origins: list[Origin], staged: Staged, row: int, rows: Scattered) -> int:
+    """The same for rows that say themselves which positions they are: one origin for all of them between two gaps."""
+    lane, begin, position = staged.peer.origin, row, staged.first
+    for hole in (*staged.taken.missing, None):
+        last = staged.last if hole is None else hole.first - 1
+        if position <= last:
+            part = rows.part(rows.rows(position, last))
+            origins.append(rows_origin(lane, position, last, row, part))
+            row += len(part.positions)
+        if hole is not None:
+            origins.append(Origin(lane, hole.first, hole.last, row, ORIGIN_MISSING, hole.reason.encode()))
+            position = hole.last + 1
+    return row - begin
 
 
 def _rows(origins: list[Origin], lane: str, first: int, last: int, row: int, names: deque[Named], begin: int) -> int:

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from headrace import Missing
 from headrace.position import Named
+from headrace.scattered import Scattered
 from headrace_transport_zmq import wire
 from headrace_transport_zmq.wire import Buffer, Frame, MalformedError
 
@@ -34,6 +35,8 @@ class Taken(NamedTuple):
     missing: tuple[Missing, ...]
     #: the names that rows have already, by the first queue that took them
     named: tuple[Named, ...] = ()
+    #: which positions the rows are, and their names, where the frame says so
+    rows: Scattered | None = None
 
 
 @dataclass(slots=True, eq=False)

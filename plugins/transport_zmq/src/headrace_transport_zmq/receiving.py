@@ -182,6 +182,8 @@ class Receiving:
             frame_bytes=self._config.frame_bytes_max,
             host=self._context.tier,
             by_flush=self._passing,
+            names=True,
+            spread=not self._passing,
         )
         if (again := self._receiver.again(routing, frame, text)) is not None:
             self._tell([again])

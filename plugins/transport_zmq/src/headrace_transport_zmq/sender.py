@@ -32,6 +32,8 @@ class Flight:
     origins: Buffer
     payload: Buffer
     flags: int
+    #: some of its positions are on other lanes
+    spread: bool = False
     size: int = 0
     crc: int | None = None
     parts: tuple[Buffer, ...] = field(default=(), repr=False)
@@ -141,6 +143,7 @@ class Sender:
         self._hurrying = False
         self._hurried: int | None = None
         self._by_flush = False
+        self._takes_names = self._takes_spread = False
 
     def effects(self) -> list[Effect]:
         """What is to be done, once."""
@@ -278,6 +281,7 @@ class Sender:
         self._granted_events = min(self._options.window_events, welcome.window_events)
         self._granted_bytes = min(self._options.window_bytes, welcome.window_bytes)
         self._frame_bytes, self._by_flush = welcome.frame_bytes, welcome.by_flush
+        self._takes_names, self._takes_spread = welcome.names, welcome.spread
         mark, known = frame.mark, self.mark
         if self._asked:
             self._asked, self.mark = False, mark
@@ -335,6 +339,10 @@ class Sender:
         events, size = self.flying_events, self.flying_bytes
         while self._waiting and self._waiting[0].queue_id == self.queue_id:
             flight = self._waiting[0]
+            if why := self._not_taken(flight):
+                self.state = "down"
+                self._out.append(Unwelcome("rows", why))
+                return
             if flight.size + wire.HEADER.size > self._frame_bytes:
                 if not self._flying:  # those before it are answered first
                     self.abandon()
@@ -347,6 +355,14 @@ class Sender:
             events, size = events + flight.rows, size + flight.size
             self._put(flight, now)
         self._say_hurry(now)
+
+    def _not_taken(self, flight: Flight) -> str:
+        """Why the far side cannot take a frame of this kind: it would take it for another one."""
+        if flight.spread and not self._takes_spread:
+            return "it takes no part of a queue's events: it has no queue of its own, or is an older version; upgrade far tiers first"
+        if flight.flags & wire.ROWS and not self._takes_names:
+            return "it is an older version, which cannot keep the names of spread events; upgrade far tiers first"
+        return ""
 
     def _put(self, flight: Flight, now: float) -> None:
         start = 0

@@ -11,6 +11,7 @@ import zmq
 import zmq.asyncio
 
 from headrace import Context, Missing, PermanentError, QueueInfo, RangeKey, TransientError
+from headrace.position import is_scattered
 from headrace.retry import Backoff
 from headrace_transport_zmq import identities, lanes, wire
 from headrace_transport_zmq.config import TransportConfig
@@ -340,4 +341,9 @@ def flight_of(batch: pa.RecordBatch, origins: pa.RecordBatch, key: RangeKey) -> 
     """A batch as it goes over the wire: what is dead here is missing over there."""
     holes = [*key.missing, *(Missing(position, position, "dead_letter") for position in key.dead)]
     payload, flags = wire.pack_batch(batch)
-    return Flight(key.queue_id, key.first, key.last, batch.num_rows, tuple(sorted(holes)), wire.pack_origins(origins), payload, flags)
+    if key.share is not None or is_scattered(origins):
+        flags, names = flags | wire.ROWS, wire.pack_rows(origins, key)
+    else:
+        names = wire.pack_origins(origins)
+    spread = batch.num_rows + sum(hole.size for hole in holes) < key.size
+    return Flight(key.queue_id, key.first, key.last, batch.num_rows, tuple(sorted(holes)), names, payload, flags, spread)

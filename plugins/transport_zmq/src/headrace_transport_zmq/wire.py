@@ -15,8 +15,9 @@ import pyarrow as pa
 from crc32c import crc32c
 from msgspec import Meta
 
-from headrace import ORIGIN_SCHEMA, RAW_SCHEMA, Missing, Origin, origin_batch
-from headrace.position import Named, named_rows
+from headrace import ORIGIN_SCHEMA, RAW_SCHEMA, Missing, Origin, RangeKey, origin_batch, scattered
+from headrace.position import ORIGIN_SESSION, Named, named_rows, row_names, without
+from headrace.scattered import Scattered
 from headrace.schema import check_batch
 
 VERSION: Final = 1
@@ -42,6 +43,9 @@ START: Final = 1
 MARKED: Final = 2
 #: DATA: the payload is an Arrow IPC stream of an event batch, not a bare message of RAW_SCHEMA.
 EVENTS: Final = 4
+
+#: DATA: the part of origins says which positions are rows here, and under which names they came (`headrace.scattered`).
+ROWS: Final = 16
 
 #: HEARTBEAT: the sender sends nothing more before it has an answer, or soon will not.
 HURRY: Final = 8
@@ -123,6 +127,9 @@ class Welcome(msgspec.Struct, frozen=True, kw_only=True):
     host: _Name = ""
     #: batches wait there for a flush (a tier without a queue): `HURRY` means something
     by_flush: bool = False
+    #: it takes frames with `ROWS` that bring names; and those whose other positions are on other lanes
+    names: bool = False
+    spread: bool = False
 
 
 class Refusal(msgspec.Struct, frozen=True, kw_only=True):
@@ -215,7 +222,8 @@ def unpack_missing(frame: Frame) -> tuple[Missing, ...]:
         if not behind <= hole.first <= hole.last <= frame.last:
             raise MalformedError(f"missing {hole.first}-{hole.last} does not fit {frame.first}-{frame.last}")
         behind = hole.last + 1
-    if at != len(part) or frame.last - frame.first + 1 != frame.rows + sum(hole.size for hole in holes):
+    known = frame.rows + sum(hole.size for hole in holes)
+    if at != len(part) or not (known == frame.last - frame.first + 1 or (frame.flags & ROWS and known < frame.last - frame.first + 1)):
         raise MalformedError(f"{frame.first}-{frame.last} is not {frame.rows} rows and what is missing")
     return tuple(holes)
 
@@ -233,7 +241,7 @@ def pack_origins(origins: pa.RecordBatch) -> Buffer:
 
 def unpack_origins(frame: Frame) -> tuple[Named, ...]:
     """The names that rows of a DATA frame have already: ascending runs of its rows. MalformedError when they are none."""
-    if not len(frame.parts[1]):
+    if not len(frame.parts[1]) or frame.flags & ROWS:
         return ()
     try:
         origins = pa.ipc.read_record_batch(pa.ipc.read_message(pa.py_buffer(frame.parts[1])), ORIGIN_SCHEMA)
@@ -249,6 +257,32 @@ def unpack_origins(frame: Frame) -> tuple[Named, ...]:
             raise MalformedError(f"origins: {run.rows} rows from row {run.row_offset} on, of {frame.rows}")
         row = run.row_offset + run.rows
     return tuple(named)
+
+
+def pack_rows(origins: pa.RecordBatch, key: RangeKey) -> bytes:
+    """Which positions of the range are rows, and their names where they came from other queues."""
+    positions = key.positions()
+    named = bool(origins.num_rows) and bool((origins.column("kind").to_numpy() != ORIGIN_SESSION).any())
+    return scattered.pack_rows(Scattered(positions, row_names(key.queue_id, positions, origins) if named else None))
+
+
+def unpack_rows(frame: Frame, missing: Sequence[Missing]) -> Scattered | None:
+    """What `pack_rows` packed; None without `ROWS`. MalformedError when it does not fit the frame."""
+    if not frame.flags & ROWS:
+        return None
+    try:
+        rows = scattered.unpack_rows(bytes(frame.parts[1]), frame.rows)
+    except ValueError as error:
+        raise MalformedError(str(error)) from error
+    positions, names = rows
+    inside = len(positions) == frame.rows and (not frame.rows or (frame.first <= int(positions[0]) and int(positions[-1]) <= frame.last))
+    if not inside or len(without(positions, missing)) != frame.rows:
+        raise MalformedError(f"{len(positions)} scattered rows do not fit {frame.rows} of {frame.first}-{frame.last}")
+    if names is not None and frame.rows:
+        foreign = [name for name in names.ids if not _QUEUE_ID.fullmatch(name)]
+        if foreign or not 0 < int(names.numbers.min()) <= int(names.numbers.max()) <= _POSITION_MAX:
+            raise MalformedError(f"names of scattered rows: {foreign[:1]}, or a position that is none")
+    return rows
 
 
 def pack_batch(batch: pa.RecordBatch) -> tuple[Buffer, int]:
