@@ -139,7 +139,7 @@ def attack(kind: str | None, port: str, seconds: float, core: int) -> subprocess
     if kind is None:
         return None
     words = [sys.executable, str(HERE / "load" / "attackers.py"), kind, "--port", port, "--seconds", str(seconds)]
-    attackers = subprocess.Popen(["taskset", "-c", str(core), "nice", "-n", "19", *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    attackers = subprocess.Popen(["taskset", "-c", str(core), "chrt", "--idle", "0", *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert attackers.stdout is not None
     attackers.stdout.readline()
     return attackers

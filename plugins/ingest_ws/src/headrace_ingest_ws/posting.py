@@ -26,6 +26,7 @@ from headrace_ingest_ws.intake import Intake
 from headrace_ingest_ws.post import Body, Remembered, fingerprint, idempotency_key, key_origin, pack, read_body, type_problem, unpack
 from headrace_ingest_ws.protocol import BUSY, PAYLOAD_INVALID, RATE, TOO_LARGE, Refusal, Refused
 from headrace_ingest_ws.rates import Rate, Rates
+from headrace_ingest_ws.turnstile import Turnstile
 
 #: A longer body is read on another thread: a message of this size takes a millisecond or more.
 BLOCKING_BYTES: Final = 32_768
@@ -107,6 +108,7 @@ class Posting:
         self._admit, self._admit_still = admit, admit_still
         self._posts: set[Post] = set()
         self._keys: OrderedDict[str, float] = OrderedDict()  # origins of keys stored by this process, and when
+        self._inflating = Turnstile(1)  # a step of one body in a turn of the loop, however many inflate
 
     async def answer(self, request: web.Request) -> web.Response:
         """Take one request. Raises Refused, NotAuthorized or NotReady."""
@@ -168,7 +170,7 @@ class Posting:
             async with asyncio.timeout(self._config.request_timeout_s):
                 if (request.content_length or 0) > bytes_max:
                     raise TooLong
-                return await (_inflated(request, bytes_max) if gzip else _plain(request, bytes_max))
+                return await (self._inflated(request, bytes_max) if gzip else _plain(request, bytes_max))
         except TimeoutError:
             problem = f"expected the whole body in {self._config.request_timeout_s:g} s"
             raise Refused(408, Refusal(PAYLOAD_INVALID, problem), reason="body_timeout") from None
@@ -178,6 +180,22 @@ class Posting:
             raise Refused(413, Refusal(TOO_LARGE, f"expected a body of at most {bytes_max} bytes")) from None
         except ValueError as error:
             raise Refused(400, Refusal(PAYLOAD_INVALID, str(error))) from None
+
+    async def _inflated(self, request: web.Request, bytes_max: int) -> bytes:
+        body, gunzip, came = bytearray(), Gunzip(bytes_max), 0
+        async for piece in request.content.iter_any():
+            came += len(piece)
+            if came > bytes_max:
+                raise TooLong
+            steps = gunzip.feed(piece)
+            while True:
+                await self._inflating.passed()
+                if (inflated := next(steps, None)) is None:
+                    break
+                body += inflated
+        for inflated in gunzip.end():
+            body += inflated
+        return bytes(body)
 
     async def _parse(self, raw: bytes, content_type: str, identity: Identity) -> Body:
         facts = (raw, content_type, identity, self._clock.wall(), self._config.events_per_message_max)
@@ -266,18 +284,4 @@ async def _plain(request: web.Request, bytes_max: int) -> bytes:
         body += piece
         if len(body) > bytes_max:
             raise TooLong
-    return bytes(body)
-
-
-async def _inflated(request: web.Request, bytes_max: int) -> bytes:
-    body, gunzip, came = bytearray(), Gunzip(bytes_max), 0
-    async for piece in request.content.iter_any():
-        came += len(piece)
-        if came > bytes_max:
-            raise TooLong
-        for inflated in gunzip.feed(piece):
-            body += inflated
-            await asyncio.sleep(0)  # others have a turn before the next step
-    for inflated in gunzip.end():
-        body += inflated
     return bytes(body)
