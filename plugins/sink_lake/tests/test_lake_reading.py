@@ -15,7 +15,7 @@ import pytest
 from lake_driver import START_US, events, make_lake, positions, read, store
 
 from headrace import CLOCK_FLOOR_US, EVENT_COLUMNS, Missing, RangeKey
-from headrace_sink_lake import LocalStore
+from headrace_sink_lake import LocalStore, columns
 from headrace_sink_lake.inspection import inspect
 
 
@@ -333,3 +333,17 @@ def test_events_of_a_wrong_clock_lie_where_their_own_time_says_and_are_counted(t
     assert {row[0] for row in read(tmp_path / "lake", "select cast(date as varchar) from lake")} == {"2026-09-21"}
     facts = inspect(LocalStore(tmp_path / "lake")).facts()
     assert facts["queue_ids"][0]["wrong_clock"] == 2
+
+
+def test_a_file_is_looked_at_once_for_what_does_not_repeat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[int] = []
+
+    def counted(rows: pa.Table) -> set[str]:
+        looked.append(rows.num_rows)
+        return scattered(rows)
+
+    scattered = columns._scattered
+    monkeypatch.setattr(columns, "_scattered", counted)
+    many = {f"r{number}": [0.5] * 5 for number in range(20)}
+    stored(tmp_path / "lake", events(span(1, 5), many, {"class": ["a", "a", "b", "b", "b"]}))
+    assert sorted(looked) == [2, 3]

@@ -242,10 +242,11 @@ def parquet_options(rows: pa.Table, compression_level: int) -> dict[str, Any]:
     """How a file that begins with these rows (its first row group) is written: zstd, dictionaries where they pay, differences for
     the columns that grow steadily, and all that readers skip by: order, page index, a bloom filter on device."""
     steady = ("time", "received", "position")
+    plain_pages = {*steady, *_scattered(rows)}
     options: dict[str, Any] = {
         "compression": "zstd",
         "compression_level": compression_level,
-        "use_dictionary": [leaf for leaf in leaves(rows.schema) if leaf not in steady and leaf not in _scattered(rows)],
+        "use_dictionary": [leaf for leaf in leaves(rows.schema) if leaf not in plain_pages],
         # Half the size and half the time of plain or dictionary pages for these three.
         "column_encoding": dict.fromkeys(steady, "DELTA_BINARY_PACKED"),
         "sorting_columns": pq.SortingColumn.from_ordering(rows.schema, [("device", "ascending"), ("time", "ascending")]),
