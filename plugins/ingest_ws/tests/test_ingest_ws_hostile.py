@@ -73,6 +73,27 @@ def test_a_message_of_exactly_the_limit_is_taken_and_a_longer_one_closes_with_10
     asyncio.run(scenario())
 
 
+def test_half_messages_share_a_bound_and_who_ends_its_message_is_taken(kit: SimpleNamespace) -> None:
+    async def scenario() -> None:
+        whole = b'{"n":"' + b"x" * 131_000 + b'"}'
+        async with kit.running(unfinished_bytes_max=1 << 20) as site:
+            clients = [await site.raw(device=f"half-{number}") for number in range(12)]
+            frames = [kit.frame(1, whole) for _ in clients]
+            for client, frame in zip(clients, frames, strict=True):
+                client.send(frame[:-1])
+            reading = [asyncio.ensure_future(client.receive_until_closed()) for client in clients]
+            await kit.until(lambda: sum(one.done() for one in reading) == 4)
+            assert [one.result()[1] for one in reading if one.done()] == [1013] * 4
+            await honest_exchange(kit, site)
+            for client, frame, one in zip(clients, frames, reading, strict=True):
+                if not one.done():
+                    client.send(frame[-1:])
+            await kit.until(lambda: site.metric("ingest_acked_events_total") == 9)
+        assert sorted(len(texts) for texts, _ in await asyncio.gather(*reading)) == [0] * 4 + [1] * 8
+
+    asyncio.run(scenario())
+
+
 def test_fragments_count_together_against_the_limit(kit: SimpleNamespace) -> None:
     async def scenario() -> None:
         async with kit.running(message_bytes_max=100) as site:

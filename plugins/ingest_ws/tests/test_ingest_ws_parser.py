@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import gc
 import itertools
 import os
 import re
@@ -19,7 +20,7 @@ from websockets.protocol import OPEN, Protocol, Side
 
 from headrace.decoding import check
 from headrace_ingest_ws.message import objects_of
-from headrace_ingest_ws.parser import BINARY, CLOSE, ERROR, FULL, MORE, PING, PONG, READ_BYTES, TEXT, FrameBuffer, frame_buffer
+from headrace_ingest_ws.parser import BINARY, CLOSE, ERROR, FULL, MORE, PING, PONG, READ_BYTES, TEXT, FrameBuffer, Parser, frame_buffer
 
 Event = tuple[str, bytes] | tuple[str, int]
 NAMES = {TEXT: "text", BINARY: "binary", PING: "ping", PONG: "pong", CLOSE: "close"}
@@ -236,3 +237,28 @@ def test_a_run_gets_the_verdict_of_check(kind: str, texts: list[bytes]) -> None:
     taken = texts[:count]
     expected = None if any(check(text) is not None for text in taken) else taken
     assert objects_of(run, count) == (expected if count else None)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_unfinished_messages_of_all_parsers_share_a_bound(kind: str) -> None:
+    buffer = buffer_of(kind)
+    buffer.bound(4096)
+
+    def take(parser: Parser, chunk: bytes) -> tuple[int, int]:
+        buffer.view[: len(chunk)] = chunk
+        event, _, _, _, _, code = parser.parse(0, len(chunk), 1 << 30)
+        return event, code
+
+    def begun(size: int) -> bytes:
+        return b"\x81\xfe" + (size + 1).to_bytes(2, "big") + bytes(4) + b"x" * size
+
+    parsers = [buffer.parser(65_536) for _ in range(5)]
+    assert [take(parser, begun(1024)) for parser in parsers] == [(MORE, 0)] * 4 + [(ERROR, 1013)]
+    assert buffer.unfinished_bytes == 4096
+    assert take(parsers[0], b"y")[0] == TEXT, "who has its place ends its message"
+    assert take(buffer.parser(65_536), b"\x81\x83" + bytes(4) + b"abc") == (TEXT, 0), "what comes whole needs no place"
+    parsers[1].release()
+    assert buffer.unfinished_bytes == 2048
+    del parsers
+    gc.collect()
+    assert buffer.unfinished_bytes == 0

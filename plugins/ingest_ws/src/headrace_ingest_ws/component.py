@@ -89,6 +89,7 @@ class IngestWs(Component):
         assert self._socket is not None, "open comes before ingest_serve"
         assert admission is not None
         buffer, parser, no_c = frame_buffer()
+        buffer.bound(self.config.unfinished_bytes_max)
         if no_c:
             context.log.warning("frames are parsed in Python, which is several times slower", reason=no_c)
         try:

@@ -48,6 +48,14 @@ class IngestWsConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     message_bytes_max: Annotated[
         int, Meta(ge=64, le=16 << 20, description="Longest WebSocket message in bytes; a longer one closes the connection with 1009.")
     ] = 131_072
+    unfinished_bytes_max: Annotated[
+        int,
+        Meta(
+            ge=1 << 20,
+            description="Bytes of unfinished WebSocket messages that are held for all connections together; the one that needs more is closed "
+            "with 1013.",
+        ),
+    ] = 256 << 20
     post_bytes_max: Annotated[
         int, Meta(ge=64, le=64 << 20, description="Longest body of a POST in bytes, inflated; a longer one gets 413.")
     ] = 1 << 20

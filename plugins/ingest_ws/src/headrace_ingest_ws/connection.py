@@ -28,6 +28,7 @@ from headrace_ingest_ws.protocol import (
     CLOSE_POLICY,
     CLOSE_RESTART,
     CLOSE_TOO_BIG,
+    CLOSE_TRY_LATER,
     PAYLOAD_INVALID,
     PING_FRAME,
     RATE,
@@ -199,6 +200,8 @@ class Connection(WebSocket):
             self._refuse(Refusal(TOO_LARGE, f"expected a message of at most {self._config.message_bytes_max} bytes"), 0)
         elif code == CLOSE_NOT_TEXT:
             self._refuse(Refusal(PAYLOAD_INVALID, "not UTF-8"), 0)
+        elif code == CLOSE_TRY_LATER:  # it is not refused for good: what is not acked is sent again
+            self._log.warning("connection ended: unfinished messages take all of unfinished_bytes_max", device=self._device)
 
     def _refuse(self, refusal: Refusal, size: int) -> None:
         self._counters.took(refusal.events, size)

@@ -21,6 +21,9 @@ BUFFER_BYTES: Final = 4 * READ_BYTES
 #: So many connections are read in one turn of the loop: about 1 ms of work.
 READS_PER_TURN: Final = 256
 
+#: What a `FrameBuffer` holds of unfinished messages as long as it has no bound.
+UNBOUNDED_BYTES: Final = 1 << 62
+
 #: In place of a size, in a `Find`: the connection takes bytes again.
 WRITABLE: Final = -(1 << 63)
 
@@ -68,13 +71,20 @@ class Parser(Protocol):
         """
 
     def release(self) -> None:
-        """The message of a `Find` was copied: its memory may go."""
+        """Let go of what is held: the message of a `Find` was copied, or nothing is to be parsed any more."""
 
 
 class FrameBuffer(Protocol):
     """The read buffer, and parsers on it."""
 
     view: memoryview
+
+    @property
+    def unfinished_bytes(self) -> int:
+        """Bytes that all its parsers hold of unfinished messages; in C what is allocated for them, up to twice that."""
+
+    def bound(self, unfinished_bytes_max: int) -> None:
+        """They are at most so many from now on, not less than there are: for a parser that needs more it is the error 1013."""
 
     def read(self, epoll: select.epoll) -> list[Find]:
         """Read from the connections that are ready, at most READS_PER_TURN of them, without waiting."""

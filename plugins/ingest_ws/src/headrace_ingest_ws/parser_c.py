@@ -8,7 +8,7 @@ from array import array
 from importlib import import_module
 from typing import Any, Final
 
-from headrace_ingest_ws.parser import BINARY, BUFFER_BYTES, ERROR, FULL, MORE, READ_BYTES, READS_PER_TURN, Find, Found
+from headrace_ingest_ws.parser import BINARY, BUFFER_BYTES, ERROR, FULL, MORE, READ_BYTES, READS_PER_TURN, UNBOUNDED_BYTES, Find, Found
 
 _module: Any = import_module("headrace_ingest_ws._wsframes")
 _ffi, _lib = _module.ffi, _module.lib
@@ -21,9 +21,11 @@ FIND_NUMBERS: Final = 11
 class CFrameBuffer:
     """The shared buffer, its address, and the place where C writes what it found."""
 
-    __slots__ = ("_finds", "_finds_at", "address", "found", "view")
+    __slots__ = ("_finds", "_finds_at", "address", "found", "memory", "view")
 
     def __init__(self) -> None:
+        self.memory = _ffi.new("ws_memory *")
+        self.memory.held_max = UNBOUNDED_BYTES
         memory = bytearray(BUFFER_BYTES)
         self.view = memoryview(memory)
         self.address = _ffi.from_buffer("uint8_t[]", memory, require_writable=True)
@@ -31,6 +33,13 @@ class CFrameBuffer:
         # an event may amount to two finds: it takes bytes again, and it was read
         finds = array("q", bytes(8 * FIND_NUMBERS * 2 * READS_PER_TURN))
         self._finds, self._finds_at = memoryview(finds), _ffi.from_buffer("ws_find[]", finds, require_writable=True)
+
+    @property
+    def unfinished_bytes(self) -> int:
+        return int(self.memory.held)
+
+    def bound(self, unfinished_bytes_max: int) -> None:
+        self.memory.held_max = unfinished_bytes_max
 
     def read(self, epoll: select.epoll) -> list[Find]:
         return self.read_into(_ffi.NULL, epoll, 0, 0, 0)
@@ -65,10 +74,11 @@ class CParser:
 
     def __init__(self, buffer: CFrameBuffer, message_bytes_max: int) -> None:
         self._address, self._found, self._view = buffer.address, buffer.found, buffer.view
-        state = _new(message_bytes_max)
+        memory = buffer.memory
+        state = _new(message_bytes_max, memory)
         if state == _ffi.NULL:
             raise MemoryError
-        self.state = _ffi.gc(state, _delete)
+        self.state = _ffi.gc(state, lambda state, _=memory: _delete(state))  # which counts in `memory` what it gives back
 
     @property
     def unfinished(self) -> bool:

@@ -21,6 +21,7 @@ from headrace_ingest_ws.parser import (
     READS_PER_TURN,
     RUN_BRACES_MAX,
     TEXT,
+    UNBOUNDED_BYTES,
     WRITABLE,
     Find,
     Found,
@@ -28,7 +29,7 @@ from headrace_ingest_ws.parser import (
 
 _FIN, _RESERVED, _MASKED, _CONTROL = 0x80, 0x70, 0x80, 8
 _CONTINUATION, _TEXT, _BINARY, _CLOSE, _PING, _PONG = 0, 1, 2, 8, 9, 10
-_BROKEN, _NOT_TEXT, _TOO_BIG = 1002, 1007, 1009
+_BROKEN, _NOT_TEXT, _TOO_BIG, _CROWDED = 1002, 1007, 1009, 1013
 _EVENTS: Final = {_TEXT: TEXT, _BINARY: BINARY, _CLOSE: CLOSE, _PING: PING, _PONG: PONG}
 
 _utf8 = codecs.getincrementaldecoder("utf-8")
@@ -37,11 +38,15 @@ _utf8 = codecs.getincrementaldecoder("utf-8")
 class PythonFrameBuffer:
     """The shared buffer."""
 
-    __slots__ = ("memory", "view")
+    __slots__ = ("memory", "unfinished_bytes", "unfinished_bytes_max", "view")
 
     def __init__(self) -> None:
+        self.unfinished_bytes, self.unfinished_bytes_max = 0, UNBOUNDED_BYTES
         self.memory = bytearray(BUFFER_BYTES)
         self.view = memoryview(self.memory)
+
+    def bound(self, unfinished_bytes_max: int) -> None:
+        self.unfinished_bytes_max = unfinished_bytes_max
 
     def read(self, epoll: select.epoll) -> list[Find]:
         finds: list[Find] = []
@@ -77,9 +82,23 @@ class _Broken(Exception):
 class PythonParser:
     """One connection's parser."""
 
-    __slots__ = ("_control", "_decoder", "_first", "_head", "_in_payload", "_kind", "_left", "_mask", "_memory", "_message", "_message_max")
+    __slots__ = (
+        "_buffer",
+        "_control",
+        "_decoder",
+        "_first",
+        "_head",
+        "_in_payload",
+        "_kind",
+        "_left",
+        "_mask",
+        "_memory",
+        "_message",
+        "_message_max",
+    )
 
     def __init__(self, buffer: PythonFrameBuffer, message_bytes_max: int) -> None:
+        self._buffer = buffer
         self._memory, self._message_max = buffer.memory, message_bytes_max
         self._head = b""
         self._in_payload = False
@@ -94,7 +113,8 @@ class PythonParser:
         return bool(self._head or self._in_payload or self._kind)
 
     def release(self) -> None:
-        """Nothing is kept."""
+        self._buffer.unfinished_bytes -= len(self._message or b"")
+        self._message = None
 
     def parse(self, start: int, end: int, messages_max: int) -> Found:
         at, event, data, code = start, MORE, b"", 0
@@ -189,12 +209,23 @@ class PythonParser:
             self._check_text(piece, bool(fin))
         if not fin:
             if piece:
-                self._message = self._message or bytearray()
-                self._message += piece
+                self._keep(piece)
             return MORE, b""
         kind, message = self._kind, piece if self._message is None else bytes(self._message) + piece
+        self._buffer.unfinished_bytes -= len(self._message or b"")
         self._kind, self._message, self._decoder = 0, None, None
         return _EVENTS[kind], message
+
+    def _keep(self, piece: bytes) -> None:
+        buffer = self._buffer
+        if len(piece) > buffer.unfinished_bytes_max - buffer.unfinished_bytes:
+            raise _Broken(_CROWDED)
+        buffer.unfinished_bytes += len(piece)
+        self._message = self._message or bytearray()
+        self._message += piece
+
+    def __del__(self) -> None:
+        self.release()
 
     def _check_text(self, piece: bytes, last: bool) -> None:
         if self._decoder is None:

@@ -249,6 +249,8 @@ class WebSocket(asyncio.BufferedProtocol):
 
     def _break_off(self, code: int) -> None:
         self._deaf = True
+        if self._parser is not None:
+            self._parser.release()  # nothing more is parsed, however long the client takes to hang up
         if not self._refusing:
             self.broke(code)
         self.close(code)

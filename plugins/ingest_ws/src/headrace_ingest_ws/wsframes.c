@@ -12,17 +12,21 @@
 /* What a call may end with; parser.py has the same numbers. */
 enum { WS_MORE, WS_FULL, WS_TEXT, WS_BINARY, WS_PING, WS_PONG, WS_CLOSE, WS_ERROR };
 enum { CONTINUATION = 0, TEXT = 1, BINARY = 2, CLOSE = 8, PING = 9, PONG = 10 };
-enum { BROKEN = 1002, NOT_TEXT = 1007, TOO_BIG = 1009, NO_MEMORY = 1011 };
+enum { BROKEN = 1002, NOT_TEXT = 1007, TOO_BIG = 1009, NO_MEMORY = 1011, CROWDED = 1013 };
 enum { FIN = 0x80, RESERVED = 0x70, MASKED = 0x80, CONTROL = 8, BRACES_MAX = 16 };
 
-ws_parser *ws_new(uint64_t message_max) {
+ws_parser *ws_new(uint64_t message_max, ws_memory *memory) {
     ws_parser *p = calloc(1, sizeof *p);
-    if (p) p->message_max = message_max;
+    if (p) {
+        p->message_max = message_max;
+        p->memory = memory;
+    }
     return p;
 }
 
 void ws_release(ws_parser *p) {
     free(p->message);
+    p->memory->held -= p->room;
     p->message = NULL;
     p->size = p->room = 0;
 }
@@ -133,16 +137,20 @@ static int header(ws_parser *p, const uint8_t **at, const uint8_t *end) {
     return 1;
 }
 
-static int grow(ws_parser *p, size_t more) { /* room for so many more bytes; they have arrived already */
+/* Room for so many more bytes, which have arrived already; 0, or a close code. A message that ends with them is let go at once,
+ * so it is not the one to be given up for want of memory. */
+static int grow(ws_parser *p, size_t more, int ends) {
     size_t room = p->room ? p->room : 256;
     while (room < p->size + more) room *= 2;
     if (room > p->room) {
+        if (!ends && room - p->room + p->memory->held > p->memory->held_max) return CROWDED;
         uint8_t *message = realloc(p->message, room);
-        if (!message) return 0;
+        if (!message) return NO_MEMORY;
+        p->memory->held += room - p->room;
         p->message = message;
         p->room = room;
     }
-    return 1;
+    return 0;
 }
 
 static int fail(ws_found *found, int code) {
@@ -181,7 +189,8 @@ static int payload(ws_parser *p, const uint8_t **at, const uint8_t *end, uint8_t
         return kind == TEXT ? WS_TEXT : WS_BINARY;
     }
     if (take) {
-        if (!grow(p, take)) return fail(found, NO_MEMORY);
+        int code = grow(p, take, !p->left && fin);
+        if (code) return fail(found, code);
         if ((unmask(p->message + p->size, from, take, p->mask) || p->utf8_need) && kind == TEXT &&
             !utf8(p, p->message + p->size, take))
             return fail(found, NOT_TEXT);

@@ -3,6 +3,11 @@
 #define HEADRACE_WSFRAMES_H
 
 typedef struct {
+    size_t held, held_max; /* bytes allocated for unfinished messages of all parsers that share this, and how many may be before one more grows */
+} ws_memory;
+
+typedef struct {
+    ws_memory *memory;
     uint64_t message_max;  /* longest message in bytes */
     uint64_t left;         /* payload bytes of the current frame that are still to come */
     uint8_t *message;      /* the unfinished message so far, unmasked: `size` bytes in `room` allocated ones */
@@ -28,7 +33,7 @@ typedef struct {
     int assembled;       /* data is the parser's own memory: call ws_release once it is copied */
 } ws_found;
 
-ws_parser *ws_new(uint64_t message_max);
+ws_parser *ws_new(uint64_t message_max, ws_memory *memory); /* memory: outlives the parser */
 void ws_delete(ws_parser *p);
 void ws_release(ws_parser *p);
 int ws_parse(ws_parser *p, uint8_t *bytes, size_t size, size_t messages_max, ws_found *found);

@@ -25,7 +25,8 @@ static void is_object(const uint8_t *text, size_t size) {
 /* A hash of all events: kind, size and bytes of each, up to an error. Every piece is a block of its own, so that the address
  * sanitizer sees each byte read or written outside it. */
 static uint64_t events_of(const uint8_t *data, size_t size, size_t piece, size_t messages_max, uint64_t limit) {
-    ws_parser *p = ws_new(limit);
+    ws_memory memory = {0, SIZE_MAX};
+    ws_parser *p = ws_new(limit, &memory);
     uint64_t hash = 14695981039346656037u;
     for (size_t at = 0; at < size; at += piece) {
         size_t length = size - at < piece ? size - at : piece, start = 0;
