@@ -52,8 +52,8 @@ class IngestWsConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         int,
         Meta(
             ge=1 << 20,
-            description="Bytes of unfinished WebSocket messages that are held for all connections together; the one that needs more is closed "
-            "with 1013.",
+            description="Bytes of unfinished WebSocket messages that are held for all connections together; "
+            "the one that needs more is closed with 1013.",
         ),
     ] = 256 << 20
     post_bytes_max: Annotated[
