@@ -9,6 +9,7 @@ import pyarrow as pa
 from headrace import Component, ConfigError, Deliver, QueueInfo, RangeKey, hookimpl
 from headrace.hookspecs import Role, TransportHooks
 from headrace_transport_zmq import receiving, sending
+from headrace_transport_zmq.broadcasting import Broadcasting
 from headrace_transport_zmq.config import TransportConfig, problem
 from headrace_transport_zmq.fleet import Fleet
 from headrace_transport_zmq.key_options import read_keys
@@ -44,7 +45,7 @@ class TransportZmq(Component):
 
     _sending: Sending | Fleet | None = None
     _receiving: Receiving | None = None
-    _publishing: Publishing | None = None
+    _publishing: Publishing | Broadcasting | None = None
     _subscribing: Subscribing | None = None
 
     @classmethod
@@ -77,7 +78,8 @@ class TransportZmq(Component):
             if self.config.sends and self._sending is None:
                 self._sending = sending_to(self.config, self.context)
             if self.config.publish is not None and self._publishing is None:
-                self._publishing = Publishing(self.config, self.context)
+                kind = Broadcasting if self.config.pattern == "radio" else Publishing
+                self._publishing = kind(self.config, self.context)
             if self.config.subscribe is not None and self._subscribing is None:
                 self._subscribing = Subscribing(self.config, self.context)
         except KeysError as error:

@@ -14,6 +14,9 @@ from headrace import Config
 
 MIB: Final = 1 << 20
 _ADDRESS: Final = r"^tcp://.+:\d{1,5}$"
+#: A topic, where it is a group of RADIO and DISH.
+GROUP_BYTES_MAX: Final = 255
+_FAN_ADDRESS: Final = r"^(tcp|udp)://.+:\d{1,5}$"
 
 
 class Peer(Config, frozen=True, kw_only=True):
@@ -46,11 +49,11 @@ class TransportConfig(Config, frozen=True, kw_only=True):
         Meta(max_length=16, description="As an output, in the place of `connect`: several far tiers, the preferred one first."),
     ] = ()
     publish: Annotated[
-        Annotated[str, Meta(pattern=_ADDRESS)] | None,
+        Annotated[str, Meta(pattern=_FAN_ADDRESS)] | None,
         Meta(description='As an output with `hold = "none"`: where subscribers come to, such as `tcp://127.0.0.1:5556`.'),
     ] = None
     subscribe: Annotated[
-        Annotated[str, Meta(pattern=_ADDRESS)] | None, Meta(description="As a source: the address of a tier that publishes.")
+        Annotated[str, Meta(pattern=_FAN_ADDRESS)] | None, Meta(description="As a source: the address of a tier that publishes.")
     ] = None
     topics: Annotated[
         tuple[Annotated[str, Meta(max_length=255)], ...],
@@ -59,7 +62,8 @@ class TransportConfig(Config, frozen=True, kw_only=True):
         ),
     ] = ("",)
     pattern: Annotated[
-        Literal["pubsub", "radio"], Meta(description="With `publish` or `subscribe`: PUB and SUB, or RADIO and DISH where libzmq has them.")
+        Literal["pubsub", "radio"],
+        Meta(description="With `publish` or `subscribe`: PUB and SUB, or RADIO and DISH (also over `udp://`)."),
     ] = "pubsub"
     queued_messages_max: Annotated[
         int,
@@ -167,6 +171,8 @@ def problem(config: TransportConfig) -> str:
     (address,) = config.ends.values()
     if not config.insecure and config.key_file is None and not is_loopback(address):
         needed = "allow_keys_file" if config.waits else "server_key"
+        if address.startswith("udp:"):
+            return f"{address} is not a loopback address, and there are no keys over UDP: set insecure = true, if whoever is there may read"
         return (
             f"{address} is not a loopback address, and there are no keys: make them with `headrace keys new`, and set key_file and {needed}"
             " (or insecure = true, if whoever reaches that address may read and send)"
@@ -196,8 +202,9 @@ def _keys_problem(config: TransportConfig) -> str:
 
 
 def _pattern_problem(config: TransportConfig) -> str:
+    (address,) = config.ends.values()
     if config.pattern == "pubsub":
-        return ""
+        return f'{address}: udp needs pattern = "radio"' if address.startswith("udp:") else ""
     if not config.ends.keys() & {"publish", "subscribe"}:
         return "pattern: only for `publish` and `subscribe`"
     if not zmq.DRAFT_API:
@@ -205,12 +212,18 @@ def _pattern_problem(config: TransportConfig) -> str:
             f'pattern: "radio" needs the draft API of libzmq, and libzmq {zmq.zmq_version()} under pyzmq {zmq.__version__} is built without'
             ' it; use pattern = "pubsub", which carries the same events'
         )
-    return 'pattern: "radio" is not part of this version; use pattern = "pubsub", which carries the same events'
+    if config.subscribe is not None and "" in config.topics:
+        return 'topics: DISH knows whole topics and no beginnings: name each that is wanted, or publish all under one (`topic = "all"`)'
+    if any(len(topic.encode()) > GROUP_BYTES_MAX for topic in config.topics):
+        return f"topics: DISH takes {GROUP_BYTES_MAX} bytes of UTF-8 at most"
+    if address.startswith("udp:") and config.key_file is not None:
+        return "key_file: nothing is encrypted over UDP; use tcp, or no keys and insecure = true"
+    return ""
 
 
 def is_loopback(address: str) -> bool:
     """Whether only this machine can be on the other end."""
-    host = re.sub(r"^tcp://\[?(.*?)\]?:\d+$", r"\1", address)
+    host = re.sub(r"^(?:tcp|udp)://\[?(.*?)\]?:\d+$", r"\1", address)
     if host == "localhost":
         return True
     try:

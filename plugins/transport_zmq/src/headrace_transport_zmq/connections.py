@@ -20,9 +20,10 @@ SUBSCRIPTIONS_MAX: Final = 8192
 class Connections:
     """By file descriptor. Methods that give a list want these descriptors to be shut down; `closed` follows."""
 
-    def __init__(self, silent_max: int, connections_max: int) -> None:
-        """silent_max: of those that said nothing for GRACE_S; connections_max: of all together."""
-        self._silent_max, self._connections_max = silent_max, connections_max
+    def __init__(self, silent_max: int, connections_max: int, mute: bool = False) -> None:
+        """silent_max: of those that said nothing for GRACE_S; connections_max: of all together. mute: nobody can be heard (RADIO), so
+        that silence is no sign; who does not shake hands is cut by libzmq, and all together are bounded."""
+        self._silent_max, self._connections_max, self._mute = silent_max, connections_max, mute
         # each fd is in one of these; dicts keep the order in which they came
         self._silent: dict[int, float] = {}
         self._speaking: dict[int, bytes] = {}
@@ -36,7 +37,10 @@ class Connections:
 
     def accepted(self, fd: int, now: float) -> list[int]:
         """Somebody came."""
-        self._silent[fd] = now
+        if self._mute:
+            self._speaking[fd] = b""
+        else:
+            self._silent[fd] = now
         return self.crowding(now)
 
     def failing(self, reason: str) -> None:
@@ -68,7 +72,7 @@ class Connections:
         self._nonsense.pop(fd, None)
         self._subscriptions.pop(fd, None)
         if (reason := self._doomed.pop(fd, "")) or self._speaking.pop(fd, None) is not None:
-            return reason
+            return reason or (failure if self._mute else "")
         return failure or "silent" if self._silent.pop(fd, None) is not None else failure
 
     def crowding(self, now: float) -> list[int]:

@@ -82,6 +82,7 @@ class PublishingCounters:
         self.messages = metrics.counter("fanout_published_messages_total", "Messages with these events.")
         self.bytes = metrics.counter("fanout_published_bytes_total", "Bytes of these messages.")
         self.slow = metrics.counter("fanout_slow_messages_total", "Messages that at least one subscriber was too slow for.")
+        self.oversize = metrics.counter("fanout_oversize_events_total", "Events that RADIO could not send: too large, or too long a topic.")
         self.prefixes = metrics.gauge("fanout_subscriptions", "Different prefixes of topics that somebody wants.")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import zmq
 import zmq.asyncio
@@ -38,7 +38,7 @@ class Door:
         if config.key_file is not None and others_may_read(Path(config.key_file)):
             context.log.warning("others can read the secret key: chmod 600", path=config.key_file)
 
-    def arm(self, socket: zmq.asyncio.Socket) -> None:
+    def arm(self, socket: zmq.Socket[Any]) -> None:
         """Before `connect`."""
         if self._pair is not None:
             socket.curve_publickey, socket.curve_secretkey = self._pair.public, self._pair.secret

@@ -12,7 +12,7 @@ import socket as sockets
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import zmq
 import zmq.asyncio
@@ -45,11 +45,11 @@ _EVENTS_MAX: Final = 256
 class Guard:
     """Of one listening socket. `arm` it before it is bound, `run` it as long as it listens."""
 
-    def __init__(self, config: TransportConfig, context: Context, zmq_context: zmq.asyncio.Context) -> None:
-        """KeysError when the keys cannot be read."""
+    def __init__(self, config: TransportConfig, context: Context, zmq_context: zmq.asyncio.Context, mute: bool = False) -> None:
+        """mute: the socket tells nothing of what its peers say. KeysError when the keys cannot be read."""
         self._config, self._context = config, context
         self._count = GuardCounters(context.metrics)
-        self._connections = Connections(config.handshakes_max, 2 * config.peers_max + config.handshakes_max)
+        self._connections = Connections(config.handshakes_max, 2 * config.peers_max + config.handshakes_max, mute)
         self._port = 0
         self._zmq = zmq_context
         keys = read_keys(config)
@@ -69,7 +69,7 @@ class Guard:
     def _domain(self) -> str:
         return f"{self._context.tier}/{self._context.id}"
 
-    def arm(self, socket: zmq.asyncio.Socket) -> None:
+    def arm(self, socket: zmq.Socket[Any]) -> None:
         """Before `bind`."""
         socket.setsockopt(zmq.HANDSHAKE_IVL, int(self._config.handshake_timeout_s * 1000))
         if self._pair is not None:
@@ -79,7 +79,7 @@ class Guard:
             socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
         self._monitor = monitored(socket, self._zmq, _MONITORED)
 
-    def bound(self, socket: zmq.asyncio.Socket) -> str:
+    def bound(self, socket: zmq.Socket[Any]) -> str:
         """After `bind`; gives the real address."""
         url: str = socket.getsockopt_string(zmq.LAST_ENDPOINT)
         self._port = int(url.rpartition(":")[2])
@@ -215,7 +215,7 @@ class Guard:
             shut_down(fd, self._port)
 
 
-def monitored(socket: zmq.asyncio.Socket, zmq_context: zmq.asyncio.Context, events: int, events_max: int = 1000) -> zmq.Socket[bytes]:
+def monitored(socket: zmq.Socket[Any], zmq_context: zmq.asyncio.Context, events: int, events_max: int = 1000) -> zmq.Socket[bytes]:
     """A plain socket that tells these events of `socket`; for `happened`, and `readable`. With `events_max` (0: no bound) unread, libzmq's
     own thread waits."""
     address = f"inproc://monitor-{id(socket):x}"

@@ -14,10 +14,11 @@ from headrace import Context, Deliver, PermanentError, QueueFull, TransientError
 from headrace.log import describe
 from headrace_transport_zmq.config import TransportConfig
 from headrace_transport_zmq.counters import SubscribingCounters
+from headrace_transport_zmq.dish import Dish
 from headrace_transport_zmq.door import Door
 from headrace_transport_zmq.fanout import Tracking, unpack
 from headrace_transport_zmq.sending import RECONNECT_BASE_MS, next_message
-from headrace_transport_zmq.wire import MalformedError
+from headrace_transport_zmq.wire import Buffer, MalformedError
 
 LOOK_S: Final = 0.5
 #: So many messages, and about so many events, are handed over together.
@@ -35,32 +36,61 @@ class Subscribing:
         self._tracking = Tracking()
         self._zmq = zmq.asyncio.Context()
         self._door = Door(config, context, self._zmq)
-        self._socket = self._zmq.socket(zmq.SUB)
-        self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.setsockopt(zmq.RCVHWM, config.queued_messages_max)
+        self._socket: zmq.asyncio.Socket | None = None
+        self._dish: Dish | None = None
+        if config.pattern == "radio":
+            try:
+                self._dish = Dish(config, self._zmq, self._door.arm)
+            except TransientError:
+                self._zmq.destroy(linger=0)
+                raise
+        else:
+            self._socket = self._subscribed(config)
+
+    def _subscribed(self, config: TransportConfig) -> zmq.asyncio.Socket:
+        socket = self._zmq.socket(zmq.SUB)
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.RCVHWM, config.queued_messages_max)
         # subscriptions are messages, of which libzmq drops those beyond its mark (1,000); there are as many as `topics`
-        self._socket.setsockopt(zmq.SNDHWM, 0)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, config.frame_bytes_max)
-        self._socket.setsockopt(zmq.HEARTBEAT_IVL, int(config.heartbeat_s * 1000))
-        self._socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, int(config.dead_after_s * 1000))
-        self._socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_BASE_MS)
-        self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, config.reconnect_ms_max)
+        socket.setsockopt(zmq.SNDHWM, 0)
+        socket.setsockopt(zmq.MAXMSGSIZE, config.frame_bytes_max)
+        socket.setsockopt(zmq.HEARTBEAT_IVL, int(config.heartbeat_s * 1000))
+        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, int(config.dead_after_s * 1000))
+        socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_BASE_MS)
+        socket.setsockopt(zmq.RECONNECT_IVL_MAX, config.reconnect_ms_max)
         for topic in config.topics:
-            self._socket.setsockopt(zmq.SUBSCRIBE, topic.encode())
-        self._door.arm(self._socket)
+            socket.setsockopt(zmq.SUBSCRIBE, topic.encode())
+        self._door.arm(socket)
         assert config.subscribe is not None
-        self._socket.connect(config.subscribe)
+        socket.connect(config.subscribe)
+        return socket
+
+    async def _first(self) -> list[Buffer]:
+        """The parts of the next message; waits for it."""
+        if self._dish is not None:
+            return await self._dish.first()
+        assert self._socket is not None
+        return [part.buffer for part in await self._socket.recv_multipart(copy=False)]
+
+    def _next(self) -> list[Buffer] | None:
+        """Those of a message that has come already, or None."""
+        if self._dish is not None:
+            return self._dish.next()
+        assert self._socket is not None
+        message = next_message(self._socket, copy=False)
+        return None if message is None else [part.buffer for part in message]
 
     async def serve(self, deliver: Deliver) -> None:
         """Until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._look())
+            if self._dish is None or not self._dish.udp:  # there is no connection to look at
+                tasks.create_task(self._look())
             while True:
-                came = self._came(await self._socket.recv_multipart(copy=False))
+                came = self._came(await self._first())
                 for _, alike in itertools.groupby(came, key=lambda batch: batch.schema):
                     await self._hand_over([*alike], deliver)
 
-    def _came(self, parts: list[zmq.Frame] | None) -> list[pa.RecordBatch]:
+    def _came(self, parts: list[Buffer] | None) -> list[pa.RecordBatch]:
         """What this message brings, and those that wait behind it."""
         batches: list[pa.RecordBatch] = []
         rows = 0
@@ -69,13 +99,13 @@ class Subscribing:
             if batch is not None:
                 batches.append(batch)
                 rows += batch.num_rows
-            parts = next_message(self._socket, copy=False) if len(batches) < BATCHES_MAX and rows < ROWS_MAX else None
+            parts = self._next() if len(batches) < BATCHES_MAX and rows < ROWS_MAX else None
         return batches
 
-    def _unpacked(self, parts: list[zmq.Frame]) -> pa.RecordBatch | None:
+    def _unpacked(self, parts: list[Buffer]) -> pa.RecordBatch | None:
         """What a message brings, and its losses counted; None when it is none."""
         try:
-            topic, header, batch = unpack([part.buffer for part in parts])
+            topic, header, batch = unpack(parts)
         except MalformedError as error:
             self._count.discarded("malformed")
             self._context.log.warning("publisher sent a message that is none", error=str(error))
@@ -128,5 +158,8 @@ class Subscribing:
     def close(self) -> None:
         """Safe twice."""
         self._door.shut()
-        self._socket.close(linger=0)
+        if self._dish is not None:
+            self._dish.close()
+        if self._socket is not None:
+            self._socket.close(linger=0)
         self._zmq.destroy(linger=0)
