@@ -79,7 +79,7 @@ def test_the_python_device_tells_of_what_is_refused_and_sends_later_what_may_com
         await asyncio.gather(running, return_exceptions=True)
         listening.close()
         assert (device.acked, len(device.held)) == (4, 0)
-        assert query == [f"session={device.session}&acked=0"]
+        assert query == [f"{device.url}0".partition("?")[2]]
 
     asyncio.run(scenario())
     assert [json.loads(text)["n"] for text in got] == [1, 2, 3, 2]
@@ -175,11 +175,20 @@ def test_the_examples_lose_and_double_nothing_when_the_site_is_killed(site: Site
                 await asyncio.sleep(0.02)
 
     async def scenario() -> tuple[str, str]:
-        command = [str(EXAMPLES / "device.py"), url, "pump-8", "250", "0.01"]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        command = [str(EXAMPLES / "device.py"), url, "pump-8"]
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
         in_python = await asyncio.create_subprocess_exec(sys.executable, *command, **pipes)  # type: ignore[arg-type]
+
+        async def measurements() -> tuple[bytes, bytes]:
+            assert in_python.stdin is not None
+            for number in range(1, 251):
+                in_python.stdin.write(b'{"number":%d}\n' % number)
+                await asyncio.sleep(0.01)
+            in_python.stdin.close()
+            return await in_python.communicate()
+
         async with asyncio.timeout(100):
-            ends = await asyncio.gather(device(), asyncio.to_thread(kill_after, site, 200), in_python.communicate())
+            ends = await asyncio.gather(device(), asyncio.to_thread(kill_after, site, 200), measurements())
         return ends[2][0].decode(), ends[2][1].decode()
 
     out, err = asyncio.run(scenario())
