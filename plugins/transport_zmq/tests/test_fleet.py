@@ -132,7 +132,7 @@ class Lane:
         self.asked: list[tuple[str, asyncio.Future[int | None]]] = []
         middle.links.append(self)
 
-    def queue(self, queue: QueueInfo, secret: bytes) -> None:
+    def queue(self, queue: QueueInfo, secret: bytes, fresh: bool = True) -> None:
         pass
 
     async def resume(self, queue_id: str) -> int | None:

@@ -30,8 +30,8 @@ RELEASE_S: Final = 1.0
 class Link(Protocol):
     """One lane to one far tier, or (lane 0) only a look whether it is there."""
 
-    def queue(self, queue: QueueInfo, secret: bytes) -> None:
-        """The batches come from this queue."""
+    def queue(self, queue: QueueInfo, secret: bytes, fresh: bool = True) -> None:
+        """The batches come from this queue; fresh: as it is now."""
 
     async def resume(self, queue_id: str) -> int | None:
         """What the far tier holds of the lane; waits until it can be asked."""
@@ -271,7 +271,7 @@ class Fleet:
             )
             self._links[key] = link
             if self._queue is not None:
-                link.queue(self._queue, self._secret)
+                link.queue(self._queue, self._secret, fresh=False)
             if self._tasks is not None:
                 self._start(key, link)
         return link

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 #: Queue ids remembered; the oldest are forgotten, and then anybody may be their first.
 IDENTITIES_MAX: Final = 65_536
+#: Marks that are kept though nothing will come of them again, unless a copy of a queue comes back.
+RELEASED_MAX: Final = 16_384
 
 
 def proof(secret: bytes) -> str:
@@ -25,6 +28,7 @@ class Identities:
         self._db.execute("pragma journal_mode = wal")
         self._db.execute("pragma synchronous = full")
         self._db.execute("create table if not exists identities (queue_id text primary key, hash text not null)")
+        self._db.execute("create table if not exists released (origin text primary key)")
 
     def proves(self, queue_id: str, shown: str) -> bool:
         """Whether it is the proof that came first for this id; the first one is kept."""
@@ -37,6 +41,25 @@ class Identities:
             "delete from identities where rowid in (select rowid from identities order by rowid desc limit -1 offset ?)", (IDENTITIES_MAX,)
         )
         return True
+
+    def release(self, over: Sequence[tuple[str, str]], origin: str, shown: str) -> list[str]:
+        """Whoever shows this proof speaks for `origin`, and says that these (queue id, origin) are over; of others' ids it can say nothing.
+        Gives the oldest that were said to be over, beyond RELEASED_MAX."""
+        digest = hashlib.sha256(shown.encode()).hexdigest()
+        self._db.execute("delete from released where origin = ?", (origin,))  # a copy of a queue came back
+        if not over:
+            return []
+        self._db.execute("begin")
+        for queue_id, released in over:
+            own = "select 1 from identities where queue_id = ? and hash = ?"
+            self._db.execute(f"insert or ignore into released select ? where exists ({own})", (released, queue_id, digest))
+        self._db.execute("commit")
+        rows = self._db.execute("select origin from released order by rowid desc limit -1 offset ?", (RELEASED_MAX,)).fetchall()
+        return [row[0] for row in rows]
+
+    def forgotten(self, origins: Sequence[str]) -> None:
+        """Their marks are gone."""
+        self._db.executemany("delete from released where origin = ?", [(origin,) for origin in origins])
 
     def close(self) -> None:
         """Safe twice."""

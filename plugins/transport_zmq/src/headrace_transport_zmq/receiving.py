@@ -184,6 +184,7 @@ class Receiving:
             by_flush=self._passing,
             names=True,
             spread=not self._passing,
+            noted=not self._passing,
         )
         if (again := self._receiver.again(routing, frame, text)) is not None:
             self._tell([again])
@@ -198,6 +199,8 @@ class Receiving:
             self._refuse(routing, frame, "not_authorized", f"another one spoke for queue {hello.queue_id} before, with another secret")
             return
         origin = f"{hello.queue_id}/{hello.output}.{frame.lane}"
+        if not self._passing:
+            await self._note_released(origin, hello, deliver)
         other = self._receiver.other_lane(origin)
         if self._passing and (hello.parts or other is not None):
             reason = "a tier without a queue takes one lane of a queue id, for its store cannot tell them apart: give it a queue"
@@ -214,6 +217,14 @@ class Receiving:
         self._context.log.info(
             "link welcome", key=self._guard.name_of(part), queue_id=hello.queue_id, output=hello.output, mark=mark, far_side=hello.host
         )
+
+    async def _note_released(self, origin: str, hello: wire.Hello, deliver: Deliver) -> None:
+        """Marks of which nothing will come again are the first to go (DELIVERY 2); the last ones stay: a copy of a queue may come back."""
+        over = [(queue_id, f"{queue_id}/{hello.output}.{lane}") for queue_id, _, lane in (said.partition("/") for said in hello.released)]
+        oldest = await self._context.call_blocking(self._identities.release, over, origin, hello.proof)
+        if oldest:
+            await deliver.forget(oldest)
+            await self._context.call_blocking(self._identities.forgotten, oldest)
 
     def _refuse(self, routing: bytes, frame: Frame, code: str, reason: str) -> None:
         self._count.refused(code)

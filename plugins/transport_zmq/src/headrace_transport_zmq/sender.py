@@ -67,6 +67,7 @@ class Welcomed(NamedTuple):
     mark: int | None
     host: str
     level: str = "none"
+    noted: bool = False
 
 
 class Rewound(NamedTuple):
@@ -285,13 +286,13 @@ class Sender:
         mark, known = frame.mark, self.mark
         if self._asked:
             self._asked, self.mark = False, mark
-            self._out.append(Welcomed(self.queue_id, mark, welcome.host, welcome.level))
+            self._out.append(Welcomed(self.queue_id, mark, welcome.host, welcome.level, welcome.noted))
         elif known is not None and (mark is None or mark < known):
             # it may not be relied on for what it had acknowledged either: the host asks again, from the beginning
             self._break(f"the far side held up to {known} and holds {mark} now")
             return
         else:
-            self._out.append(Welcomed(self.queue_id, mark, welcome.host, welcome.level))
+            self._out.append(Welcomed(self.queue_id, mark, welcome.host, welcome.level, welcome.noted))
         self._waiting.extendleft(reversed(self._flying))
         self._flying.clear()
         self._acked(mark)

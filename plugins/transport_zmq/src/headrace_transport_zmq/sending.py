@@ -32,6 +32,7 @@ from headrace_transport_zmq.sender import (
     Unwelcome,
     Welcomed,
 )
+from headrace_transport_zmq.spoken import Ledger, Spoken
 
 BEFORE_HELLO: Final = "transport_zmq.before_hello"
 BEFORE_SEND: Final = "transport_zmq.before_send"
@@ -67,6 +68,9 @@ class Sending:
         if config.allow_lower_level and (level := lanes.load_level(context.data_dir)) is not None:
             context.far_level(level)  # devices come before the far side does
         number = self._lane().number if lane is None else lane
+        self._number = number
+        self._ledger: Ledger | None = None
+        self._over: list[Spoken] = []
         options = Options(config.window_events, config.window_bytes, config.heartbeat_s, config.dead_after_s, config.allow_lower_level)
         self._sender = Sender(options, self._hello, number, lambda: context.random.randbytes(16))
 
@@ -91,10 +95,12 @@ class Sending:
 
     # --- the host's side ---------------------------------------------------------------------------------------------
 
-    def queue(self, queue: QueueInfo, secret: bytes) -> None:
-        """The batches come from this queue."""
+    def queue(self, queue: QueueInfo, secret: bytes, fresh: bool = True) -> None:
+        """The batches come from this queue. fresh: so it is now, and what it has nothing of is over."""
         self._queue = queue
         self._proof = identities.proof(secret or lanes.own_secret(self._context.data_dir))
+        self._ledger = Ledger(self._context.data_dir, self._proof)
+        self._over = self._ledger.over({span.queue_id for span in queue.spans}) if fresh else []
 
     async def resume(self, queue_id: str) -> int | None:
         """What the far side holds of the queue id; waits until it can be asked."""
@@ -163,8 +169,12 @@ class Sending:
         self._context.fault(BEFORE_HELLO)
         level = self._queue.level if self._queue else "none"
         name = self._queue.name if self._queue else ""
+        if self._ledger is not None:
+            self._ledger.speaks(Spoken(queue_id, self._number))
+        released = tuple(str(spoken) for spoken in self._over if spoken.queue_id != queue_id)
+        proof = self._proof or identities.proof(b"")
         return wire.Hello(
-            queue_id=queue_id, output=self._context.id, level=level, proof=self._proof or identities.proof(b""), host=name, parts=self._part
+            queue_id=queue_id, output=self._context.id, level=level, proof=proof, host=name, parts=self._part, released=released
         )
 
     # --- the connection ----------------------------------------------------------------------------------------------
@@ -280,7 +290,10 @@ class Sending:
             case Done(flight):
                 self._context.fault(ACKNOWLEDGED)
                 self._settle(flight, None)
-            case Welcomed(queue_id, mark, host, level):
+            case Welcomed(queue_id, mark, host, level, noted):
+                if noted and self._ledger is not None:
+                    self._ledger.noted([spoken for spoken in self._over if spoken.queue_id != queue_id])
+                    self._over = []
                 if self._config.allow_lower_level:
                     lanes.keep_level(self._context.data_dir, level)
                     self._context.far_level(level)

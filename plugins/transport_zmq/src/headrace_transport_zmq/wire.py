@@ -115,6 +115,8 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True):
     host: _Name = ""
     #: the lane carries only a part of the queue's positions
     parts: bool = False
+    #: `<queue id>/<lane>` of which this queue has nothing any more: nothing of them will come again
+    released: Annotated[tuple[Annotated[str, Meta(pattern="^[0-9a-f-]{36}/[0-9]{1,9}$")], ...], Meta(max_length=1000)] = ()
 
 
 class Welcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -130,6 +132,8 @@ class Welcome(msgspec.Struct, frozen=True, kw_only=True):
     #: it takes frames with `ROWS` that bring names; and those whose other positions are on other lanes
     names: bool = False
     spread: bool = False
+    #: what the hello said to be released need not be said again
+    noted: bool = False
 
 
 class Refusal(msgspec.Struct, frozen=True, kw_only=True):
