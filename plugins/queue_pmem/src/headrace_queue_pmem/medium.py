@@ -203,6 +203,7 @@ class FileMedium:
         finally:
             os.close(descriptor)
         if self.level == "power":
+            libc.unpopulate(area.address, area.size)
             area.sync(0, size)
         self._sync_directory()
         return area

@@ -79,6 +79,7 @@ class PmemMedium(FileMedium):
         area = self._pool_area(name, pool, root)
         self._note_metadata(pool, area, size)
         if self.level == "power" and not self.dax:
+            libc.unpopulate(area.address, area.size)
             area.sync(0, area.size)
         self._sync_directory()
         return area
