@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from headrace_queue_pmem import reading, recovery, runs, upkeep
+from headrace_queue_pmem import reading, recovery, runs, scanning, upkeep
 from headrace_queue_pmem.layout import LINE
 from headrace_queue_pmem.medium import Area
 from headrace_queue_pmem.ring import Ring
@@ -58,7 +58,7 @@ def test_stale_frames_never_come_back():
 
 
 def no_crc(patch: pytest.MonkeyPatch) -> None:
-    for module in (recovery, reading):
+    for module in (scanning, reading):
         patch.setattr(module, "body_intact", lambda *_: True)
     patch.setattr(runs, "count_intact", lambda _view, raw, *_: len(raw) // LINE)
     patch.setattr("headrace_queue_pmem.frame.checksum", _crc_that_fits)
@@ -83,7 +83,7 @@ def missing_persist(patch: pytest.MonkeyPatch) -> None:
 
 
 def no_generation_check(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(recovery, "accepted", lambda header, _spans, expected: header.first >= expected)
+    patch.setattr(scanning, "accepted", lambda header, _spans, expected: header.first >= expected)
 
 
 def cursor_moved_before_release(patch: pytest.MonkeyPatch) -> None:

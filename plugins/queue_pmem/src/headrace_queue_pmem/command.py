@@ -19,8 +19,9 @@ from headrace_queue_pmem.marks import Marks
 from headrace_queue_pmem.medium import FileMedium, Medium
 from headrace_queue_pmem.pmem import PmemMedium
 from headrace_queue_pmem.quarantine import Quarantine
-from headrace_queue_pmem.recovery import Report, recover
+from headrace_queue_pmem.recovery import recover
 from headrace_queue_pmem.ring import Ring
+from headrace_queue_pmem.scanning import Report
 from headrace_queue_pmem.state import Options
 from headrace_queue_pmem.upkeep import close, store_cursors
 

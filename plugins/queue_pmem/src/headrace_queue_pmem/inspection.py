@@ -15,8 +15,8 @@ from headrace_queue_pmem.frame import FrameHeader, body_intact, decode_batch, de
 from headrace_queue_pmem.head import HEAD, Head, Span
 from headrace_queue_pmem.layout import HEAD_BYTES, KIND_SPAN, LINE, SEGMENT_DATA_AT, VERSION, align
 from headrace_queue_pmem.medium import Area, FileMedium
-from headrace_queue_pmem.recovery import Found, _learn_span, scan
 from headrace_queue_pmem.ring import SEGMENT_PREFIX
+from headrace_queue_pmem.scanning import Found, learn_span, scan
 from headrace_queue_pmem.segment import Segment, read_seal, read_segment_header
 from headrace_queue_pmem.state import NIL
 
@@ -61,7 +61,7 @@ def inspect(directory: Path) -> Inspection:
             _inspect_segment(found, medium, name)
     found.segments.sort(key=lambda segment: (segment.header.number, segment.header.generation))
     for segment in found.segments:
-        _learn_span(found.spans, segment.header.generation, segment.base, uuid.UUID(bytes=segment.header.queue_id))
+        learn_span(found.spans, segment.header.generation, segment.base, uuid.UUID(bytes=segment.header.queue_id))
     return found
 
 

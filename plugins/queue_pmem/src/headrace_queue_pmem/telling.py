@@ -17,8 +17,8 @@ from headrace_queue_pmem.frame import Entry
 from headrace_queue_pmem.medium import Medium
 from headrace_queue_pmem.probe import Probe
 from headrace_queue_pmem.quarantine import Quarantine
-from headrace_queue_pmem.recovery import Report
 from headrace_queue_pmem.ring import Ring
+from headrace_queue_pmem.scanning import Report
 from headrace_queue_pmem.state import Damage
 
 

@@ -1,0 +1,127 @@
+"""The files of a queue that is opened: its head, and its segments in their order; what cannot be used is set aside."""
+
+from __future__ import annotations
+
+import errno
+import secrets
+from typing import Final
+
+from headrace import QueueFormatError
+from headrace_queue_pmem.frame import any_frame
+from headrace_queue_pmem.head import HEAD, Head
+from headrace_queue_pmem.layout import HEAD_BYTES, HEAD_FILE_BYTES, SEGMENT_DATA_AT, VERSION
+from headrace_queue_pmem.medium import Medium
+from headrace_queue_pmem.ring import SEGMENT_PREFIX
+from headrace_queue_pmem.scanning import Report
+from headrace_queue_pmem.segment import Segment, read_segment_header
+from headrace_queue_pmem.state import Options, now_us
+
+SET_ASIDE_PREFIX: Final = "damaged-"
+SET_ASIDE_MAX: Final = 8
+#: A file that cannot be opened because of these may be as sound as ever: the open fails, and is tried again.
+NOT_DAMAGE: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR})
+
+
+def open_head(path: str, medium: Medium, names: list[str], options: Options, report: Report, has_segments: bool) -> Head:
+    """The head, made when there is none, made again from what can be read where it is damaged."""
+    if HEAD not in names:
+        report.created = not has_segments
+        if has_segments:
+            report.repairs.append("the head file is missing: a new one is made; readers begin again at the oldest position")
+        return _new_head(medium, options, None)
+    try:
+        area = medium.open(HEAD)
+    except OSError as error:
+        if error.errno in NOT_DAMAGE:
+            raise
+        report.repairs.append(f"the head file cannot be opened as a {medium.name} area ({error}): it is made again from its content")
+        try:
+            old = Head(medium.read(HEAD))
+        except OSError:
+            return _new_head(medium, options, None)
+        intact = old.area.size >= HEAD_BYTES and old.load()
+        _check_version(path, old, intact)
+        return _new_head(medium, options, old)
+    head = Head(area)
+    intact = area.size >= HEAD_BYTES and head.load()
+    _check_version(path, head, intact)
+    report.repairs += head.damage
+    if not intact:
+        report.repairs.append("the head's header is damaged: the head is made again from what can be read")
+        del area
+        salvage = Head(head.area)
+        salvage.readers, salvage.spans = head.readers, head.spans
+        return _new_head(medium, options, salvage)
+    return head
+
+
+def _check_version(path: str, head: Head, intact: bool) -> None:
+    if intact and head.version != VERSION:
+        what = "a newer" if head.version > VERSION else "an older"
+        raise QueueFormatError(
+            path,
+            f"the format is version {head.version}, this program reads version {VERSION}: use {what} headrace-queue-pmem to drain it, "
+            "or give this tier another path",
+        )
+
+
+def _new_head(medium: Medium, options: Options, old: Head | None) -> Head:
+    temporary = HEAD + ".new"
+    medium.remove(temporary)
+    head = Head(medium.create(temporary, HEAD_FILE_BYTES))
+    head.format(options.segment_bytes, now_us(), old.secret if old and old.secret else secrets.token_bytes(16))
+    if old:
+        head.copy_from(list(old.readers.values()), old.spans)
+        head.mirror()
+    medium.rename(temporary, HEAD)
+    return head
+
+
+def find_segments(path: str, medium: Medium, names: list[str], report: Report) -> tuple[list[Segment], int]:
+    """All segments in use, in order. Spare ones are removed: they are made again when they are needed."""
+    found: list[Segment] = []
+    file_number = 0
+    for name in names:
+        if not name.startswith(SEGMENT_PREFIX) or not name[len(SEGMENT_PREFIX) :].isdigit():
+            continue
+        file_number = max(file_number, int(name[len(SEGMENT_PREFIX) :]))
+        try:
+            area = medium.read(name)
+        except OSError as error:
+            if error.errno in NOT_DAMAGE:
+                raise
+            set_aside(medium, name, f"cannot be mapped: {error}", report)
+            continue
+        header, damaged = read_segment_header(area)
+        if header is None:
+            # A spare one, or one whose making was cut short; frames in it mean that it once was more.
+            if damaged and any_frame(area.view):
+                set_aside(medium, name, "both copies of its header are damaged", report)
+            else:
+                del area
+                medium.remove(name)
+            continue
+        if header.version != VERSION:
+            raise QueueFormatError(path, f"segment {name} has format version {header.version}, this program reads version {VERSION}")
+        if damaged:
+            report.repairs.append(f"{name}: one copy of its header is damaged")
+        found.append(Segment(name, header, SEGMENT_DATA_AT, header.base - 1, area=area))
+    found.sort(key=lambda segment: (segment.header.number, segment.header.generation, segment.header.created_us))
+    kept: list[Segment] = []
+    for segment in found:
+        if kept and segment.header.nonce == kept[-1].header.nonce:
+            set_aside(medium, segment.name, f"it is a copy of segment {kept[-1].name}", report)
+        else:
+            kept.append(segment)
+    return kept, file_number
+
+
+def set_aside(medium: Medium, name: str, reason: str, report: Report) -> None:
+    """Keep a segment file of which nothing can be used for whoever looks into it, out of the way."""
+    # Evidence for a person, so it is bounded: a machine that breaks a file at every start must not fill its disk with them.
+    if sum(other.startswith(SET_ASIDE_PREFIX) for other in medium.names()) < SET_ASIDE_MAX:
+        medium.rename(name, SET_ASIDE_PREFIX + name)
+    else:
+        medium.remove(name)
+        reason += f" (not kept: {SET_ASIDE_MAX} are)"
+    report.set_aside.append((name, reason))
