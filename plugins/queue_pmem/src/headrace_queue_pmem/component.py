@@ -46,6 +46,9 @@ from headrace_queue_pmem.upkeep_thread import UpkeepThread
 
 T = TypeVar("T")
 
+#: How long a release waits at most for the space that it makes: a disk may hang, and the cursor has moved anyway.
+PASS_S_MAX = 1.0
+
 
 class QueuePmem(Component):
     """A persistent queue in one directory. See README.md for its guarantees and FORMAT.md for what it writes."""
@@ -277,9 +280,15 @@ class QueuePmem(Component):
 
     @hookimpl
     async def queue_release(self, reader: str, upto: int) -> None:
-        """Move a reader's cursor; durable within cursor_interval_ms."""
-        if self._in_use.release(reader, upto):
-            self._wake_upkeep()
+        """Move a reader's cursor; durable within cursor_interval_ms. While appends are refused: return once space is given back."""
+        ring, upkeep = self._in_use, self._upkeep
+        if not ring.release(reader, upto) or upkeep is None:
+            return
+        if ring.refused:
+            # Whoever waits for room looks again when this returns: earlier there is none yet, and nothing else would tell it.
+            await upkeep.passed(PASS_S_MAX)
+        else:
+            upkeep.wake()
 
     # --- appending ---------------------------------------------------------------------------------------------------
 

@@ -107,6 +107,11 @@ class RingState:
         self.views_freed: deque[int] = deque()
 
     @property
+    def refused(self) -> bool:
+        """Whether the last append met a full queue."""
+        return self._refused
+
+    @property
     def tail(self) -> int:
         """The oldest position that is still here; upto + 1 when there is none."""
         return self.segments[0].base if self.segments else self.upto + 1

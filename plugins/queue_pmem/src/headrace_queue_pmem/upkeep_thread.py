@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable
 
+from headrace_queue_pmem.committer import settle
 from headrace_queue_pmem.ring import Ring
 from headrace_queue_pmem.upkeep import upkeep
 
@@ -16,6 +18,8 @@ class UpkeepThread:
         self._ring, self._interval_s, self._failed = ring, interval_s, failed
         self._wake = threading.Event()
         self._stopping = False
+        self._lock = threading.Lock()
+        self._waiters: list[asyncio.Future[None]] = []
         self._thread = threading.Thread(target=self._run, name=f"queue-upkeep-{ring.name}", daemon=True)
 
     def start(self) -> None:
@@ -24,17 +28,32 @@ class UpkeepThread:
     def wake(self) -> None:
         self._wake.set()
 
+    async def passed(self, seconds: float) -> None:
+        """Return when a whole pass was made from now on, or the thread is stopped; after so many seconds at most."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        with self._lock:
+            if self._stopping:
+                return
+            self._waiters.append(waiter)
+        self._wake.set()
+        await asyncio.wait([waiter], timeout=seconds)
+
     def stop(self) -> None:
-        self._stopping = True
+        with self._lock:
+            self._stopping = True
         self._wake.set()
         if self._thread.ident is not None:
             self._thread.join()
+        settle(self._waiters, None)
 
     def _run(self) -> None:
         while not self._stopping:
             self._wake.wait(self._interval_s)
             self._wake.clear()
+            with self._lock:
+                waiters, self._waiters = self._waiters, []
             try:
                 upkeep(self._ring)
             except Exception as error:
                 self._failed(error)
+            settle(waiters, None)
