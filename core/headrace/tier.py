@@ -30,7 +30,9 @@ from headrace.schema import check_batch
 
 #: A source that met a full queue goes on when at most this share of it is taken.
 ROOM_RATIO: Final = 0.9
-ROOM_POLL_S: Final = 0.5
+#: It looks when a cursor moved, and by itself after a while: what was released right before the refusal is given back right behind it.
+ROOM_POLL_S: Final = 0.01
+ROOM_POLL_S_MAX: Final = 0.5
 
 
 class TierDeliver:
@@ -65,12 +67,14 @@ class TierDeliver:
         return first, last
 
     async def room(self) -> None:
+        wait_s = ROOM_POLL_S
         while self.refusing:
             try:
-                async with asyncio.timeout(ROOM_POLL_S):
+                async with asyncio.timeout(wait_s):
                     await self._released.wait()
+                wait_s = ROOM_POLL_S
             except TimeoutError:
-                pass
+                wait_s = min(2 * wait_s, ROOM_POLL_S_MAX)
             info = self._hook.queue_info()
             if info.size_bytes <= ROOM_RATIO * info.size_bytes_max:
                 self.refusing = False
