@@ -220,10 +220,11 @@ def live(program: Path, folder: Path, seconds: float, rate: int) -> Figures:
             seen = json.loads(client.stdout.readline())
             client.wait()
         used, took_s = tiers.cpu_s(), time.monotonic() - watch.begun
+        # while they live: the processor time of ended children counts as the generator's
+        noise = watch.others(sum(used.values()) - sum(before.values()))
         sent = sum(acked(running.log).values())
         if seen["events"] + seen["gaps"] < 0.99 * sent:
             raise LoadError(f"live: {seen['events']:,} events and {seen['gaps']:,} in gaps of {sent:,}")
-    noise = watch.others(sum(used.values()) - sum(before.values()))
     return {
         **seen, "sent": sent, "others_cores": noise, "ack_p99_ms": result["ack_us"]["p99"] / 1e3,
         **{f"{tier}_percent": (used[tier] - before[tier]) / took_s * 100 for tier in used},
