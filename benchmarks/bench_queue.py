@@ -22,6 +22,7 @@ import sqlite3
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -439,15 +440,32 @@ class Stall:
             self.waited += 1
 
 
-def stall(where: Path, seconds: float = 10.0) -> tuple[Stall, Stall]:
-    """The loop with nothing to do, and the same loop with four appends at level `power` always in flight."""
+LOOPS: list[str] = ["idle", "beside a thread that appends to a plain file with fdatasync", "4 appends at level power in flight"]
+
+
+def stall(where: Path, seconds: float = 10.0) -> tuple[Stall, Stall, Stall]:
+    """The loop with nothing to do, beside a thread that does no more than append to a plain file, and with four appends in flight.
+
+    What the second shows of the machine and of the interpreter, no queue that syncs in a thread could do without.
+    """
     with tempfile.TemporaryDirectory(dir=where) as folder:
-        store = Queue(Path(folder), "power")
-        idle, busy = Stall(), Stall()
+        store, plain = Queue(Path(folder), "power"), PlainFile(Path(folder), True)
+        idle, beside, busy = Stall(), Stall(), Stall()
 
         async def work() -> None:
             data = batch(64)
             await idle.watch(seconds)
+            enough = threading.Event()
+
+            def write() -> None:
+                while not enough.is_set():
+                    plain.append(data, 1)
+
+            thread = threading.Thread(target=write)
+            thread.start()
+            await beside.watch(seconds)
+            enough.set()
+            await asyncio.to_thread(thread.join)
             ended = asyncio.Event()
 
             async def appends() -> None:
@@ -464,7 +482,8 @@ def stall(where: Path, seconds: float = 10.0) -> tuple[Stall, Stall]:
         gc.freeze()
         store.loop.run_until_complete(work())
         store.close()
-    return idle, busy
+        plain.close()
+    return idle, beside, busy
 
 
 class Bar(NamedTuple):
@@ -479,7 +498,9 @@ class Bar(NamedTuple):
         return self.measured <= self.bound
 
 
-def bars(turns: dict[tuple[str, int], float], deep: dict[str, float], low: int, high: int, idle: Stall, busy: Stall) -> list[Bar]:
+def bars(
+    turns: dict[tuple[str, int], float], deep: dict[str, float], low: int, high: int, idle: Stall, beside: Stall, busy: Stall
+) -> list[Bar]:
     """The promises of this benchmark."""
     result = [Bar(name, turns[one, rows] / turns[other, rows], bound) for name, one, other, rows, bound in VERSUS]
     if deep:
@@ -489,19 +510,20 @@ def bars(turns: dict[tuple[str, int], float], deep: dict[str, float], low: int, 
             Bar(f"memory at {high:,} queued against {low:,}", deep["deep_reopen_rss_mib"] / deep["shallow_reopen_rss_mib"], 1.2),
             Bar("recovery, seconds per GiB", deep["deep_reopen_s"] / deep["gib"], 1.0),
         ]
-    stall = Bar(f"longest stall of the loop at level power, ms (idle: {idle.longest_ms:.2f})", busy.longest_ms, 1.0)
+    others = f"idle: {idle.longest_ms:.2f}, beside a plain file's thread: {beside.longest_ms:.2f}"
+    stall = Bar(f"longest stall of the loop at level power, ms ({others})", busy.longest_ms, 1.0)
     return [*result, stall, Bar("longest work of the loop's own thread in one turn, at level power, ms", busy.worked_ms, 1.0)]
 
 
 def report(found: dict[str, dict[int, tuple[float, float]]], turns: dict[tuple[str, int], float], deep: dict[str, float],
-           stalls: tuple[Stall, Stall], verdicts: list[Bar], options: argparse.Namespace, where: Path) -> str:  # fmt: skip
+           stalls: tuple[Stall, Stall, Stall], verdicts: list[Bar], options: argparse.Namespace, where: Path) -> str:  # fmt: skip
     """The figures as a page."""
     sizes = list(next(iter(found.values()))) if found else []
     when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     lines = [
         "# The queue",
         "",
-        f"`python benchmarks/bench_queue.py --rounds {options.rounds} --turns {options.turns}`, {when}.",
+        f"`python benchmarks/bench_queue.py --rounds {options.rounds} --turns {options.turns} --depth {options.depth}`, {when}.",
         "",
         "## Promises",
         "",
@@ -522,7 +544,7 @@ def report(found: dict[str, dict[int, tuple[float, float]]], turns: dict[tuple[s
     if deep:
         lines += ["", "## Depth", "", *(f"- {key}: {value:.3g}" for key, value in deep.items())]
     lines += ["", "## The loop", ""]
-    for name, one in zip(("idle", "4 appends at level power in flight"), stalls, strict=True):
+    for name, one in zip(LOOPS, stalls, strict=True):
         lines.append(
             f"- {name}: longest {one.longest_ms:.2f} ms, p99.9 {one.p999_ms:.3f} ms, {one.over_1_ms} times more than 1 ms: "
             f"{one.preempted} preempted by the kernel, {one.waited} waiting for the interpreter, {one.worked} by work of its own thread "
