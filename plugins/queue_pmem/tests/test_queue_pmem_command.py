@@ -138,3 +138,32 @@ def test_a_path_without_a_queue_is_an_error(tmp_path, capsys):
     assert command(["info", str(tmp_path)]) == 1
     assert command(["info", str(tmp_path / "nowhere")]) == 1
     assert "there is no queue here" in capsys.readouterr().err
+
+
+def test_repair_sets_aside_what_is_damaged_in_a_sealed_segment_once(tmp_path, make, capsys):
+    async def body():
+        queue = make()
+        await queue.open()
+        for number in range(25):
+            await queue.queue_append(rows(number * 100, 100, 2000), NO_ORIGINS)
+        await queue.close()
+
+    run(body())
+    path = tmp_path / "queue"
+    segment = path / "segment-00000001"
+    content = bytearray(segment.read_bytes())
+    content[content.rindex(b" 1100")] ^= 1
+    segment.write_bytes(content)
+    for _ in range(2):
+        assert command(["repair", str(path)]) == 0
+    assert capsys.readouterr().out.count("set aside: positions 1101-1200 of segment-00000001 (body)") == 1
+    (line,) = (path / "quarantine" / "report.ndjson").read_text().splitlines()
+    assert json.loads(line)["first"] == 1101
+    assert len(list((path / "quarantine").glob("*.bin"))) == 1
+
+
+def test_readers_says_what_is_missing(path, capsys):
+    assert command(["readers", str(path), "rewind", "lake"]) == 2
+    assert "--to" in capsys.readouterr().err
+    assert command(["readers", str(path), "remove"]) == 2
+    assert "the reader's name" in capsys.readouterr().err

@@ -248,7 +248,11 @@ def _repair(options: argparse.Namespace) -> int:
     try:
         ring, report = _open(options.path, found)
         quarantine = Quarantine(options.path)
-        for damage in report.damage:
+        # an open does not look into sealed segments: readers would meet what is damaged there
+        sealed = {segment.name for segment in found.segments if segment.sealed}
+        known = {(damage.segment, damage.offset) for damage in report.damage}
+        unseen = [damage for damage in before.damage if damage.segment in sealed and (damage.segment, damage.offset) not in known]
+        for damage in [*report.damage, *(one for one in unseen if not quarantine.has(one))]:
             where = quarantine.keep(damage)
             print(f"set aside: positions {damage.first}-{damage.last} of {damage.segment} ({damage.reason}) {where}")
         for name, reason in report.set_aside:
@@ -271,7 +275,8 @@ def _readers(options: argparse.Namespace) -> int:
             print(f"{reader['name']:24} cursor {reader['cursor']}, {reader['lag_events']} events behind" + _plan_text(reader["plan"]))
         return 0
     if options.name is None or (options.action == "rewind" and options.to is None):
-        print(f"headrace queue readers {options.action}: give the reader's name" + ("" if options.name else "; and --to"), file=sys.stderr)
+        wanted = "the reader's name" if options.name is None else "where it goes on: --to oldest, head or a position"
+        print(f"headrace queue readers {options.action}: give {wanted}", file=sys.stderr)
         return 2
     lock = Lock(options.path)
     try:

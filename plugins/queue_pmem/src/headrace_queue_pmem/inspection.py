@@ -18,7 +18,7 @@ from headrace_queue_pmem.medium import Area, FileMedium
 from headrace_queue_pmem.ring import SEGMENT_PREFIX
 from headrace_queue_pmem.scanning import Found, learn_span, scan
 from headrace_queue_pmem.segment import Segment, read_seal, read_segment_header
-from headrace_queue_pmem.state import NIL
+from headrace_queue_pmem.state import NIL, Damage, damage_of
 
 
 @dataclass
@@ -139,6 +139,7 @@ class Verdict:
     bytes: int = 0
     gaps: list[tuple[int, int]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    damage: list[Damage] = field(default_factory=list)
 
 
 def check(found: Inspection) -> Verdict:
@@ -158,6 +159,8 @@ def check(found: Inspection) -> Verdict:
         elif number < last_good or (found.head is not None and piece.last <= _told(found)):
             what = f"{piece.segment.name}: {piece.length} damaged bytes at {piece.offset}, positions {piece.first}-{piece.last}"
             verdict.problems.append(what)
+            reason = "header" if header is None else "body"
+            verdict.damage.append(damage_of(piece.segment, area, piece.offset, piece.length, piece.first, piece.last, reason))
     if found.head is not None and verdict.last < _told(found):
         verdict.problems.append(f"positions {verdict.last + 1}-{_told(found)} were committed and are not here")
     return verdict

@@ -29,11 +29,18 @@ class Quarantine:
         except OSError:
             return ""  # the counter and the log line have been written in any case
 
+    def has(self, damage: Damage) -> bool:
+        """Whether the bytes of this range were kept before."""
+        return self._path(damage).exists()
+
+    def _path(self, damage: Damage) -> Path:
+        return self._directory / f"{damage.segment}-{damage.offset}-{damage.first}.bin"
+
     def _keep(self, damage: Damage) -> str:
         self._directory.mkdir(exist_ok=True, mode=0o700)
         side = ""
         if damage.length and self._bytes + damage.length <= BYTES_MAX and damage.content is not None:
-            path = self._directory / f"{damage.segment}-{damage.offset}-{damage.first}.bin"
+            path = self._path(damage)
             path.write_bytes(damage.content)
             self._bytes += damage.length
             side = str(path)
