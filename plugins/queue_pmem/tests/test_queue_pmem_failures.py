@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -390,5 +391,29 @@ def test_check_reports_damage_of_a_stopped_queue(make, tmp_path):
         segment.write_bytes(content)
         assert any("positions 1-5" in problem for problem in make(medium="file").check())
         assert make(size_bytes_max=16 * MIB, segment_bytes=16 * MIB).check()
+
+    run(body())
+
+
+@pytest.mark.parametrize("name", ["segment-00000001", "segment-00000007"])
+def test_a_segment_of_another_queue_is_set_aside_and_never_delivered(make, tmp_path, name):
+    async def body():
+        for number, directory in enumerate(("queue", "other")):
+            queue = make(path=str(tmp_path / directory))
+            await queue.open()
+            await queue.queue_reader_open("lake", "oldest")
+            await queue.queue_append(rows(1000 * number, 50), NO_ORIGINS)
+            await queue.close()
+        shutil.copy(tmp_path / "other" / "segment-00000001", tmp_path / "queue" / name)
+        queue = make()
+        await queue.open()
+        part = await queue.queue_read("lake", 0, 1000, 1 << 20)
+        if name == "segment-00000001":  # in the place of ours
+            assert [(gap.first, gap.last) for gap in part.missing] == [(1, 50)]
+            assert numbers(part.batch) == []
+        else:
+            assert numbers(part.batch) == list(range(50))
+        await queue.close()
+        assert (tmp_path / "queue" / f"damaged-{name}").exists()
 
     run(body())

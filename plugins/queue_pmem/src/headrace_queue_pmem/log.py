@@ -26,6 +26,7 @@ def read_log(ring: Ring, segments: list[Segment], report: Report, told: int) -> 
     head = ring.head
     spans = {span.generation: span for span in head.spans}
     scanned: dict[str, list[Found]] = {}
+    _set_aside_foreign(ring, segments, report)
     for segment in segments:
         area = segment.area
         assert area is not None
@@ -70,6 +71,19 @@ def read_log(ring: Ring, segments: list[Segment], report: Report, told: int) -> 
     reached = max([reached, *(segment.last for segment in segments if segment.sealed)])
     _end(ring, segments, reached, told, report)
     return max(reached, told)
+
+
+def _set_aside_foreign(ring: Ring, segments: list[Segment], report: Report) -> None:
+    """Segment files of another queue. Their generations and positions are like ours: begun later than ours, they would take the place of
+    those, and their events be delivered under our queue id."""
+    ids = {span.generation: span.id.bytes for span in ring.head.spans}
+    for segment in list(segments):
+        header = segment.header
+        if ids.get(header.generation, header.queue_id) != header.queue_id:
+            set_aside(
+                ring.medium, segment.name, f"it is of queue id {uuid.UUID(bytes=header.queue_id)}, which this queue never had", report
+            )
+            segments.remove(segment)
 
 
 def _supersede(medium: Medium, segments: list[Segment], scanned: dict[str, list[Found]], report: Report) -> None:
