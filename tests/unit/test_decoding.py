@@ -39,6 +39,16 @@ def test_check_says_why_a_payload_is_refused(payload: bytes, reason: str) -> Non
     assert reason in (check(payload) or "accepted")
 
 
+@pytest.mark.parametrize("opening", [b'{"a":', b"["])
+@pytest.mark.parametrize("inner", [b"1", b"{}", b"9" * 400, b"1e999"], ids=["number", "object", "long", "huge"])
+@pytest.mark.parametrize("levels", [14, 15, 16, 17, 40, 100_000])
+def test_what_is_nested_deeper_than_the_check_allows_does_not_decode(levels: int, inner: bytes, opening: bytes) -> None:
+    closing = b"}" if opening == b'{"a":' else b"]"
+    payload = b'{"a":' + opening * (levels - 1) + inner + closing * (levels - 1) + b"}"
+    assert decoding.decode([payload])[1] == ([] if check(payload) is None else [0])
+    assert (check(payload) is None) == (levels + (inner == b"{}") <= 16)
+
+
 @pytest.mark.parametrize(
     "payload",
     [

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
-from headrace.encodings.message import DEPTH_MAX, Readings, Sent, Unreadable, require_count, too_deep
+from headrace.encodings.message import DEPTH_MAX, Readings, Sent, Unreadable, nested, require_count, too_deep
 
 SPACE: Final = b" \t\r\n"
 
@@ -18,7 +18,8 @@ INTEGER_DIGITS_MAX: Final = 4300
 
 _syntax = msgspec.json.Decoder(msgspec.Raw)
 _elements = msgspec.json.Decoder(list[msgspec.Raw])
-_object = msgspec.json.Decoder(dict[str, Any])
+# the same levels as `check`; costs what `Any` does (575 and 580 ns for 8 readings)
+_object = msgspec.json.Decoder(dict[str, nested(DEPTH_MAX - 1)])  # type: ignore[misc]
 
 
 def check(payload: bytes) -> str | None:

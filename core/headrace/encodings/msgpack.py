@@ -15,32 +15,22 @@ import msgspec
 from headrace.encodings.message import (
     DEPTH_MAX,
     PLAIN_TYPES,
+    SCALAR,
     SMALL_BYTES,
     Budget,
     Readings,
     Sent,
     Unreadable,
     binary_text,
+    nested,
     plain_readings,
     require_count,
     too_deep,
 )
 
-_Scalar = None | bool | int | float | str
-
-
-def _nested(levels: int) -> Any:
-    """JSON's types, nested that deep: with the type spelled out, the library refuses keys that are no strings as it reads
-    them. Else a message could fill a dict with integers of one hash, which takes minutes."""
-    kind: Any = _Scalar
-    for _ in range(levels):
-        kind = _Scalar | list[kind] | dict[str, kind]
-    return kind
-
-
-_plain = msgspec.msgpack.Decoder(dict[str, _nested(DEPTH_MAX - 1)])  # type: ignore[misc]
+_plain = msgspec.msgpack.Decoder(dict[str, nested(DEPTH_MAX - 1)])  # type: ignore[misc]
 _members = msgspec.msgpack.Decoder(dict[str, msgspec.Raw])
-_scalars = msgspec.msgpack.Decoder(list[_Scalar])
+_scalars = msgspec.msgpack.Decoder(list[SCALAR])
 _elements = msgspec.msgpack.Decoder(list[msgspec.Raw])
 _anything = msgspec.msgpack.Decoder(Any)
 
