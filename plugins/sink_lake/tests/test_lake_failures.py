@@ -276,7 +276,7 @@ def test_a_cancelled_flush_ends_before_the_reset_and_doubles_nothing(tmp_path: P
         lake = make_lake(path, hold)
         await lake.open()
         flush = asyncio.ensure_future(store(lake, span(1, 20)))
-        await asyncio.to_thread(reached.wait)
+        assert await asyncio.to_thread(reached.wait, 30), "the flush came to its commit"
         flush.cancel()
         with pytest.raises(asyncio.CancelledError):
             await flush
