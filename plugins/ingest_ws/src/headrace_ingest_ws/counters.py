@@ -71,7 +71,7 @@ class Counters:
         self._counter("ingest_refused_requests_total", "upgrades and POSTs answered with an error", **labels).inc()
 
     def connection_refused(self, reason: str) -> None:
-        """A socket was closed before it had a request or without a close frame, because it went beyond a bound."""
+        """A socket was closed because it went beyond a bound of its own, or found one of all used up."""
         self._counter("ingest_refused_connections_total", "sockets refused or cut off at a bound", reason=reason).inc()
 
     def _counter(self, name: str, documentation: str, **labels: str) -> Counter:
