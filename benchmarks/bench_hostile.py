@@ -38,6 +38,8 @@ WARMUP_S = 3.0  # the honest devices are connected, and the attack is under way 
 AFTER_S = 1.5  # what an attack has left behind is closed
 #: Attacks that need more time than the others: 10,000 handshakes are seconds of work.
 SECONDS_MIN = {"reconnects": 20.0}
+#: Attacks that are measured against a sink too, which hangs up after so many bytes (`load/sink.py`).
+CONTROLS = {"huge-frames": 65_536, "bombs": 500_000}
 #: What may be refused or cut off, and under which label its reason stands.
 REASONS = {
     "ingest_refused_connections_total": "reason",
@@ -59,7 +61,8 @@ class Figures:
     cpu_percent: float
     rss_mb: float
     rss_peak_mb: float
-    opened: int
+    opened_per_s: float
+    sent_mb_per_s: float
     reasons: dict[str, int]
 
 
@@ -74,6 +77,7 @@ def overrides(tokens: Path | None) -> list[str]:
         f"{source}.write_timeout_s=3",
         f"{source}.message_timeout_s=4",
         f"{source}.request_timeout_s=4",
+        f"{source}.unfinished_bytes_max={64 << 20}",
     ]
     return words if tokens is None else [*words[:3], *words[4:], f"{source}.auth=tokens", f"{source}.tokens.file={tokens}"]
 
@@ -90,20 +94,21 @@ def site_on(core: int, folder: Path, tokens: Path | None) -> Iterator[SiteProces
         yield site
 
 
-def measure(site: SiteProcess, kind: str | None, rate: int, seconds: float, core: int, header: str | None) -> Figures:
-    """Honest devices for so long, with an attack or without."""
+def measure(site: SiteProcess, kind: str | None, rate: int, seconds: float, core: int, header: str | None, target: str = "") -> Figures:
+    """Honest devices for so long, with an attack or without. target: the port of another process to attack."""
     assert site.process is not None
     seconds = max(seconds, SECONDS_MIN.get(kind or "", 0.0))
     program, pid = build(), site.process.pid
     if program is None:
         raise LoadError("expected a C compiler: the honest devices are load/wsload.c")
     port = (site.url("devices") or "").rpartition(":")[2]
-    before, used, since = counted(site), process_cpu_s(pid), time.monotonic()
+    before, opened_before = counted(site), connections_opened(site)
+    used, since = process_cpu_s(pid), time.monotonic()
     reset_peak(pid)
     path = f"/v1/devices/dev-{1 if header else '%CONN%'}/events"
     words = [str(program), "--port", port, "--path", path, "--conns", str(DEVICES), "--rate", str(rate), "--src-spread", "50"]
     words += ["--warmup", str(WARMUP_S), "--seconds", str(seconds), "--drain", "10", *(["--header", header] if header else [])]
-    attackers = attack(kind, port, WARMUP_S + seconds, core)
+    attackers = attack(kind, target or port, WARMUP_S + seconds, core)
     with subprocess.Popen(["taskset", "-c", str(core), *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as honest:
         assert honest.stderr is not None
         assert honest.stdout is not None
@@ -115,16 +120,19 @@ def measure(site: SiteProcess, kind: str | None, rate: int, seconds: float, core
         output, errors = honest.stdout.read(), connected + honest.stderr.read()
     cpu = 100 * (process_cpu_s(pid) - used) / (time.monotonic() - since)
     rss_mb, rss_peak_mb = process_rss_mb(pid)
-    opened = 0
+    opened = sent = 0
     if attackers is not None:
-        opened = json.loads(attackers.communicate(timeout=60)[0])["opened"]
+        said = json.loads(attackers.communicate(timeout=60)[0])
+        opened, sent = said["opened"], said["sent_bytes"]
+        if kind == "reconnects":
+            opened = connections_opened(site) - opened_before - DEVICES
         time.sleep(AFTER_S)
     after = counted(site)
     if honest.returncode != 0:
         raise LoadError(f"{kind}: an honest device was hurt: {output[-800:]} {errors[-500:]}")
     result = json.loads(output)
     return Figures(
-        name=kind or "quiet",
+        name=f"{kind}, at a sink" if target else kind or "quiet",
         acked=result["ack_us"]["n"],
         p50_ms=result["ack_us"]["p50"] / 1e3,
         p99_ms=result["ack_us"]["p99"] / 1e3,
@@ -132,7 +140,8 @@ def measure(site: SiteProcess, kind: str | None, rate: int, seconds: float, core
         cpu_percent=cpu,
         rss_mb=rss_mb,
         rss_peak_mb=rss_peak_mb,
-        opened=opened,
+        opened_per_s=opened / (WARMUP_S + seconds),
+        sent_mb_per_s=sent / 1e6 / (WARMUP_S + seconds),
         reasons={key: grown for key, count in after.items() if (grown := count - before.get(key, 0)) and key != "closed 1006"},
     )
 
@@ -146,6 +155,24 @@ def attack(kind: str | None, port: str, seconds: float, core: int) -> subprocess
     assert attackers.stdout is not None
     attackers.stdout.readline()
     return attackers
+
+
+@contextmanager
+def sink(bytes_max: int, core: int) -> Iterator[str]:
+    """The port of a sink that shares the attackers' core and its scheduling."""
+    words = ["taskset", "-c", str(core), "chrt", "--idle", "0", sys.executable, str(HERE / "load" / "sink.py"), str(bytes_max)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield process.stdout.readline().strip()
+        finally:
+            process.kill()
+
+
+def connections_opened(site: SiteProcess) -> int:
+    """WebSocket connections so far, honest ones too."""
+    families = text_string_to_metric_families(site.probe("/metrics")[1])
+    return sum(int(one.value) for family in families for one in family.samples if one.name == "headrace_ingest_connections_opened_total")
 
 
 def reset_peak(pid: int) -> None:
@@ -170,13 +197,13 @@ def table(results: list[Figures]) -> str:
     """The measured figures; ratios against the quiet ones at the beginning."""
     quiet = results[0]
     lines = [
-        "| attack | honest p50 ms | honest p99 ms | p99 / quiet | CPU % | RSS MB | RSS peak MB | opened | refused, closed |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---|",
+        "| attack | honest p50 ms | honest p99 ms | p99 / quiet | CPU % | RSS MB | RSS peak MB | opened/s | sent MB/s | refused, closed |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---|",
     ]
     for one in results:
         reasons = ", ".join(f"{key} {count:,}" for key, count in sorted(one.reasons.items()))
         cells = [one.name, f"{one.p50_ms:.2f}", f"{one.p99_ms:.2f}", f"{one.p99_ms / quiet.p99_ms:.1f}", f"{one.cpu_percent:.0f}"]
-        cells += [f"{one.rss_mb:.0f}", f"{one.rss_peak_mb:.0f}", f"{one.opened:,}", reasons]
+        cells += [f"{one.rss_mb:.0f}", f"{one.rss_peak_mb:.0f}", f"{one.opened_per_s:,.0f}", f"{one.sent_mb_per_s:.1f}", reasons]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -198,6 +225,9 @@ def report(results: list[Figures], rate: int, seconds: float, command: str) -> s
         "  `bad-tokens`, and the quiet row before it, in a process with `auth = \"tokens\"`",
         "- honest devices and attackers on the other core, the attackers under SCHED_IDLE; latency counts from the moment when a",
         "  message was due",
+        "- opened/s, sent MB/s: of the attackers; of `reconnects` what the server counted, without bytes",
+        "- `..., at a sink`: the same attackers against another process on their own core, which only reads, and the honest devices on the",
+        "  server: what that does to p99 is the load on the generator's core and the kernel, not the server",
         "- `closed N`: WebSocket connections ended with that close code; the other reasons are those of `docs/operations.md`",
         "",
         *kinds,
@@ -236,6 +266,10 @@ def measure_all(kinds: list[str], rate: int, seconds: float, cores: list[int]) -
         for kind in [None, *(kind for kind in kinds if kind != "bad-tokens"), None]:
             results.append(measure(site, kind, rate, seconds, cores[1], None))
             print(results[-1], file=sys.stderr)
+            if kind in CONTROLS:
+                with sink(CONTROLS[kind], cores[1]) as target:
+                    results.append(measure(site, kind, rate, seconds, cores[1], None, target))
+                print(results[-1], file=sys.stderr)
     if "bad-tokens" in kinds:
         with tempfile.TemporaryDirectory(prefix="headrace-hostile-") as name:
             token, record = new_token("dev-1")
