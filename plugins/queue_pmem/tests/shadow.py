@@ -64,7 +64,7 @@ class ShadowMedium:
     def names(self) -> list[str]:
         return sorted([*self.files, *self.notes])
 
-    def create(self, name: str, size: int) -> Area:
+    def create(self, name: str, size: int, pace: Any = None) -> Area:
         self._step()
         assert name not in self.files
         self.files[name] = _File(min(size, align(HEAD_BYTES, PAGE)), self.unit)

@@ -6,6 +6,7 @@ for us in the same way: a copy that faults pages in from a disk must not hold up
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 from typing import Any, Final, cast
@@ -21,6 +22,7 @@ ffi.cdef(
     int madvise(void *addr, size_t length, int advice);
     void *memcpy(void *dest, const void *src, size_t n);
     void *memset(void *s, int c, size_t n);
+    int sync_file_range(int fd, long offset, long nbytes, unsigned int flags);
     """
 )
 libc: Any = ffi.dlopen(None)
@@ -31,6 +33,8 @@ MAP_SHARED_VALIDATE: Final = 0x03
 MAP_SYNC: Final = 0x080000
 MADV_DONTNEED: Final = 4
 MADV_POPULATE_READ: Final = 22
+MADV_POPULATE_WRITE: Final = 23
+SYNC_FILE_RANGE_WRITE_AND_WAIT: Final = 7
 
 
 def map_file(fd: int, length: int, writable: bool, flags: int = mmap.MAP_SHARED) -> int:
@@ -76,6 +80,20 @@ def populate(address: int, length: int) -> bool:
     """Bring a range into memory without the GIL, so that no later access faults; False where the kernel cannot (< 5.14)."""
     start = address & ~(PAGE - 1)
     return cast(int, libc.madvise(ffi.cast("void *", start), address + length - start, MADV_POPULATE_READ)) == 0
+
+
+def populate_written(address: int, length: int) -> bool:
+    """The same for pages that are stored to next; False where the kernel cannot (< 5.14): the stores fault them in then."""
+    return cast(int, libc.madvise(ffi.cast("void *", address), length, MADV_POPULATE_WRITE)) == 0
+
+
+def write_out(fd: int, offset: int, length: int) -> None:
+    """Write a range of a file to its device and wait, without a flush: a sync that follows has little left to do.
+
+    OSError when the device refused: the kernel tells it once, so that the sync would not.
+    """
+    if libc.sync_file_range(fd, offset, length, SYNC_FILE_RANGE_WRITE_AND_WAIT) and ffi.errno not in (errno.ENOSYS, errno.EINVAL):
+        raise OSError(ffi.errno, f"sync_file_range: {os.strerror(ffi.errno)}")
 
 
 def unpopulate(address: int, length: int) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol
 
@@ -18,6 +18,20 @@ from headrace_queue_pmem.layout import HEAD_MAGIC, MAGIC_AT, SEGMENT_MAGIC
 Level = Literal["process", "power"]
 
 AREA_MAGICS: Final = (HEAD_MAGIC, SEGMENT_MAGIC)
+
+#: Between two slices of long work; may sleep, so that whoever shares the cores comes to its turn.
+Pace = Callable[[], None]
+SLICE_BYTES: Final = 512 << 10
+
+
+def no_pace() -> None:
+    """At full speed."""
+
+
+def slices(start: int, length: int) -> Iterator[tuple[int, int]]:
+    """A range in pieces (where, how long) of SLICE_BYTES at most."""
+    for at in range(start, start + length, SLICE_BYTES):
+        yield at, min(SLICE_BYTES, start + length - at)
 
 
 class Area:
@@ -121,6 +135,13 @@ class WrittenArea(Area):
             # One system call for both: under a busy loop the thread waits for the interpreter after each.
             self.gather(parts, os.RWF_DSYNC)
 
+    def write_out(self, pace: Pace) -> None:
+        """Bring all that was stored through the map to the device, slice by slice; it takes a `sync` to be durable."""
+        for at, length in slices(0, self.size):
+            libc.unpopulate(self.address + at, length)
+            libc.write_out(self._descriptor, self._at + at, length)
+            pace()
+
     def _write(self, pieces: list[Any], offset: int, length: int, flags: int = 0) -> None:
         written = os.pwritev(self._descriptor, pieces, self._at + offset, flags)
         if written == length:
@@ -145,8 +166,11 @@ class Medium(Protocol):
     def names(self) -> list[str]:
         """The names of all areas and notes."""
 
-    def create(self, name: str, size: int) -> Area:
-        """Make an area of `size` bytes on disk, fully allocated and zeroed. Fails cleanly when the disk is full."""
+    def create(self, name: str, size: int, pace: Pace = no_pace) -> Area:
+        """Make an area of `size` bytes on disk, fully allocated and zeroed. Fails cleanly when the disk is full.
+
+        The allocation comes first and at once; what takes longer is done in slices with `pace` between them.
+        """
 
     def open(self, name: str) -> Area:
         """Map an area for writing."""
@@ -185,7 +209,7 @@ class FileMedium:
     def names(self) -> list[str]:
         return sorted(entry.name for entry in os.scandir(self.directory) if entry.is_file())
 
-    def create(self, name: str, size: int) -> Area:
+    def create(self, name: str, size: int, pace: Pace = no_pace) -> Area:
         path = self.directory / name
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
@@ -198,12 +222,14 @@ class FileMedium:
                 raise
             # Zeroed through the map and not by write(2): big writes leave large folios, and then a store into one page of a map
             # writes back 1 MiB.
-            libc.fill(address, size)
+            for at, length in slices(address, size):
+                libc.fill(at, length)
+                pace()
             area = self._area(descriptor, address, size)
         finally:
             os.close(descriptor)
-        if self.level == "power":
-            libc.unpopulate(area.address, area.size)
+        if isinstance(area, WrittenArea):
+            area.write_out(pace)
             area.sync(0, size)
         self._sync_directory()
         return area

@@ -14,7 +14,7 @@ from typing import Any, Final
 from headrace_queue_pmem import libc
 from headrace_queue_pmem.layout import POOL, POOL_AT, POOL_MAGIC, checksum
 from headrace_queue_pmem.libc import ffi
-from headrace_queue_pmem.medium import Area, FileMedium, Level, WrittenArea
+from headrace_queue_pmem.medium import Area, FileMedium, Level, Pace, WrittenArea, no_pace, slices
 
 ffi.cdef(
     """
@@ -65,11 +65,15 @@ class PmemMedium(FileMedium):
         self._library = load()
         self.method = "fdatasync" if level == "power" and not dax else "pmemobj_persist"
 
-    def create(self, name: str, size: int) -> Area:
+    def create(self, name: str, size: int, pace: Pace = no_pace) -> Area:
         path = self.directory / name
         pool = self._library.pmemobj_create(os.fsencode(path), LAYOUT, size, 0o600)
         if pool == ffi.NULL:
             raise self._error(f"pmemobj_create {path}")
+        # Zeroing the root object faults in page after page of it, in one call: done before in slices, little of that is left.
+        for at, length in slices(int(ffi.cast("uintptr_t", pool)), size // libc.PAGE * libc.PAGE):
+            libc.populate_written(at, length)
+            pace()
         root = self._library.pmemobj_root(pool, size - POOL_OVERHEAD_BYTES)
         if root.off == 0:
             error = self._error(f"pmemobj_root of {size - POOL_OVERHEAD_BYTES} bytes in {path}")
@@ -77,9 +81,10 @@ class PmemMedium(FileMedium):
             path.unlink()
             raise error
         area = self._pool_area(name, pool, root)
+        if isinstance(area, WrittenArea):
+            area.write_out(pace)  # before the first sync: that would write the pages back while they are in the map
         self._note_metadata(pool, area, size)
-        if self.level == "power" and not self.dax:
-            libc.unpopulate(area.address, area.size)
+        if isinstance(area, WrittenArea):
             area.sync(0, area.size)
         self._sync_directory()
         return area

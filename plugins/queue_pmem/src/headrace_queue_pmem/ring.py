@@ -15,7 +15,7 @@ from headrace_queue_pmem.cursors import Cursors
 from headrace_queue_pmem.frame import Entry
 from headrace_queue_pmem.head import Span
 from headrace_queue_pmem.layout import BEGINS_COMMIT, KIND_SPAN, LINE, SEGMENT_DATA_AT, SPAN, align, frame_bytes
-from headrace_queue_pmem.medium import Area
+from headrace_queue_pmem.medium import Area, Pace, no_pace
 from headrace_queue_pmem.segment import Segment, begin, prepare
 from headrace_queue_pmem.state import SPAN_FRAME_BYTES, Place, now_us
 
@@ -218,17 +218,25 @@ class Ring(Cursors):
         return segment
 
     def _take_spare(self) -> tuple[str, Area]:
-        with self.lock:
-            spare = self.spares.pop() if self.spares else None
-        return spare or self.make_spare()
+        self.hurry = True
+        try:
+            with self.spare_lock:  # one that is being made is there sooner than another one would be
+                with self.lock:
+                    spare = self.spares.pop() if self.spares else None
+                return spare or self.make_spare()
+        finally:
+            self.hurry = False
 
-    def make_spare(self) -> tuple[str, Area]:
-        """A fresh segment file that is of nobody's use yet. QueueFull when the disk is full; OSError when it fails otherwise."""
+    def make_spare(self, pace: Pace = no_pace) -> tuple[str, Area]:
+        """A fresh segment file that is of nobody's use yet. QueueFull when the disk is full; OSError when it fails otherwise.
+
+        Under `spare_lock`.
+        """
         with self.lock:
             self._file_number += 1
             name = f"{SEGMENT_PREFIX}{self._file_number:08d}"
         try:
-            area = self.medium.create(name, self.options.segment_bytes)
+            area = self.medium.create(name, self.options.segment_bytes, pace)
         except OSError as error:
             if error.errno not in DISK_FULL:
                 raise

@@ -85,6 +85,8 @@ class RingState:
         self.lock = threading.Lock()
         self.commit_lock = threading.Lock()
         self.head_lock = threading.Lock()
+        self.spare_lock = threading.Lock()  # held while a segment file is made; taken before `lock`
+        self.hurry = False  # whether a commit waits for a segment file
         self.segments: list[Segment] = []
         self.spares: list[tuple[str, Area]] = []  # segment files that are of nobody's use yet
         self.tracks: dict[str, Track] = {}

@@ -9,21 +9,28 @@ from typing import Final
 from headrace import QueueFull
 from headrace_queue_pmem.layout import SEGMENT_DATA_AT, seal_bytes
 from headrace_queue_pmem.marks import pack
+from headrace_queue_pmem.medium import Pace, no_pace
 from headrace_queue_pmem.recovery import MARKS
 from headrace_queue_pmem.ring import Ring
 from headrace_queue_pmem.segment import Segment, prepare, seal
 
 #: Segments that were given back and wait to be used again: making one anew costs its zeroing, and taking its blocks from the disk.
 SPARES_MAX: Final = 4
+#: How full the active segment is when its successor is made, and when that has no time left to be made slowly.
+SPARE_AT: Final = 1 / 4
+HURRY_AT: Final = 3 / 4
 
 
-def upkeep(ring: Ring) -> int:
-    """One pass. Returns how many segments were given back. OSError: the medium refused; the next pass tries again."""
+def upkeep(ring: Ring, pace: Pace = no_pace) -> int:
+    """One pass; long work is done in slices, with `pace` between them. Returns how many segments were given back.
+
+    OSError: the medium refused; the next pass tries again.
+    """
     _seal(ring)
     store_cursors(ring)
     given_back = _give_back(ring)
     _unmap(ring)
-    _spare(ring)
+    _spare(ring, pace)
     return given_back
 
 
@@ -140,17 +147,30 @@ def _unmap(ring: Ring) -> None:
                 segment.unmap()
 
 
-def _spare(ring: Ring) -> None:
-    """Make the next segment before it is needed: a full disk is met here, and no append waits for the allocation."""
+def _filled(ring: Ring) -> float:
+    """How much of the active segment is taken: 1 without one."""
     with ring.lock:
         active = ring.segments[-1] if ring.segments else None
-        wanted = not ring.spares and len(ring.segments) < ring.options.segments_max
-        half = active is None or active.end - SEGMENT_DATA_AT >= (active.header.data_end - SEGMENT_DATA_AT) // 2
-    if not (wanted and half):
-        return
-    try:
-        spare = ring.make_spare()
-    except (QueueFull, OSError):
-        return  # the append that needs it will say so
+        return (active.end - SEGMENT_DATA_AT) / (active.header.data_end - SEGMENT_DATA_AT) if active else 1.0
+
+
+def _spare(ring: Ring, pace: Pace) -> None:
+    """Make the next segment before it is needed: a full disk is met here, and no append waits for the allocation."""
     with ring.lock:
-        ring.spares.append(spare)
+        wanted = not ring.spares and len(ring.segments) < ring.options.segments_max
+    if not wanted or _filled(ring) < SPARE_AT:
+        return
+
+    def paced() -> None:
+        if not ring.hurry and _filled(ring) < HURRY_AT:
+            pace()
+
+    with ring.spare_lock:
+        if ring.spares:
+            return
+        try:
+            spare = ring.make_spare(paced)
+        except (QueueFull, OSError):
+            return  # the append that needs it will say so
+        with ring.lock:
+            ring.spares.append(spare)
