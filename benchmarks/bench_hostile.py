@@ -227,7 +227,7 @@ def report(results: list[Figures], rate: int, seconds: float, command: str) -> s
         "  message was due",
         "- opened/s, sent MB/s: of the attackers; of `reconnects` what the server counted, without bytes",
         "- `..., at a sink`: the same attackers against another process on their own core, which only reads, and the honest devices on the",
-        "  server: what that does to p99 is the load on the generator's core and the kernel, not the server",
+        "  server: what that does to p99 comes from that core and the kernel; the rates differ, as a sink reads fast",
         "- `closed N`: WebSocket connections ended with that close code; the other reasons are those of `docs/operations.md`",
         "",
         *kinds,
