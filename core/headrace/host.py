@@ -42,6 +42,8 @@ from headrace.workers.plan import Process, queue_paths
 #: How long Python lets one thread run before another may: the pipeline must not keep the loop that acks waiting.
 SWITCH_INTERVAL_S: Final = 0.000_5
 EXIT_FAULT: Final = 70  # EX_SOFTWARE
+#: `spread` and `spread_retired` of an output that is not there, or shares nothing.
+_NOT_SPREAD: Final = (None, False)
 
 
 class Part(NamedTuple):
@@ -400,9 +402,6 @@ def refuse_untakeable(old: Site, new: Site, paths: Sequence[str]) -> None:
         if old_keys.get(path, _NOT_SPREAD) != new_keys.get(path, _NOT_SPREAD):
             hint = "restart the process: who takes what changes at one position for all of them"
             raise ConfigError(str(new.file), f"{path}.spread", "what a reload can take", "a change of who shares the events", hint)
-
-
-_NOT_SPREAD: Final = (None, False)
 
 
 def _spread(entry: Entry) -> tuple[str | None, bool]:

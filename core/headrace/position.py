@@ -267,7 +267,7 @@ def row_names(queue_id: str, positions: np.ndarray, origins: pa.RecordBatch) -> 
     Rows that another durable queue numbered first keep that number; all others are named by this queue.
     """
     numbers = positions.copy()
-    codes = np.zeros(len(positions), dtype=np.uint16)
+    codes = np.zeros(len(positions), dtype=np.int32)
     names = {queue_id: 0}
     for named in named_rows(origins):
         rows = slice(named.row_offset, min(named.row_offset + named.rows, len(numbers)))
@@ -277,10 +277,11 @@ def row_names(queue_id: str, positions: np.ndarray, origins: pa.RecordBatch) -> 
         for origin in origins_of(origins):
             if origin.kind == ORIGIN_ROWS:
                 scattered = rows_of(origin)
-                found = scattered.names or Names((origin.id.partition("/")[0],), np.zeros(0, np.uint16), scattered.positions)
-                rows = slice(origin.row_offset, min(origin.row_offset + len(scattered.positions), len(numbers)))
-                known = np.array([names.setdefault(name, len(names)) for name in found.ids], np.uint16)
-                codes[rows] = known[found.codes[: len(numbers[rows])]] if scattered.names else known[0]
+                count = len(scattered.positions)
+                found = scattered.names or Names((origin.id.partition("/")[0],), np.zeros(count, np.uint16), scattered.positions)
+                rows = slice(origin.row_offset, min(origin.row_offset + count, len(numbers)))
+                known = np.array([names.setdefault(name, len(names)) for name in found.ids], np.int32)
+                codes[rows] = known[found.codes[: len(codes[rows])]]
                 numbers[rows] = found.numbers[: len(numbers[rows])]
     return Names(tuple(names), codes, numbers)
 
@@ -288,5 +289,5 @@ def row_names(queue_id: str, positions: np.ndarray, origins: pa.RecordBatch) -> 
 def global_ids(queue_id: str, positions: np.ndarray, origins: pa.RecordBatch) -> tuple[pa.Array, pa.Array]:
     """The `origin` and `position` columns of rows that lie at `positions` of queue `queue_id`, see `row_names`."""
     names = row_names(queue_id, positions, origins)
-    column = pa.DictionaryArray.from_arrays(pa.array(names.codes.astype(np.int32)), pa.array(list(names.ids), pa.string()))
+    column = pa.DictionaryArray.from_arrays(pa.array(names.codes), pa.array(list(names.ids), pa.string()))
     return column.cast(ORIGIN_TYPE), pa.array(names.numbers)

@@ -8,113 +8,70 @@ import itertools
 import json
 import os
 import random
-import socket
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.crash.two_middles import MIDDLES, TwoMiddles
 
 from headrace.testing import fake_context
 from headrace.testing.oracle import Oracle
-from headrace.testing.site import SiteProcess
 from headrace_queue_pmem import QueuePmem
 
-EDGE = """
-[admin]
-listen = "127.0.0.1:0"
-[tiers.edge.sources.devices]
-use = "ingest_ws"
-listen = "127.0.0.1:0"
-auth = "none"
-[tiers.edge.queue]
-use = "queue_pmem"
-path = "{data}/edge-queue"
-size_bytes_max = 134_217_728
-"""
-UPLINK = """
-[tiers.edge.outputs.up-{name}]
+UPLINKS = """
+[tiers.edge.outputs.up-one]
 use = "transport_zmq"
 spread = "middles"
-connect = "{address}"
-peer = "{name}"
+connect = "{one}"
+peer = "one"
+heartbeat_s = 0.1
+dead_after_s = 0.5
+reconnect_ms_max = 200
+[tiers.edge.outputs.up-two]
+use = "transport_zmq"
+spread = "middles"
+connect = "{two}"
+peer = "two"
 heartbeat_s = 0.1
 dead_after_s = 0.5
 reconnect_ms_max = 200
 """
-MIDDLE = """
-[tiers.{name}.sources.links]
-use = "transport_zmq"
-listen = "{address}"
-[tiers.{name}.queue]
-use = "queue_pmem"
-path = "{data}/{name}-queue"
-size_bytes_max = 134_217_728
-[tiers.{name}.outputs.lake]
-use = "sink_lake"
-path = "{data}/{name}/lake"
-flush_interval_s = 0.2
-[tiers.{name}.outputs.kept]         # never there: the queue keeps everything, in the order in which it came
+#: Never there: the queue keeps everything, in the order in which it came.
+KEPT = """
+[tiers.{name}.outputs.kept]
 use = "transport_zmq"
 connect = "tcp://127.0.0.1:1"
 """
-MIDDLES = ("one", "two")
 ROUNDS = 1 if "HEADRACE_FULL" not in os.environ else 20
 
 
-class Spread:
-    """An edge and two middles, each a process of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.socket() as first, socket.socket() as second:
-            for probe in (first, second):
-                probe.bind(("127.0.0.1", 0))
-            addresses = [f"tcp://127.0.0.1:{probe.getsockname()[1]}" for probe in (first, second)]
-        self.data, file = folder / "data", folder / "site.toml"
-        places = [{"name": name, "address": address, "data": self.data} for name, address in zip(MIDDLES, addresses, strict=True)]
-        file.write_text(EDGE.format(data=self.data) + "".join(text.format(**place) for place in places for text in (UPLINK, MIDDLE)))
-        self.sides = {}
-        for tier in ("edge", *MIDDLES):
-            (folder / tier).mkdir()
-            self.sides[tier] = SiteProcess(file, folder / tier, [], {"HEADRACE_DATA": str(self.data)}, [tier])
-        self.edge = self.sides["edge"]
-
-    async def start(self, tier: str) -> None:
-        await asyncio.to_thread(self.sides[tier].start)
-
-    async def received(self, tier: str, more: float = 150) -> None:
-        """Wait until the middle has got so many events more."""
-        side = self.sides[tier]
-        wanted = await asyncio.to_thread(side.metric, "link_received_events_total") + more
-        await asyncio.to_thread(side.wait_for_metric, "link_received_events_total", wanted)
-
-    async def in_order(self, tier: str, folder: Path) -> list[str]:
-        """The ids that a stopped middle's queue holds, in the order in which they came."""
-        queue = QueuePmem(QueuePmem.Config(path=str(self.data / f"{tier}-queue"), medium="file"), fake_context(folder / f"look-{tier}"))
-        await queue.open()
-        try:
-            found: list[str] = []
-            info, after = queue.queue_info(), queue.queue_info().tail - 1
-            while after < info.head:
-                read = await queue.queue_read("kept", after, 10_000, 1 << 24)
-                found += [json.loads(payload)["id"] for payload in read.batch.column("payload").to_pylist()] if read.batch else []
-                after = read.last
-            return found
-        finally:
-            await queue.close()
+async def in_order(spread: TwoMiddles, tier: str, folder: Path) -> list[str]:
+    """The ids that a stopped middle's queue holds, in the order in which they came."""
+    queue = QueuePmem(QueuePmem.Config(path=str(spread.data / f"{tier}-queue"), medium="file"), fake_context(folder / f"look-{tier}"))
+    await queue.open()
+    try:
+        found: list[str] = []
+        info, after = queue.queue_info(), queue.queue_info().tail - 1
+        while after < info.head:
+            read = await queue.queue_read("kept", after, 10_000, 1 << 24)
+            found += [json.loads(payload)["id"] for payload in read.batch.column("payload").to_pylist()] if read.batch else []
+            after = read.last
+        return found
+    finally:
+        await queue.close()
 
 
 @pytest.fixture
-def spread(tmp_path: Path) -> Iterator[Spread]:
-    made = Spread(tmp_path)
-    with made.edge, made.sides["one"], made.sides["two"]:
+def spread(tmp_path: Path) -> Iterator[TwoMiddles]:
+    with TwoMiddles(tmp_path, UPLINKS, KEPT) as made:
         yield made
 
 
 @pytest.mark.timeout(300 + 20 * ROUNDS)
 def test_whoever_is_killed_each_device_arrives_once_and_in_order_at_its_middle(
-    spread: Spread, tmp_path: Path, lake_of: Callable[[Path], Any], capsys: Any
+    spread: TwoMiddles, tmp_path: Path, lake_of: Callable[[Path], Any], capsys: Any
 ) -> None:
     seed = int(os.environ.get("HEADRACE_SEED", random.randrange(2**32)))
     rng = random.Random(seed)
@@ -140,14 +97,7 @@ def test_whoever_is_killed_each_device_arrives_once_and_in_order_at_its_middle(
         await asyncio.sleep(rng.uniform(0, 0.3))
 
     async def main() -> None:
-        done = asyncio.Event()
-        load = asyncio.ensure_future(oracle.run(lambda: spread.edge.url("devices"), done))
-        try:
-            await scenario()
-        finally:
-            done.set()
-            await load
-        await oracle.settle(lambda: spread.edge.url("devices"))
+        await spread.under_load(oracle, scenario)
         await asyncio.to_thread(spread.edge.stop)  # hands over what is queued
         for tier in MIDDLES:
             side = spread.sides[tier]
@@ -155,7 +105,7 @@ def test_whoever_is_killed_each_device_arrives_once_and_in_order_at_its_middle(
                 side._wait_for, lambda side=side: not side.metric("queue_reader_lag_events", reader="lake"), "to be through", 60
             )
             side.kill()
-            came[tier] = await spread.in_order(tier, tmp_path)
+            came[tier] = await in_order(spread, tier, tmp_path)
 
     came: dict[str, list[str]] = {}
     asyncio.run(main())

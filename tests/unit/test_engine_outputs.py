@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any, ClassVar
 
 import pyarrow as pa
@@ -411,3 +412,53 @@ def test_an_enricher_cannot_drop_rows(bench: Any) -> None:
     assert events.batch.num_rows == 0
     assert bench.letters.count == 2
     assert HookError.__name__ in bench.quarantined[0][1]
+
+
+def test_an_output_at_the_head_may_fix_a_type_before_the_backlog_is_read(bench: Any, stores: Any) -> None:
+    """docs/decisions/0003: and whoever reads the backlog later, after a restart too, goes by it."""
+    seen: dict[str, list[dict[str, Any]]] = {"live": [], "store": []}
+
+    def seeing(name: str, base: Any) -> Any:
+        class Seeing(base):
+            holds = name != "live"
+
+            @hookimpl
+            async def sink_write(self, batch: pa.RecordBatch, key: RangeKey) -> None:
+                seen[name] += batch.column("readings").to_pylist()
+
+        Seeing.__name__ = name
+        return Seeing
+
+    class Apart:
+        """An append returns when all readers have released it: behind the end of the pipeline that began with it."""
+
+        def create_task(self, work: Any) -> None:
+            appends.append(asyncio.ensure_future(work))
+
+    appends: list[asyncio.Future[Any]] = []
+
+    async def main() -> None:
+        await bench.buffer.queue_reader_open(reader="store", start="oldest")
+        pipeline = bench.pipeline()
+        async with bench.running(pipeline), asyncio.timeout(20):
+            await bench.feed(Apart(), [1], lambda _: b'{"n":1}')
+            unit = bench.unit(seeing("live", stores[0]), hold="none", flush_interval_s=0.001)
+            (live,) = bench.outputs(pipeline, [(LooseOutput, unit)])
+            running = asyncio.ensure_future(live.run())
+            while live.activity[0] != "idle":  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+            await bench.feed(Apart(), [1], lambda _: b'{"n":"text"}')
+            while not seen["live"]:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+            live.drain()
+            await running
+        pipeline = bench.pipeline()
+        async with bench.running(pipeline):
+            await bench.drain(bench.outputs(pipeline, [(StreamingOutput, bench.unit(seeing("store", stores[1])))]))
+        async with asyncio.timeout(20):
+            await asyncio.gather(*appends)
+
+    asyncio.run(main())
+    assert [row["n"] for row in seen["live"]] == ["text"]
+    assert [row.get("n") for row in seen["store"]] == [None, "text"]
+    assert json.loads(seen["store"][0]["_other"]) == {"n": 1}

@@ -1,8 +1,8 @@
 """Outputs that share a tier's events by device (`spread`): each reads all of them, with a cursor of its own, and takes what is its own.
 
-Who takes what is written down before anything is read: a list of *stages*, each from a position. A change of the config is a new stage
-behind the last event that there was, so that what was sent, or may have been, keeps its taker; and nothing of a stage is sent before
-Who takes what is written down before anything is read: *stages*, each from a position on. A change of the config is a new stage
+Who takes what is written down before anything is read: *stages*, each from a position on. A change of the config is a new stage behind
+the last event that there was, so that what was sent, or may have been, keeps its taker; and nothing of a stage is sent before all who
+share have passed the one before.
 """
 
 from __future__ import annotations

@@ -202,9 +202,7 @@ class Connection(WebSocket):
             self._refuse(Refusal(PAYLOAD_INVALID, "not UTF-8"), 0)
         elif code == CLOSE_TRY_LATER:  # it is not refused for good: what is not acked is sent again
             self._counters.connection_refused("unfinished")
-            if connections := self._intake.unfinished.due():
-                message = "connection ended: unfinished messages take all of unfinished_bytes_max"
-                self._log.warning(message, device=self._device, connections=connections)
+            self._log.warning("connection ended: unfinished messages take all of unfinished_bytes_max", device=self._device)
 
     def _refuse(self, refusal: Refusal, size: int) -> None:
         self._counters.took(refusal.events, size)

@@ -18,7 +18,7 @@ from headrace import NO_ORIGINS, RAW_SCHEMA, Clock, Deliver, Origin, QueueFull, 
 from headrace.batching import RawBatchBuilder
 from headrace.log import Log
 from headrace_ingest_ws.counters import Counters
-from headrace_ingest_ws.lane import Lane, Seldom, Waiter
+from headrace_ingest_ws.lane import Lane, Waiter
 from headrace_ingest_ws.parser import Find, FrameBuffer
 
 if TYPE_CHECKING:  # not there without the C parser
@@ -115,7 +115,6 @@ class Intake:
         self._unsettled = 0
         self._work, self._room, self._quiet, self._stop = asyncio.Event(), asyncio.Event(), asyncio.Event(), asyncio.Event()
         self.lane = Lane(lambda call: asyncio.get_running_loop().call_soon(call))
-        self.unfinished = Seldom(self.now)  # of the log's line about unfinished_bytes_max
         self._waiters: dict[Waiter, None] = {}  # in the order in which they stopped
         self._go = asyncio.Event()  # cleared while paused: no later batch may overtake one that the queue refused
         self._room.set()

@@ -8,14 +8,10 @@ others wait in their order. Those that behave are read in every turn, and never 
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import inf
 from typing import Any, Final, Protocol
 
 #: Refusals and control frames handled in a turn: below 1 ms.
 PER_TURN: Final = 128
-
-#: A line of the log that any number of connections may cause at once is written this often.
-LINE_S: Final = 1.0
 
 
 class Waiter(Protocol):
@@ -58,21 +54,3 @@ class Lane:
             del self._waiting[waiter]
             waiter.go_on()
             self._turn()
-
-
-class Seldom:
-    """Says when a line of the log that many connections cause is due again. now: the monotonic clock."""
-
-    def __init__(self, now: Callable[[], float]) -> None:
-        self._now = now
-        self._said_at, self._count = -inf, 0
-
-    def due(self) -> int:
-        """How many times it was asked since the last line; 0 while that is not LINE_S ago."""
-        self._count += 1
-        now = self._now()
-        if now - self._said_at < LINE_S:
-            return 0
-        self._said_at, count = now, self._count
-        self._count = 0
-        return count

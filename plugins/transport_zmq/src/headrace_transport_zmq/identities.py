@@ -49,11 +49,11 @@ class Identities:
         self._db.execute("delete from released where origin = ?", (origin,))  # a copy of a queue came back
         if not over:
             return []
-        self._db.execute("begin")
-        for queue_id, released in over:
-            own = "select 1 from identities where queue_id = ? and hash = ?"
-            self._db.execute(f"insert or ignore into released select ? where exists ({own})", (released, queue_id, digest))
-        self._db.execute("commit")
+        own = "select 1 from identities where queue_id = ? and hash = ?"
+        known = f"insert or ignore into released select ? where exists ({own})"
+        with self._db:  # taken back when it fails half-way: else no later one could begin
+            self._db.execute("begin")
+            self._db.executemany(known, [(released, queue_id, digest) for queue_id, released in over])
         rows = self._db.execute("select origin from released order by rowid desc limit -1 offset ?", (RELEASED_MAX,)).fetchall()
         return [row[0] for row in rows]
 
