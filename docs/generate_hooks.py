@@ -15,6 +15,7 @@ from headrace.component import Component, Context, Health
 from headrace.hookcheck import PLACES, SPECS
 from headrace.hookspecs import NAMESPACES, ROLES
 from headrace.position import Missing, RangeKey
+from headrace.store_calls import StoreCalls
 
 PAGE: Final = Path(__file__).with_name("hooks.md")
 MARK: Final = "<!-- Generated below by docs/generate_hooks.py; do not edit. -->"
@@ -30,7 +31,7 @@ CROSSING: Final[tuple[type[Any], ...]] = (
     hookspecs.QueueSpan,
     hookspecs.QueueRead,
 )
-BASES: Final[tuple[type[Any], ...]] = (Component, Context, Health)
+BASES: Final[tuple[type[Any], ...]] = (Component, Context, Health, StoreCalls)
 TITLES: Final = {
     "SourceHooks": "Sources",
     "QueueHooks": "Queues",

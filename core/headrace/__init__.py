@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         origins_of,
     )
     from headrace.schema import ENCODING_CBOR, ENCODING_JSON, ENCODING_MSGPACK, EVENT_COLUMNS, RAW_SCHEMA, TIMESTAMP, event_schema
+    from headrace.store_calls import StoreCalls
 
 __all__ = [
     "BY_FLUSH",
@@ -79,6 +80,7 @@ __all__ = [
     "ReaderInfo",
     "Secret",
     "Sent",
+    "StoreCalls",
     "TransientError",
     "Unreadable",
     "event_schema",
@@ -128,6 +130,7 @@ _HOMES: Final = {
     ),
     "headrace.encodings": ("ENCODINGS", "Encoding", "Sent", "Unreadable"),
     "headrace.schema": ("ENCODING_CBOR", "ENCODING_JSON", "ENCODING_MSGPACK", "EVENT_COLUMNS", "RAW_SCHEMA", "TIMESTAMP", "event_schema"),
+    "headrace.store_calls": ("StoreCalls",),
 }
 
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import http.server
 import importlib.util
+import json
 import re
+import socket
+import threading
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from headrace import Component, RangeKey, hookimpl
+from headrace import Component, RangeKey, TransientError, hookimpl
 from headrace.hookcheck import SPECS
 from headrace.plugins import ComponentPlugins
 from headrace.testing import enrichers, event_batch, failures, fake_context
@@ -116,3 +120,40 @@ def test_the_example_wrapper_wraps(tmp_path: Path) -> None:
     plugins = ComponentPlugins(Sink(None, context), "output", "sink", [names["Audit"](None, context)])
     asyncio.run(plugins.hook.sink_flush(key=RangeKey("q", 1, 2)))
     assert order == ["flush", "flushed q/1-2"]
+
+
+def test_the_example_of_a_blocking_client_tells_how_its_store_fares(tmp_path: Path) -> None:
+    (block,) = re.findall(r"^```python\n(import json\nimport urllib.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+    taken: list[list[dict[str, Any]]] = []
+
+    class Service(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            taken.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *args: Any) -> None: ...
+
+    async def main(sink: Component, port: int) -> None:
+        hook = ComponentPlugins(sink, "output", "sink").hook
+        key = RangeKey("q", 1, 2)
+        with pytest.raises(TransientError, match=r"^cannot write at the service: .*refused"):
+            await hook.sink_write(batch=event_batch(2), key=key)
+        with http.server.HTTPServer(("127.0.0.1", port), Service) as server:
+            thread = threading.Thread(target=server.serve_forever)
+            thread.start()
+            await hook.sink_write(batch=event_batch(2), key=key)
+            await hook.sink_flush(key=key)
+            server.shutdown()
+            thread.join()
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    names: dict[str, Any] = {}
+    exec(block.replace("9999", str(port)), names)
+    context = fake_context(tmp_path)
+    asyncio.run(main(names["SinkHttp"](None, context), port))
+    context.close()
+    assert [event["position"] for event in taken[0]] == [1, 2]
+    assert [status for status, _ in context.statuses] == ["degraded", "ok"]

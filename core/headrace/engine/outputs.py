@@ -19,7 +19,7 @@ from headrace.component import Clock, Component
 from headrace.config import Engine
 from headrace.engine.narrowing import Narrowing
 from headrace.engine.pipeline import Pipeline
-from headrace.engine.quarantine import SettingAside
+from headrace.engine.quarantine import Refused, SettingAside
 from headrace.engine.reading import Events, RawReading, Reading
 from headrace.engine.spreading import Share
 from headrace.engine.supervisor import Supervised, call_plugin
@@ -318,7 +318,8 @@ class Output:
         if read.batch is not None:
             row: pa.RecordBatch = read.batch.slice(0, 1)
             origins = slice_origins(read.origins, 0, 1) if read.origins.num_rows else NO_ORIGINS
-            await self._s.quarantine.add(row, [position], read.queue_id, self.id, stage, self.id, reason, self._holding, origins)
+            refused = Refused(row, [position], read.queue_id, self.id, stage, self.id, reason, origins)
+            await self._s.quarantine.add(refused, self._holding)
         self._s.faults.hit("engine.after_dead_letters")
         self._dead.add(position)
         if stage == CRASH:

@@ -18,7 +18,7 @@ from headrace.encodings import STORED
 from headrace.engine.dead_letters import ALL_OUTPUTS
 from headrace.engine.decoder import Decoded, Decoder
 from headrace.engine.enrichment import Enricher
-from headrace.engine.quarantine import Holding, SettingAside
+from headrace.engine.quarantine import Holding, Refused, SettingAside
 from headrace.engine.reading import Events, Reading
 from headrace.engine.types_file import TypesFile
 from headrace.errors import HookError
@@ -178,11 +178,10 @@ class Pipeline(Reading):
         by_reason = sorted(bad, key=lambda row: bad[row])
         for reason, group in itertools.groupby(by_reason, key=lambda row: bad[row]):
             indexes = list(group)
-            refused = [int(positions[row]) for row in indexes]
+            at = [int(positions[row]) for row in indexes]
             origins = origins_of_rows((names[row].as_py(), numbers[row].as_py()) for row in indexes)
-            await self._quarantine.add(
-                rows.take(pa.array(indexes)), refused, read.queue_id, ALL_OUTPUTS, stage, component, reason, holding, origins
-            )
+            refused = Refused(rows.take(pa.array(indexes)), at, read.queue_id, ALL_OUTPUTS, stage, component, reason, origins)
+            await self._quarantine.add(refused, holding)
 
 
 def _own(column: pa.Array) -> pa.Array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -30,26 +30,27 @@ Holding = Callable[[str | None], None]
 ENCODING_EVENT = 0
 
 
+class Refused(NamedTuple):
+    """Rows (raw, or events) that are refused for good, at those positions: where, by whom and why. origins: those of the rows."""
+
+    rows: pa.RecordBatch
+    positions: Sequence[int]
+    queue_id: str
+    output: str
+    stage: str
+    component: str
+    reason: str
+    origins: pa.RecordBatch = NO_ORIGINS
+
+
 class SettingAside(Protocol):
     """Where refused rows go, and which of a range are there."""
 
     async def positions(self, queue_id: str, first: int, last: int, output: str, stage: str = "%") -> set[int]:
         """The positions of the range that this output must leave out (`stage`: only those refused there)."""
 
-    async def add(
-        self,
-        rows: pa.RecordBatch,
-        positions: Sequence[int],
-        queue_id: str,
-        output: str,
-        stage: str,
-        component: str,
-        reason: str,
-        holding: Holding,
-        origins: pa.RecordBatch = NO_ORIGINS,
-    ) -> None:
-        """Make these rows (raw, or events) dead letters; returns when they are durable, however long that takes. origins: those of
-        the rows."""
+    async def add(self, refused: Refused, holding: Holding) -> None:
+        """Make these rows dead letters; returns when they are durable, however long that takes."""
 
 
 class Quarantine:
@@ -72,19 +73,9 @@ class Quarantine:
         found = await self.patiently(lambda: self._letters.positions(known, first + shift, last + shift, output, stage))
         return {position - shift for position in found} if shift else found
 
-    async def add(
-        self,
-        rows: pa.RecordBatch,
-        positions: Sequence[int],
-        queue_id: str,
-        output: str,
-        stage: str,
-        component: str,
-        reason: str,
-        holding: Holding,
-        origins: pa.RecordBatch = NO_ORIGINS,
-    ) -> None:
+    async def add(self, refused: Refused, holding: Holding) -> None:
         """As `SettingAside.add`."""
+        rows, positions, queue_id, output, stage, component, reason, origins = refused
         queue_id, shift = told_id(queue_id)
         positions = [position + shift for position in positions]
         refused_us = int(self._clock.wall() * 1e6)

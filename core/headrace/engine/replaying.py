@@ -21,7 +21,7 @@ from headrace.engine.dead_letter_replays import Queued, Reader, Replays
 from headrace.engine.dead_letters import DeadLetters, Stored
 from headrace.engine.outputs import Activity, Output, OutputServices
 from headrace.engine.pipeline import Pipeline
-from headrace.engine.quarantine import ENCODING_EVENT, Holding, Quarantine
+from headrace.engine.quarantine import ENCODING_EVENT, Holding, Quarantine, Refused
 from headrace.engine.reading import RawReading
 from headrace.hookspecs import Plan, QueueInfo, QueueRead, ReaderInfo
 from headrace.log import Log
@@ -126,18 +126,8 @@ class RefusedAgain:
     async def positions(self, queue_id: str, first: int, last: int, output: str, stage: str = "%") -> set[int]:
         return await self._quarantine.patiently(lambda: self._replays.refused(self._output, queue_id, first, last, stage))
 
-    async def add(
-        self,
-        rows: pa.RecordBatch,
-        positions: Sequence[int],
-        queue_id: str,
-        output: str,
-        stage: str,
-        component: str,
-        reason: str,
-        holding: Holding,
-        origins: pa.RecordBatch = NO_ORIGINS,
-    ) -> None:
+    async def add(self, refused: Refused, holding: Holding) -> None:
+        _, positions, _, _, stage, component, reason, _ = refused
         refused_us = int(self._clock.wall() * 1e6)
         new = await self._quarantine.patiently(
             lambda: self._replays.refuse(self._output, positions, stage, component, reason, refused_us), holding

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import socket
 import tempfile
 import traceback
 from pathlib import Path
@@ -61,6 +62,21 @@ class Contract:
         assert component.context is context, "__init__ must keep the context; call super().__init__(config, context)"
         assert component.health().status in ("starting", "ok", "degraded", "stopped")
         assert all(isinstance(problem, str) for problem in component.check())
+
+
+class HalvesContract(Contract):
+    """Base of the contracts of components in two halves, that talk to each other over `self.port` on loopback."""
+
+    _port: int | None = None
+
+    @property
+    def port(self) -> int:
+        """A port that was free when the test began, the same for both halves."""
+        if self._port is None:
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                self._port = probe.getsockname()[1]
+        return self._port
 
 
 def failures(contract: type[Contract], *names: str) -> dict[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,7 +14,7 @@ from headrace.component import Component, Context
 from headrace.plugins import ComponentPlugins
 from headrace.testing.batches import event_batch
 from headrace.testing.context import living, run
-from headrace.testing.contract import Contract
+from headrace.testing.contract import HalvesContract
 from headrace.testing.deliver import ScriptedDeliver
 
 #: How long all calls of a publisher may take together when a subscriber hangs.
@@ -27,7 +26,7 @@ BEACON: Final = 1_000_000_000
 TOPIC: Final = "pump"
 
 
-class FanOutContract(Contract):
+class FanOutContract(HalvesContract):
     """Subclass it as `TestMyFanOut`, with `make(context)` of the publishing half and `make_subscriber(context)` of the subscribing one.
 
     Both over `self.port`, a free port on loopback; the subscriber wants every topic. Make them impatient: a publisher that is away
@@ -37,17 +36,6 @@ class FanOutContract(Contract):
     role = "output"
     #: Batches that are published while a subscriber hangs; more than lie on the way.
     batches: ClassVar[int] = 300
-
-    _port: int | None = None
-
-    @property
-    def port(self) -> int:
-        """A port that was free when the test began, the same for both halves."""
-        if self._port is None:
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                self._port = probe.getsockname()[1]
-        return self._port
 
     def make_subscriber(self, context: Context) -> Component:
         """Build the subscribing half, not yet open."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,7 +18,7 @@ from headrace.plugins import ComponentPlugins
 from headrace.position import NO_ORIGINS, ORIGIN_MISSING, ORIGIN_QUEUE, Missing, RangeKey, origins_of
 from headrace.testing.batches import QUEUE_ID, raw_batch
 from headrace.testing.context import living, run
-from headrace.testing.contract import Contract
+from headrace.testing.contract import HalvesContract
 from headrace.testing.crash import test_seed
 from headrace.testing.deliver import ScriptedDeliver
 
@@ -33,7 +32,7 @@ INFO: Final = QueueInfo("scripted", QUEUE_ID, "process", "memory", "none", 0, 1,
 SECRET: Final = b"a secret of 16 B"
 
 
-class LinkContract(Contract):
+class LinkContract(HalvesContract):
     """Subclass it as `TestMyLink`, with `make(context)` of the sending half and `make_receiver(context)` of the receiving one.
 
     Both over `self.port`, a free port on loopback. Make them impatient: a far side that is away must be tried again within
@@ -45,17 +44,6 @@ class LinkContract(Contract):
     batches: ClassVar[int] = 12
     #: Times that either half is replaced in the random test.
     replacements: ClassVar[int] = 6
-
-    _port: int | None = None
-
-    @property
-    def port(self) -> int:
-        """A port that was free when the test began, the same for both halves."""
-        if self._port is None:
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                self._port = probe.getsockname()[1]
-        return self._port
 
     def make_receiver(self, context: Context) -> Component:
         """Build the receiving half, not yet open."""

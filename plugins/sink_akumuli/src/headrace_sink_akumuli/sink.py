@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import pyarrow as pa
 from aiohttp import web
 
-from headrace import Component, Context, PermanentError, RangeKey, TransientError, hookimpl
+from headrace import Component, Context, PermanentError, RangeKey, StoreCalls, TransientError, hookimpl
 from headrace_sink_akumuli.config import AkumuliConfig
 from headrace_sink_akumuli.feed import Counts
 from headrace_sink_akumuli.link import Link
@@ -17,8 +15,6 @@ from headrace_sink_akumuli.measures import Measures
 from headrace_sink_akumuli.routes import Routes
 from headrace_sink_akumuli.state import Gap
 from headrace_sink_akumuli.wire import Questions, ServerRefused
-
-T = TypeVar("T")
 
 #: Times that the server may refuse the same range, for another reason than a late point, before the host looks for the event at fault.
 REFUSALS_MAX: Final = 3
@@ -41,12 +37,10 @@ class SinkAkumuli(Component):
 
     def __init__(self, config: AkumuliConfig, context: Context) -> None:
         super().__init__(config, context)
-        # A cancelled caller does not stop its thread: the next call must not meet it.
-        self._lock = threading.Lock()
+        self._calls = StoreCalls(context, (OSError,), lambda step, error: f"cannot {step}: {error}")
         self._link: Link | None = None
         self._measures = Measures(context.metrics)
         self._pending = Counts()
-        self._degraded = False
         self._refused_at: tuple[str, int] = ("", 0)
         self._refusals = 0
         self._lake_tries = 0
@@ -55,12 +49,12 @@ class SinkAkumuli(Component):
 
     async def open(self) -> None:
         """Read what was remembered. The server is asked when it is first needed: it may be down now."""
-        await self._in_thread("open", self._open)
+        await self._calls.make("open", self._open)
 
     async def close(self) -> None:
         if self._link is not None:
             self._link.interrupt()
-            await self.context.call_blocking(self._locked, self._close)
+            await self._calls.quietly(self._close)
 
     def _open(self) -> None:
         link = Link(self.config, self.context, self._measures)
@@ -80,20 +74,20 @@ class SinkAkumuli(Component):
 
     @hookimpl
     async def sink_resume(self, queue_id: str) -> int | None:
-        return await self._in_thread("ask what it holds", self._resume, queue_id)
+        return await self._calls.make("ask what it holds", self._resume, queue_id)
 
     @hookimpl
     async def sink_write(self, batch: pa.RecordBatch, key: RangeKey) -> None:
-        await self._in_thread("write", self._write, batch, key)
+        await self._calls.make("write", self._write, batch, key)
 
     @hookimpl
     async def sink_flush(self, key: RangeKey) -> None:
-        await self._in_thread("flush", self._flush, key)
-        self._healed()
+        await self._calls.make("flush", self._flush, key)
+        self._calls.healed()
 
     @hookimpl
     async def sink_reset(self) -> None:
-        await self.context.call_blocking(self._locked, self._reset)
+        await self._calls.quietly(self._reset)
 
     @hookimpl
     def register_routes(self, app: web.Application) -> None:
@@ -101,28 +95,6 @@ class SinkAkumuli(Component):
             Routes(Questions(self.config.query, self.config.timeout_s), self.config.metric_prefix).add(app)
 
     # --- in the thread -----------------------------------------------------------------------------------------------
-
-    async def _in_thread(self, what: str, work: Callable[..., T], *args: Any) -> T:
-        try:
-            return await self.context.call_blocking(self._locked, work, *args)
-        except OSError as error:
-            raise self._transient(f"cannot {what}: {error}") from error
-        except TransientError as error:
-            raise self._transient(str(error), error.retry_after_s) from error
-
-    def _transient(self, reason: str, retry_after_s: float | None = None) -> TransientError:
-        self._degraded = True
-        self.context.status("degraded", reason)
-        return TransientError(reason, retry_after_s)
-
-    def _healed(self) -> None:
-        if self._degraded:
-            self._degraded = False
-            self.context.status("ok", "")
-
-    def _locked(self, work: Callable[..., T], *args: Any) -> T:
-        with self._lock:
-            return work(*args)
 
     @property
     def _ours(self) -> Link:

@@ -6,7 +6,6 @@ when the server lost some. See docs/decisions/0018.
 
 from __future__ import annotations
 
-import os
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
+from headrace.locked import replace_durably
 from headrace_sink_akumuli.timeline import grown
 
 FORMAT: Final = 1
@@ -98,18 +98,7 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
     header = _Header(
         checkpoint.marks, checkpoint.seen, checkpoint.gaps, checkpoint.start, checkpoint.since_us, len(arrays) // 16, zlib.crc32(arrays)
     )
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        file.write(msgspec.json.encode(header) + b"\n")
-        file.write(arrays)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    replace_durably(path, msgspec.json.encode(header) + b"\n" + arrays)
 
 
 def load(path: Path) -> Checkpoint | None:

@@ -6,7 +6,6 @@ import datetime
 import errno
 import importlib.util
 import os
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from headrace import EVENT_COLUMNS, Component, Context, Missing, PermanentError, RangeKey, TransientError, hookimpl
+from headrace import EVENT_COLUMNS, Component, Context, Missing, PermanentError, RangeKey, StoreCalls, TransientError, hookimpl
 from headrace_sink_lake import columns, record
 from headrace_sink_lake.config import LakeConfig
 from headrace_sink_lake.ledger import Ledger
@@ -50,9 +49,8 @@ class SinkLake(Component):
         self._store: Store | None = None
         self._roll: Roll | None = None
         self._ends: dict[str, int | None] = {}
-        self._degraded = self._clock_told = False
-        # A cancelled caller does not stop its thread: the next call must not meet it.
-        self._lock = threading.Lock()
+        self._clock_told = False
+        self._calls = StoreCalls(context, (OSError, MemoryError), self._failure)
         metrics = context.metrics
         self._written_bytes = metrics.counter("sink_written_bytes_total", "Bytes of files made safe by an output.")
         self._files = metrics.counter("sink_files_total", "Files made safe by an output.")
@@ -64,12 +62,12 @@ class SinkLake(Component):
 
     async def open(self) -> None:
         """Make the lake's folders, and finish or undo what a crash left there."""
-        await self._in_thread("open", self._open)
-        self._healed()
+        await self._call("open", self._open)
+        self._calls.healed()
 
     async def close(self) -> None:
         if self._ledger is not None:
-            await self.context.call_blocking(self._locked, self._forget)
+            await self._calls.quietly(self._forget)
             self._ledger = None
 
     def check(self) -> list[str]:
@@ -93,48 +91,34 @@ class SinkLake(Component):
 
     @hookimpl
     async def sink_resume(self, queue_id: str) -> int | None:
-        return await self._in_thread("read the commit records", self._resume, queue_id)
+        return await self._call("read the commit records", self._resume, queue_id)
 
     @hookimpl
     async def sink_write(self, batch: pa.RecordBatch, key: RangeKey) -> None:
-        await self._in_thread("write", self._write, batch, key)
+        await self._call("write", self._write, batch, key)
 
     @hookimpl
     async def sink_flush(self, key: RangeKey) -> None:
-        await self._in_thread("flush", self._flush, key)
-        self._healed()
+        await self._call("flush", self._flush, key)
+        self._calls.healed()
 
     @hookimpl
     async def sink_reset(self) -> None:
-        await self.context.call_blocking(self._locked, self._forget)
+        await self._calls.quietly(self._forget)
 
     # --- in the thread -------------------------------------------------------------------------------------------
 
-    async def _in_thread(self, what: str, work: Callable[..., T], *args: Any) -> T:
+    async def _call(self, step: str, work: Callable[..., T], *args: Any) -> T:
         try:
-            return await self.context.call_blocking(self._locked, work, *args)
-        except (OSError, MemoryError) as error:
-            raise self._transient(what, error) from error
+            return await self._calls.make(step, work, *args)
         except pa.ArrowException as error:
-            raise PermanentError(f"cannot {what}: Parquet takes no such events ({error})") from error
+            raise PermanentError(f"cannot {step}: Parquet takes no such events ({error})") from error
 
-    def _transient(self, what: str, error: OSError | MemoryError) -> TransientError:
+    def _failure(self, step: str, error: Exception) -> str:
         number = error.errno if isinstance(error, OSError) else None
+        self.context.log.warning("lake not usable", step=step, path=self._name, errno=number, error=str(error))
         code = f" ({errno.errorcode.get(number, number)})" if number is not None else ""
-        reason = f"cannot {what} in the lake at {self._name}: {error}{code}"
-        self._degraded = True
-        self.context.status("degraded", reason)
-        self.context.log.warning("lake not usable", step=what, path=self._name, errno=number, error=str(error))
-        return TransientError(reason)
-
-    def _healed(self) -> None:
-        if self._degraded:
-            self._degraded = False
-            self.context.status("ok", "")
-
-    def _locked(self, work: Callable[..., T], *args: Any) -> T:
-        with self._lock:
-            return work(*args)
+        return f"cannot {step} in the lake at {self._name}: {error}{code}"
 
     def _open(self) -> None:
         store = open_store(self._path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -12,7 +11,7 @@ import psycopg
 import pyarrow as pa
 import sqlalchemy as sa
 
-from headrace import Component, Context, PermanentError, RangeKey, TransientError, hookimpl
+from headrace import Component, Context, PermanentError, RangeKey, StoreCalls, TransientError, hookimpl
 from headrace_sink_sql import fitting, verdict
 from headrace_sink_sql.config import SqlConfig
 from headrace_sink_sql.database import Database
@@ -40,23 +39,22 @@ class SinkSql(Component):
         super().__init__(config, context)
         self._database: Database | None = None
         self._ends: dict[str, int | None] = {}
-        self._merge = self._degraded = False
-        # a cancelled caller does not stop its thread: the next call must not meet it
-        self._lock = threading.Lock()
+        self._merge = False
+        self._calls = StoreCalls(context, DATABASE_ERRORS, self._failure)
         postgres = sa.make_url(config.database.reveal()).get_backend_name() == "postgresql"
         self._timeout_s = config.unanswered_s if postgres else None
         self._duplicates = context.metrics.counter("sql_duplicate_events_total", "Events left out because the table held them already.")
 
     async def open(self) -> None:
         """Connect; create the table, or see that it fits. TransientError says what is wrong with it, and the DDL that mends it."""
-        await self._in_thread("open", self._open)
-        self._healed()
+        await self._call("open", self._open)
+        self._calls.healed()
 
     async def close(self) -> None:
         database, self._database = self._database, None
         if database is not None:
             database.cancel()  # another thread may wait there
-            await self.context.call_blocking(self._locked, database.close)
+            await self._calls.quietly(database.close)
 
     def check(self) -> list[str]:
         """A URL without a driver, a SQLite file in no folder."""
@@ -76,57 +74,37 @@ class SinkSql(Component):
 
     @hookimpl
     async def sink_resume(self, queue_id: str) -> int | None:
-        return await self._in_thread("read the position", self._resume, queue_id)
+        return await self._call("read the position", self._resume, queue_id)
 
     @hookimpl
     async def sink_write(self, batch: pa.RecordBatch, key: RangeKey) -> None:
-        await self._in_thread("write", self._write, batch, key)
+        await self._call("write", self._write, batch, key)
 
     @hookimpl
     async def sink_flush(self, key: RangeKey) -> None:
-        await self._in_thread("flush", self._flush, key)
-        self._healed()
+        await self._call("flush", self._flush, key)
+        self._calls.healed()
 
     @hookimpl
     async def sink_reset(self) -> None:
-        await self.context.call_blocking(self._locked, self._forget)
+        await self._calls.quietly(self._forget)
 
     # --- in the thread -------------------------------------------------------------------------------------------------
 
-    async def _in_thread(self, what: str, work: Callable[..., T], *args: Any) -> T:
+    async def _call(self, step: str, work: Callable[..., T], *args: Any) -> T:
         try:
             async with asyncio.timeout(self._timeout_s):
-                return await self.context.call_blocking(self._locked, work, *args)
+                return await self._calls.make(step, work, *args)
         except TimeoutError:
-            self._cut()  # the thread ends, with an error that nobody reads
-            self._fails(reason := f"cannot {what} at {self._name()}: no answer for {self._timeout_s} s")
-            raise TransientError(reason) from None
-        except TransientError as error:
-            self._fails(str(error))
-            raise
-        except DATABASE_ERRORS as error:
-            self._fails(reason := f"cannot {what} at {self._name()}: {verdict.plain(error)}")
-            raise TransientError(reason) from None  # the driver's own text has what devices sent
+            if self._database is not None:
+                self._database.cancel()  # the thread ends, with an error that nobody reads
+            raise self._calls.failed(f"cannot {step} at {self._name()}: no answer for {self._timeout_s} s") from None
 
-    def _cut(self) -> None:
-        if self._database is not None:
-            self._database.cancel()
-
-    def _fails(self, reason: str) -> None:
-        self._degraded = True
-        self.context.status("degraded", reason)
-
-    def _healed(self) -> None:
-        if self._degraded:
-            self._degraded = False
-            self.context.status("ok", "")
+    def _failure(self, step: str, error: Exception) -> str:
+        return f"cannot {step} at {self._name()}: {verdict.plain(error)}"
 
     def _name(self) -> str:
         return self._database.name if self._database else "the database"
-
-    def _locked(self, work: Callable[..., T], *args: Any) -> T:
-        with self._lock:
-            return work(*args)
 
     def _open(self) -> None:
         backend = sa.make_url(self.config.database.reveal()).get_backend_name()
