@@ -15,7 +15,7 @@ import pytest
 from lake_driver import START_US, events, make_lake, positions, read, store
 
 from headrace import CLOCK_FLOOR_US, EVENT_COLUMNS, Missing, RangeKey
-from headrace_sink_lake import LocalStore, columns
+from headrace_sink_lake import LocalStore, encoding
 from headrace_sink_lake.inspection import inspect
 
 
@@ -305,6 +305,33 @@ def test_readings_have_dictionaries_where_values_repeat(tmp_path: Path) -> None:
         "note": True,
     }
     assert columns["device"].has_dictionary_page
+    assert "BYTE_STREAM_SPLIT" in columns["readings.noise"].encodings
+    chance = np.random.default_rng(7)
+    assert [row[0] for row in read(tmp_path / "lake", "select readings.noise from lake order by position")] == chance.random(
+        20_000
+    ).tolist()
+
+
+def test_readings_that_hardly_repeat_have_an_encoding_for_their_type(tmp_path: Path) -> None:
+    count = 5000
+    chance = np.random.default_rng(11)
+    readings = {
+        "float": pa.array(chance.random(count).astype(np.float32)),
+        "counter": pa.array(np.arange(count) * 7),
+        "large": pa.array(chance.integers(0, 1 << 64, count, np.uint64)),
+        "text": pa.array([f"message {number}" for number in range(count)]),
+        "sparse": pa.array([None if number % 3 else number / 7 for number in range(count)]),
+        "rare": pa.array([None if number % 300 else number / 7 for number in range(count)]),
+    }
+    stored(tmp_path / "lake", events(span(1, count), readings, {"class": ["a"] * count}, [START_US + i for i in range(count)]))
+    (file,) = files(tmp_path / "lake")
+    group = pq.read_metadata(file).row_group(0)
+    columns = {group.column(number).path_in_schema: group.column(number) for number in range(group.num_columns)}
+    expected = {"float": "BYTE_STREAM_SPLIT", "counter": "DELTA_BINARY_PACKED", "large": "DELTA_BINARY_PACKED", "text": "PLAIN"}
+    expected |= {"sparse": "BYTE_STREAM_SPLIT", "rare": "RLE_DICTIONARY"}
+    assert {name: encoding in columns[f"readings.{name}"].encodings for name, encoding in expected.items()} == dict.fromkeys(expected, True)
+    back = read(tmp_path / "lake", "select unnest(readings) from lake order by position")
+    assert [dict(zip(readings, row, strict=True)) for row in back] == pa.table(readings).to_pylist()
 
 
 def test_a_large_roll_is_split_into_files_that_follow_each_other(tmp_path: Path) -> None:
@@ -338,12 +365,12 @@ def test_events_of_a_wrong_clock_lie_where_their_own_time_says_and_are_counted(t
 def test_a_file_is_looked_at_once_for_what_does_not_repeat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     looked: list[int] = []
 
-    def counted(rows: pa.Table) -> set[str]:
+    def counted(rows: pa.Table) -> dict[str, str]:
         looked.append(rows.num_rows)
         return scattered(rows)
 
-    scattered = columns._scattered
-    monkeypatch.setattr(columns, "_scattered", counted)
+    scattered = encoding.scattered
+    monkeypatch.setattr(encoding, "scattered", counted)
     many = {f"r{number}": [0.5] * 5 for number in range(20)}
     stored(tmp_path / "lake", events(span(1, 5), many, {"class": ["a", "a", "b", "b", "b"]}))
     assert sorted(looked) == [2, 3]

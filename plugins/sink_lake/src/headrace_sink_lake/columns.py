@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from headrace import CLOCK_FLOOR_US, EVENT_COLUMNS, event_schema
 
@@ -213,69 +211,6 @@ def ids(batch: pa.RecordBatch) -> tuple[list[str], Any, Any]:
     return origin.dictionary.to_pylist(), origin.indices.to_numpy(), batch.column(1).to_numpy()
 
 
-def leaves(schema: pa.Schema) -> list[str]:
-    """Parquet's names of the columns, as far as structs go."""
-    return [leaf for field in schema for leaf in _leaves(field, field.name)]
-
-
-def _leaves(field: pa.Field, path: str) -> list[str]:
-    if not pa.types.is_struct(field.type):
-        return [path]
-    return [leaf for child in field.type for leaf in _leaves(child, f"{path}.{child.name}")]
-
-
 def described(schema: pa.Schema) -> dict[str, dict[str, str]]:
     """The children of readings and context with their Arrow types, as commit records name them."""
     return {name: {child.name: str(child.type) for child in schema.field(name).type} for name in STRUCTS}
-
-
-#: A reading gets no dictionary where so many of SAMPLE_ROWS values differ. With one, a column of noise costs 100 to 140 ns a value
-#: more, and 2 bytes; below that share a dictionary makes the file smaller (temperatures in hundredths: 0.8 bytes a value).
-DISTINCT_SHARE = 0.5
-SAMPLE_ROWS = 4096
-BLOOM_FPP = 0.01
-#: pyarrow before 24 has no bloom filters.
-HAS_BLOOM = "bloom_filter_options" in inspect.signature(pq.ParquetWriter).parameters
-
-
-def parquet_options(rows: pa.Table, compression_level: int) -> dict[str, Any]:
-    """How a file that begins with these rows (its first row group) is written: zstd, dictionaries where they pay, differences for
-    the columns that grow steadily, and all that readers skip by: order, page index, a bloom filter on device."""
-    steady = ("time", "received", "position")
-    plain_pages = {*steady, *_scattered(rows)}
-    options: dict[str, Any] = {
-        "compression": "zstd",
-        "compression_level": compression_level,
-        "use_dictionary": [leaf for leaf in leaves(rows.schema) if leaf not in plain_pages],
-        # Half the size and half the time of plain or dictionary pages for these three.
-        "column_encoding": dict.fromkeys(steady, "DELTA_BINARY_PACKED"),
-        "sorting_columns": pq.SortingColumn.from_ordering(rows.schema, [("device", "ascending"), ("time", "ascending")]),
-        "write_page_index": True,
-    }
-    if HAS_BLOOM:
-        options["bloom_filter_options"] = {"device": {"ndv": _device_runs(rows), "fpp": BLOOM_FPP}}
-    return options
-
-
-def _scattered(rows: pa.Table) -> set[str]:
-    """The readings whose values hardly ever repeat."""
-    if rows.num_rows < SAMPLE_ROWS:
-        return set()
-    readings = rows.column("readings").combine_chunks() if rows.column("readings").num_chunks != 1 else rows.column("readings").chunk(0)
-    sample = readings.take(pa.array(np.linspace(0, rows.num_rows - 1, SAMPLE_ROWS).astype(np.int64)))
-    found = set()
-    for field in sample.type:
-        if pa.types.is_nested(field.type):
-            continue
-        values = pc.struct_field(sample, field.name).drop_null()
-        if len(values) >= SAMPLE_ROWS // 16 and pc.count_distinct(values).as_py() > DISTINCT_SHARE * len(values):
-            found.add(f"readings.{field.name}")
-    return found
-
-
-def _device_runs(rows: pa.Table) -> int:
-    """How many devices the rows have, which are in the order of device."""
-    device = rows.column("device")
-    return 1 + sum(
-        int(pc.sum(pc.not_equal(chunk.slice(1), chunk.slice(0, len(chunk) - 1))).as_py() or 0) + 1 for chunk in device.chunks if len(chunk)
-    )

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from headrace_sink_lake import columns
+from headrace_sink_lake.encoding import parquet_options
 from headrace_sink_lake.store import OutFile
 
 
@@ -66,7 +66,7 @@ class ParquetFiles:
 
     def _begin_file(self, rows: pa.Table) -> pq.ParquetWriter:
         self._file = self._create()
-        self._writer = pq.ParquetWriter(self._file.stream, self._schema, **columns.parquet_options(rows, self._compression_level))
+        self._writer = pq.ParquetWriter(self._file.stream, self._schema, **parquet_options(rows, self._compression_level))
         return self._writer
 
     def _end_file(self) -> None:
