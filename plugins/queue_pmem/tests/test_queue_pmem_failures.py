@@ -414,6 +414,6 @@ def test_a_segment_of_another_queue_is_set_aside_and_never_delivered(make, tmp_p
         else:
             assert numbers(part.batch) == list(range(50))
         await queue.close()
-        assert (tmp_path / "queue" / f"damaged-{name}").exists()
+        assert (tmp_path / "queue" / f"foreign-{name}").exists()
 
     run(body())

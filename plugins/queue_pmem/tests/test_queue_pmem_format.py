@@ -23,12 +23,16 @@ PAGE = (Path(__file__).parent.parent / "FORMAT.md").read_text()
 def test_offsets_and_sizes_on_the_page_are_those_of_the_code():
     for at, what in [
         (layout.HEADER_AT, "| header |"),
+        (layout.OWNER_CELL_AT, "| owner |"),
         (layout.CURSORS_AT, "cursor of reader"),
         (layout.READERS_AT, "name of reader"),
         (layout.PLANS_AT, "plan of reader"),
         (layout.SPANS_AT, "queue ids"),
     ]:
         assert any(line.startswith(f"| {at} |") and what.strip("| ") in line for line in PAGE.splitlines()), (at, what)
+    assert layout.SEGMENT_OWNER_AT == (192, 4096 + 192)
+    assert layout.SEGMENT_COPY_AT[0] + layout.SEGMENT.size + 4 <= layout.SEGMENT_OWNER_AT[0]
+    assert layout.SEGMENT_OWNER_AT[0] + layout.OWNER.size + 4 <= layout.POOL_AT[0]
     assert (layout.FRAME.size, layout.SEGMENT.size, layout.SEGMENT_DATA_AT) == (64, 64, 8192)
     assert f"padded with zeros to {layout.PLAN.size + 4 * (layout.PLAN_EXCLUDED - 1)} bytes" in PAGE
 

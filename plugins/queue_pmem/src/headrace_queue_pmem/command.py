@@ -256,6 +256,7 @@ def _repair(options: argparse.Namespace) -> int:
             where = quarantine.keep(damage)
             print(f"set aside: positions {damage.first}-{damage.last} of {damage.segment} ({damage.reason}) {where}")
         for name, reason in report.set_aside:
+            quarantine.set_aside(name, reason)
             print(f"set aside: {name}: {reason}")
         for repair in report.repairs:
             print(f"mended: {repair}")
@@ -298,7 +299,7 @@ def _readers(options: argparse.Namespace) -> int:
 def _rewind(ring: Ring, name: str, to: str) -> int:
     reader = ring.head.readers[name]
     if to in ("oldest", "head"):
-        reader.cursor = ring.tail - 1 if to == "oldest" else ring.upto
+        reader.cursor = ring.oldest if to == "oldest" else ring.upto
     elif to.isdigit() and ring.tail - 1 <= int(to) <= ring.upto:
         reader.cursor = int(to)
     else:

@@ -71,7 +71,7 @@ class Cursors(RingState):
 
     def _start(self, name: str, start: str) -> int:
         if start == "oldest":
-            return self.tail - 1
+            return self.oldest
         if start == "head":
             return self.upto
         kind, _, other = start.partition(":")

@@ -7,16 +7,19 @@ import secrets
 from typing import Final
 
 from headrace import QueueFormatError
-from headrace_queue_pmem.frame import any_frame
+from headrace_queue_pmem.frame import any_frame, body_intact, find_header, read_header
 from headrace_queue_pmem.head import HEAD, Head
 from headrace_queue_pmem.layout import HEAD_BYTES, HEAD_FILE_BYTES, SEGMENT_DATA_AT, VERSION
+from headrace_queue_pmem.marks import Note
 from headrace_queue_pmem.medium import Medium
+from headrace_queue_pmem.ownership import owned_from, stranger, whose
 from headrace_queue_pmem.ring import SEGMENT_PREFIX
 from headrace_queue_pmem.scanning import Report
-from headrace_queue_pmem.segment import Segment, read_segment_header
+from headrace_queue_pmem.segment import Segment, read_owner, read_segment_header
 from headrace_queue_pmem.state import Options, now_us
 
 SET_ASIDE_PREFIX: Final = "damaged-"
+FOREIGN_PREFIX: Final = "foreign-"
 SET_ASIDE_MAX: Final = 8
 #: A file that cannot be opened because of these may be as sound as ever: the open fails, and is tried again.
 NOT_DAMAGE: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR})
@@ -51,6 +54,7 @@ def open_head(path: str, medium: Medium, names: list[str], options: Options, rep
         del area
         salvage = Head(head.area)
         salvage.readers, salvage.spans = head.readers, head.spans
+        salvage.owner, salvage.owned_from = head.owner, head.owned_from
         return _new_head(medium, options, salvage)
     return head
 
@@ -71,10 +75,37 @@ def _new_head(medium: Medium, options: Options, old: Head | None) -> Head:
     head = Head(medium.create(temporary, HEAD_FILE_BYTES))
     head.format(options.segment_bytes, now_us(), old.secret if old and old.secret else secrets.token_bytes(16))
     if old:
+        if old.owner:
+            head.store_owner(old.owner, old.owned_from)
         head.copy_from(list(old.readers.values()), old.spans)
         head.mirror()
     medium.rename(temporary, HEAD)
     return head
+
+
+def own_files(
+    medium: Medium, head: Head, notes: dict[str, Note], segments: list[Segment], options: Options, report: Report
+) -> tuple[Head, dict[str, Note], list[Segment]]:
+    """Those of the files that are this queue's; the others are set aside. A new head, where that which stood here was another queue's."""
+    owner = whose(head.owner, list(notes.values()), segments) or secrets.token_bytes(16)
+    if head.owner and head.owner != owner:
+        head.area.close()
+        why = f"it is of another queue: its owner is {head.owner.hex()}, that of the other files is {owner.hex()}"
+        set_aside_foreign(medium, HEAD, why, report)
+        report.repairs.append("a new head is made; readers begin again at the oldest position")
+        head = _new_head(medium, options, None)
+    if head.owner != owner:
+        head.store_owner(owner, owned_from(owner, segments))
+    ids = {span.generation: span.id.bytes for span in head.spans}
+    ours = []
+    for segment in segments:
+        if why := stranger(segment, owner, head.owned_from, ids):
+            set_aside_foreign(medium, segment.name, why, report)
+        else:
+            ours.append(segment)
+    for name in [name for name, note in notes.items() if note.owner not in (b"", owner)]:
+        set_aside_foreign(medium, name, f"it is of another queue: its owner is {notes.pop(name).owner.hex()}", report)
+    return head, notes, ours
 
 
 def find_segments(path: str, medium: Medium, names: list[str], report: Report) -> tuple[list[Segment], int]:
@@ -105,15 +136,39 @@ def find_segments(path: str, medium: Medium, names: list[str], report: Report) -
             raise QueueFormatError(path, f"segment {name} has format version {header.version}, this program reads version {VERSION}")
         if damaged:
             report.repairs.append(f"{name}: one copy of its header is damaged")
-        found.append(Segment(name, header, SEGMENT_DATA_AT, header.base - 1, area=area))
+        found.append(Segment(name, header, SEGMENT_DATA_AT, header.base - 1, area=area, owner=read_owner(area)))
     found.sort(key=lambda segment: (segment.header.number, segment.header.generation, segment.header.created_us))
     kept: list[Segment] = []
     for segment in found:
-        if kept and segment.header.nonce == kept[-1].header.nonce:
-            set_aside(medium, segment.name, f"it is a copy of segment {kept[-1].name}", report)
-        else:
+        if not kept or segment.header.nonce != kept[-1].header.nonce:
             kept.append(segment)
+            continue
+        better, worse = sorted((kept[-1], segment), key=_whole_bytes, reverse=True)
+        kept[-1] = better
+        set_aside(medium, worse.name, f"it is a copy of segment {better.name}", report)
     return kept, file_number
+
+
+def _whole_bytes(segment: Segment) -> int:
+    """Bytes of the frames in a segment that are intact: of two copies the better one counts."""
+    area, nonce, whole, at = segment.area, segment.header.nonce, 0, SEGMENT_DATA_AT
+    assert area is not None
+    while (found := find_header(area.view, at, segment.header.data_end, nonce)) is not None:
+        header = read_header(area.view, found, nonce)
+        assert header is not None
+        whole += header.size if body_intact(area.view, found, header) else 0
+        at = found + header.size
+    return whole
+
+
+def set_aside_foreign(medium: Medium, name: str, reason: str, report: Report) -> None:
+    """Keep a file of another queue, which may be the only one that has its events: never removed, and none in its place."""
+    taken = medium.names()
+    kept = FOREIGN_PREFIX + name
+    while kept in taken:
+        kept += ".more"
+    medium.rename(name, kept)
+    report.set_aside.append((name, f"{reason}; kept as {kept}: move it back to its own queue's directory, or delete it"))
 
 
 def set_aside(medium: Medium, name: str, reason: str, report: Report) -> None:

@@ -17,11 +17,14 @@ from headrace_queue_pmem.layout import (
     CURSOR_CELL,
     CURSORS_AT,
     HEAD_MAGIC,
+    HEAD_OWNER,
     HEADER,
     HEADER_AT,
     HEADER_CELL,
     MAGIC_AT,
     OPEN,
+    OWNER_CELL,
+    OWNER_CELL_AT,
     PLAN,
     PLAN_CELL,
     PLAN_EXCLUDED,
@@ -73,11 +76,14 @@ class Head:
     def __init__(self, area: Area) -> None:
         self.area = area
         self._header = Cell(area, HEADER_AT, HEADER_CELL)
+        self._owner = Cell(area, OWNER_CELL_AT, OWNER_CELL)
         self._cursors = [Cell(area, CURSORS_AT + 2 * CURSOR_CELL * slot, CURSOR_CELL, mirrored=False) for slot in range(READERS)]
         self._readers = [Cell(area, READERS_AT + 2 * READER_CELL * slot, READER_CELL) for slot in range(READERS)]
         self._plans = [Cell(area, PLANS_AT + 2 * PLAN_CELL * slot, PLAN_CELL) for slot in range(READERS)]
         self._spans: dict[int, Cell] = {}  # made when needed: all 4096 would cost 12 ms at every open
         self.secret = b""
+        self.owner = b""  # whose all files of this queue are; empty while it is not known
+        self.owned_from = 0  # every segment from this number on says whose it is
         self.version = VERSION
         self.segment_bytes = 0
         self.readers: dict[str, Reader] = {}
@@ -98,6 +104,9 @@ class Head:
         """Read everything; False when the header is gone. What had to be repaired or given up stands in `damage`."""
         header = self._header.load(HEADER.size)
         self._note(self._header, "header")
+        if owner := self._owner.load(HEAD_OWNER.size):
+            self.owner, self.owned_from = HEAD_OWNER.unpack(owner)
+        self._note(self._owner, "owner")
         for slot in self._written(READERS_AT, READERS, READER_CELL):
             self._load_reader(slot)
         for slot in self._written(SPANS_AT, SPANS, SPAN_CELL):
@@ -126,6 +135,12 @@ class Head:
         if self.spans:
             self.store_span(self.spans[-1])
         self.mirror()
+
+    def store_owner(self, owner: bytes, owned_from: int) -> None:
+        """Say whose this head is, and from which segment number on every segment says it too; durable on return."""
+        self._store(self._owner, HEAD_OWNER.pack(owner, owned_from))
+        self._owner.mirror()
+        self.owner, self.owned_from = owner, owned_from
 
     # --- readers ---
 

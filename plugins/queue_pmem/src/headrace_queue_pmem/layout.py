@@ -18,6 +18,10 @@ FRAME_MAGIC: Final = 0x31465248  # b"HRF1"
 #: Page 0 of every area carries its magic in each of its eight sectors, so that one flipped bit does not hide the area.
 MAGIC_AT: Final = tuple(range(0, PAGE, 512))
 
+#: Whose a file is: magic, 16 bytes that were made with the queue. See ownership.py.
+OWNER: Final = struct.Struct("<8s16s")
+OWNER_MAGIC: Final = b"HRQOWNR1"
+
 #: Page 0 of an area in a pool also holds, twice, a checksum of what libpmemobj keeps for itself in the file.
 POOL_AT: Final = (256, 768)
 POOL: Final = struct.Struct("<8sII")  # magic, crc32c, crc32c of these 12 bytes
@@ -55,8 +59,10 @@ CURSOR_CELL: Final = LINE
 READER_CELL: Final = 256
 PLAN_CELL: Final = PAGE
 SPAN_CELL: Final = LINE
+OWNER_CELL: Final = LINE
 
 HEADER_AT: Final = PAGE  # page 0 holds the magic alone, written once
+OWNER_CELL_AT: Final = HEADER_AT + 2 * HEADER_CELL
 CURSORS_AT: Final = 2 * PAGE
 READERS_AT: Final = CURSORS_AT + 2 * READERS * CURSOR_CELL
 PLANS_AT: Final = READERS_AT + 2 * READERS * READER_CELL
@@ -66,6 +72,8 @@ HEAD_FILE_BYTES: Final = 8 << 20  # the smallest pool that libpmemobj makes
 
 #: version, created us, 16 bytes secret, segment bytes
 HEADER: Final = struct.Struct("<IQ16sQ")
+#: 16 bytes of the owner, the first segment number from which on every segment says whose it is
+HEAD_OWNER: Final = struct.Struct("<16sQ")
 #: state (0 free, 1 in use), start, name length; the name follows
 READER: Final = struct.Struct("<BQH")
 CURSOR: Final = struct.Struct("<Q")
@@ -79,6 +87,8 @@ OPEN: Final = 2**64 - 1
 #: version, number, nonce, base position, generation, queue id, data ends at, created us; crc32c follows.
 SEGMENT: Final = struct.Struct("<IQQQI16sQQ")
 SEGMENT_COPY_AT: Final = (LINE, PAGE + LINE)
+#: Each copy of the header is followed by one of OWNER; crc32c follows.
+SEGMENT_OWNER_AT: Final = (3 * LINE, PAGE + 3 * LINE)
 SEGMENT_DATA_AT: Final = 2 * PAGE
 INDEX_STEP: Final = 64 << 10  # one index entry per so many bytes of frames
 #: nonce, last position (base - 1 when empty), end offset, frames, index entries, crc32c of the header and the entries

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import uuid
+from itertools import pairwise
 
 from headrace_queue_pmem.finding import set_aside
 from headrace_queue_pmem.frame import decode_origins
@@ -21,12 +22,14 @@ from headrace_queue_pmem.segment import Segment, read_seal
 from headrace_queue_pmem.state import Damage, damage_of
 
 
-def read_log(ring: Ring, segments: list[Segment], report: Report, told: int) -> int:
-    """Fill in what the segments hold; return the last position that is held, or that somebody was told is."""
+def read_log(ring: Ring, segments: list[Segment], report: Report, told: int, passed: int | None) -> int:
+    """Fill in what the segments hold; return the last position that is held, or that somebody was told is.
+
+    Every reader has passed position `passed` (None: not known).
+    """
     head = ring.head
     spans = {span.generation: span for span in head.spans}
     scanned: dict[str, list[Found]] = {}
-    _set_aside_foreign(ring, segments, report)
     for segment in segments:
         area = segment.area
         assert area is not None
@@ -39,7 +42,11 @@ def read_log(ring: Ring, segments: list[Segment], report: Report, told: int) -> 
                 continue
         scanned[segment.name] = scan(segment, area, spans, end)
     _supersede(ring.medium, segments, scanned, report)
-    _drop_returned(ring, segments, scanned)
+    _drop_returned(ring, segments, scanned, passed)
+    oldest = segments[0].base - 1 if segments else told
+    ring.given_back = oldest if passed is None else min(passed, oldest)
+    if segments and oldest > ring.given_back:
+        report.damage.append(Damage("", 0, 0, ring.given_back + 1, oldest, "lost"))
     found = [piece for segment in segments for piece in scanned.get(segment.name, ())]
     for generation in sorted(spans.keys() - {span.generation for span in head.spans}):
         report.repairs.append(f"queue id {spans[generation].id} was missing from the head: learned from the log")
@@ -48,7 +55,7 @@ def read_log(ring: Ring, segments: list[Segment], report: Report, told: int) -> 
     told = max([told, *(piece.header.durable_upto for piece in found if piece.header)])
     # A commit begins only after the one before it is durable: what lies before the first frame of a commit was committed.
     begun = max((number for number, piece in enumerate(found) if piece.header and piece.header.flags & BEGINS_COMMIT), default=-1)
-    reached = segments[0].base - 1 if segments else told
+    reached = segments[0].base - 1 if segments else ring.given_back
     for number, piece in enumerate(found):
         committed = number < begun
         if piece.header is not None and piece.intact and (piece.first <= reached + 1 or piece.first - 1 <= told or number <= begun):
@@ -69,21 +76,9 @@ def read_log(ring: Ring, segments: list[Segment], report: Report, told: int) -> 
             break
         reached = max(reached, piece.last)
     reached = max([reached, *(segment.last for segment in segments if segment.sealed)])
+    _declare_gaps(ring, segments, report)
     _end(ring, segments, reached, told, report)
     return max(reached, told)
-
-
-def _set_aside_foreign(ring: Ring, segments: list[Segment], report: Report) -> None:
-    """Segment files of another queue. Their generations and positions are like ours: begun later than ours, they would take the place of
-    those, and their events be delivered under our queue id."""
-    ids = {span.generation: span.id.bytes for span in ring.head.spans}
-    for segment in list(segments):
-        header = segment.header
-        if ids.get(header.generation, header.queue_id) != header.queue_id:
-            set_aside(
-                ring.medium, segment.name, f"it is of queue id {uuid.UUID(bytes=header.queue_id)}, which this queue never had", report
-            )
-            segments.remove(segment)
 
 
 def _supersede(medium: Medium, segments: list[Segment], scanned: dict[str, list[Found]], report: Report) -> None:
@@ -114,17 +109,16 @@ def _ends(piece: Found, base: int) -> bool:
     return header is not None and header.origins_bytes > 0 and header.rows == 0 and piece.first == base
 
 
-def _drop_returned(ring: Ring, segments: list[Segment], scanned: dict[str, list[Found]]) -> None:
+def _drop_returned(ring: Ring, segments: list[Segment], scanned: dict[str, list[Found]], passed: int | None) -> None:
     """Segments that were given back, and whose files came back after a power loss while later ones stayed away.
 
     The hole behind them is released, not lost: every reader has passed it. Without them there is no hole.
     """
-    cursors = [reader.cursor for reader in ring.head.readers.values()]
     for index in range(len(segments) - 1, 0, -1):
         behind, before = segments[index], segments[:index]
         pieces = [piece for segment in before for piece in scanned.get(segment.name, ()) if piece.header]
         last = max([segment.last for segment in before] + [piece.last for piece in pieces])
-        if behind.base <= last + 1 or not cursors or behind.base - 1 > min(cursors):
+        if behind.base <= last + 1 or passed is None or behind.base - 1 > passed:
             continue
         if any(_marks_are_here_only(ring, piece) for piece in pieces):
             continue  # their origins' marks are nowhere else: they were not given back
@@ -133,6 +127,14 @@ def _drop_returned(ring: Ring, segments: list[Segment], scanned: dict[str, list[
             ring.medium.remove(segment.name)
         del segments[:index]
         return
+
+
+def _declare_gaps(ring: Ring, segments: list[Segment], report: Report) -> None:
+    """Positions between two segments that some reader has yet to pass: a file is gone, or the end of the first is unreadable."""
+    for before, behind in pairwise(segments):
+        first = max(before.last, ring.given_back) + 1
+        if first < behind.base and behind.end > SEGMENT_DATA_AT:  # else nothing in there was committed
+            report.damage.append(Damage(before.name, before.end, 0, first, behind.base - 1, "lost"))
 
 
 def _marks_are_here_only(ring: Ring, piece: Found) -> bool:

@@ -5,6 +5,7 @@ Queue origins and device sessions are separate tables: the mark of a live queue 
 
 from __future__ import annotations
 
+import struct
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -14,9 +15,11 @@ import pyarrow as pa
 
 from headrace import TransientError
 from headrace.position import ORIGIN_MISSING, ORIGIN_QUEUE, ORIGIN_ROWS, ORIGIN_SESSION
-from headrace_queue_pmem.layout import CELL_CRC, checksum
+from headrace_queue_pmem.layout import CELL_CRC, OWNER, OWNER_MAGIC, checksum
 
 _MAGIC: Final = b"HRQMARK1"
+_GIVEN_BACK: Final = struct.Struct("<Q")
+_TAIL_BYTES: Final = OWNER.size + _GIVEN_BACK.size
 _SCHEMA: Final = pa.schema(
     [
         pa.field("kind", pa.uint8(), nullable=False),
@@ -160,22 +163,41 @@ def marks_of(origins: pa.RecordBatch) -> tuple[Mark, ...]:
     return tuple(marks.values())
 
 
-def pack(marks: list[Mark], upto: int) -> bytes:
-    """A checkpoint: the marks of all frames up to position `upto`."""
-    columns: list[Sequence[Any]] = list(zip(*marks, strict=True)) if marks else [[]] * 4
+class Note(NamedTuple):
+    """What a note of the marks holds.
+
+    The marks of all frames up to position `upto`; whose it is (empty in notes of earlier programs); and the last position
+    whose space was given back, None where the note does not tell.
+    """
+
+    marks: list[Mark]
+    upto: int
+    owner: bytes = b""
+    given_back: int | None = None
+
+
+def pack(note: Note) -> bytes:
+    """A note as bytes."""
+    columns: list[Sequence[Any]] = list(zip(*note.marks, strict=True)) if note.marks else [[]] * 4
     batch = pa.RecordBatch.from_arrays(
         [pa.array(column, field.type) for column, field in zip(columns, _SCHEMA, strict=True)], schema=_SCHEMA
     )
-    body = upto.to_bytes(8, "little") + bytes(batch.serialize())
+    body = note.upto.to_bytes(8, "little") + bytes(batch.serialize())
+    if note.owner and note.given_back is not None:
+        body += OWNER.pack(OWNER_MAGIC, note.owner) + _GIVEN_BACK.pack(note.given_back)
     return _MAGIC + CELL_CRC.pack(checksum(body)) + body
 
 
-def unpack(content: bytes | None) -> tuple[list[Mark], int] | None:
-    """The marks and the position of a checkpoint, or None when it is not intact."""
+def unpack(content: bytes | None) -> Note | None:
+    """A note, or None when it is not intact."""
     if content is None or content[:8] != _MAGIC or len(content) < 20:
         return None
     body = content[12:]
     if checksum(body) != CELL_CRC.unpack_from(content, 8)[0]:
         return None
     batch = pa.ipc.read_record_batch(pa.py_buffer(body[8:]), _SCHEMA)
-    return [Mark(*row) for row in zip(*(column.to_pylist() for column in batch.columns), strict=True)], int.from_bytes(body[:8], "little")
+    marks = [Mark(*row) for row in zip(*(column.to_pylist() for column in batch.columns), strict=True)]
+    upto, tail = int.from_bytes(body[:8], "little"), body[-_TAIL_BYTES:]
+    if len(tail) < _TAIL_BYTES or not tail.startswith(OWNER_MAGIC):
+        return Note(marks, upto)
+    return Note(marks, upto, OWNER.unpack_from(tail)[1], _GIVEN_BACK.unpack_from(tail, OWNER.size)[0])

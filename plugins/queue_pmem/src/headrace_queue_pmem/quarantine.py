@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -45,7 +46,6 @@ class Quarantine:
             self._bytes += damage.length
             side = str(path)
         record = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "segment": damage.segment,
             "offset": damage.offset,
             "bytes": damage.length,
@@ -54,8 +54,22 @@ class Quarantine:
             "reason": damage.reason,
             "kept": side,
         }
-        report = self._directory / "report.ndjson"
-        if not report.exists() or report.stat().st_size < REPORTS_BYTES_MAX:
-            with report.open("ab") as out:
-                out.write(msgspec.json.encode(record) + b"\n")
+        # Positions that are gone are met again by every open until their readers have passed them.
+        self._report(record, once=damage.length == 0)
         return side
+
+    def set_aside(self, name: str, reason: str) -> None:
+        """Report a file that was renamed as a whole."""
+        with contextlib.suppress(OSError):
+            self._directory.mkdir(exist_ok=True, mode=0o700)
+            self._report({"file": name, "reason": reason})
+
+    def _report(self, record: dict[str, Any], once: bool = False) -> None:
+        report = self._directory / "report.ndjson"
+        size = report.stat().st_size if report.exists() else 0
+        line = msgspec.json.encode(record)[1:] + b"\n"
+        if size >= REPORTS_BYTES_MAX or (once and size and line in report.read_bytes()):
+            return
+        when = msgspec.json.encode({"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
+        with report.open("ab") as out:
+            out.write(when[:-1] + b"," + line)

@@ -67,7 +67,7 @@ def _try(ring: Ring, reader: str, after: int, rows_max: int, bytes_max: int) -> 
         if wanted > ring.upto:
             return None
         queue_id, limit = ring.span_of(wanted)
-        tail, segments = ring.tail, ring.segments
+        tail, segments, given_back = ring.tail, ring.segments, ring.given_back
         at = ring.segment_of(wanted)
         ends = [segment.end for segment in segments[at:]] if at is not None else []
         segments = segments[at:] if at is not None else []
@@ -75,7 +75,8 @@ def _try(ring: Ring, reader: str, after: int, rows_max: int, bytes_max: int) -> 
         place = next((place for place in places if place.last == after and segments and place.segment is segments[0]), None)
     walk = _Walk(wanted, limit)
     if wanted < tail:
-        walk.miss(min(tail - 1, limit), "released")
+        walk.miss(min(given_back, tail - 1, limit), "released")
+        walk.miss(min(tail - 1, limit), "lost")
         return QueueRead(queue_id, wanted, walk.position - 1, None, NO_ORIGINS, tuple(walk.missing))
     stand = _walk(ring, walk, segments, ends, place, rows_max, bytes_max)
     batch, other = join(ring, walk.parts)

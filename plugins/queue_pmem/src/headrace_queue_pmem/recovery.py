@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from headrace_queue_pmem.finding import find_segments, open_head
+from headrace_queue_pmem.finding import find_segments, open_head, own_files
+from headrace_queue_pmem.head import Head
 from headrace_queue_pmem.layout import SEGMENT_DATA_AT
 from headrace_queue_pmem.log import read_log
-from headrace_queue_pmem.marks import Marks, unpack
+from headrace_queue_pmem.marks import Marks, Note, unpack
 from headrace_queue_pmem.medium import Medium
 from headrace_queue_pmem.ring import Ring
 from headrace_queue_pmem.scanning import Found, Report
@@ -27,24 +28,37 @@ def recover(
     segments, file_number = find_segments(path, medium, names, report)
     # Counted before empty ones are dropped: a dropped file may come back after a power loss, and must not meet its number.
     segment_number = max((segment.header.number for segment in segments), default=0)
+    notes: dict[str, Note] = {name: note for name in MARKS if name in names and (note := unpack(medium.load(name)))}
+    if not notes and any(name in names for name in MARKS):
+        report.repairs.append("both copies of the origin marks are damaged: they are made again from the frames that are here")
     head = open_head(path, medium, names, options, report, bool(segments))
+    head, notes, segments = own_files(medium, head, notes, segments, options, report)
     ring = Ring(name, medium, head, options, marks, fault)
     if not report.created:
         head.rewrite()
-    checkpoint = max((found for found in (unpack(medium.load(note)) for note in MARKS) if found), key=lambda found: found[1], default=None)
-    if checkpoint is None and any(note in names for note in MARKS):
-        report.repairs.append("both copies of the origin marks are damaged: they are made again from the frames that are here")
-    for mark in checkpoint[0] if checkpoint else []:
+    note = max(notes.values(), key=lambda note: (note.upto, note.given_back or 0), default=Note([], 0))
+    for mark in note.marks:
         marks.put(mark)
-    ring.checkpoint_upto = checkpoint[1] if checkpoint else 0
+    ring.checkpoint_upto = note.upto
     told = [ring.checkpoint_upto, *(reader.cursor for reader in head.readers.values())]
     told += [span.last for span in head.spans if span.last is not None]
     told += [span.first - 1 for span in head.spans]
-    upto = read_log(ring, segments, report, max(told, default=0))
+    upto = read_log(ring, segments, report, max(told, default=0), _passed(head, note, any(name in names for name in MARKS)))
     ring.take_segments(segments, upto, file_number, segment_number)
     resync(segments, report.unproven)
-    report.events = upto - min((reader.cursor for reader in head.readers.values()), default=ring.tail - 1)
+    report.events = upto - min((reader.cursor for reader in head.readers.values()), default=ring.given_back) - report.lost
     return ring, report
+
+
+def _passed(head: Head, note: Note, noted: bool) -> int | None:
+    """The last position that every reader has passed; what is not here above it was not given back, but lost. None: not known.
+
+    Space is given back behind cursors and a note that are durable, so the higher of both counts. A queue that never wrote a note
+    gave nothing back.
+    """
+    cursors = [reader.cursor for reader in head.readers.values()]
+    told = [*([min(cursors)] if cursors else []), *([note.given_back] if note.given_back is not None else [])]
+    return max(told, default=0 if head.owned_from == 1 and not noted else None)
 
 
 def resync(segments: list[Segment], unproven: list[Found]) -> None:

@@ -209,8 +209,8 @@ class Ring(Cursors):
         self._segment_number += 1
         number = self._segment_number
         assert self.span is not None
-        header = begin(area, number, secrets.randbits(64), base, self.span.generation, self.span.id, now_us())
-        segment = Segment(name, header, SEGMENT_DATA_AT, base - 1, writer=area)
+        header = begin(area, number, secrets.randbits(64), base, self.span.generation, self.span.id, now_us(), self.head.owner)
+        segment = Segment(name, header, SEGMENT_DATA_AT, base - 1, writer=area, owner=self.head.owner)
         with self.lock:
             self.segments = [*self.segments, segment]
             self._write_at = SEGMENT_DATA_AT

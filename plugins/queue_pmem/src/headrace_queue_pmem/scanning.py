@@ -39,6 +39,11 @@ class Report:
     set_aside: list[tuple[str, str]] = field(default_factory=list)
     unproven: list[Found] = field(default_factory=list)
 
+    @property
+    def lost(self) -> int:
+        """Positions that are damaged or gone."""
+        return sum(damage.last - damage.first + 1 for damage in self.damage)
+
 
 def scan(segment: Segment, area: Area, spans: dict[int, Span], end: int) -> list[Found]:
     """All frames of a segment that belong to a known queue id, and what lies between them, in order."""

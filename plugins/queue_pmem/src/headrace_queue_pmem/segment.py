@@ -16,12 +16,15 @@ from headrace_queue_pmem.layout import (
     INDEX_STEP,
     LINE,
     MAGIC_AT,
+    OWNER,
+    OWNER_MAGIC,
     SEAL,
     SEAL_MAGIC,
     SEGMENT,
     SEGMENT_COPY_AT,
     SEGMENT_DATA_AT,
     SEGMENT_MAGIC,
+    SEGMENT_OWNER_AT,
     VERSION,
     checksum,
     seal_bytes,
@@ -68,6 +71,7 @@ class Segment:
     damaged: set[tuple[int, int]] = field(default_factory=set)  # ranges that were reported
     warm: tuple[int, int] = (0, 0)  # what was brought into memory lately
     let_go: list[weakref.ref[Area]] = field(default_factory=list)  # maps that may still have views
+    owner: bytes | None = b""  # whose it says that it is: empty when it does not, None when that is damaged
 
     @property
     def base(self) -> int:
@@ -130,6 +134,8 @@ def prepare(area: Area) -> None:
     """Make a fresh or used area a spare one: found by its magic, and of nobody's use. Durable on return."""
     for at in SEGMENT_COPY_AT:
         area.write(at, bytes(SEGMENT.size + CELL_CRC.size), SEGMENT.size + CELL_CRC.size)
+    for at in SEGMENT_OWNER_AT:
+        area.write(at, bytes(OWNER.size + CELL_CRC.size), OWNER.size + CELL_CRC.size)
     for at in MAGIC_AT:
         area.write(at, SEGMENT_MAGIC, len(SEGMENT_MAGIC))
     seal_at = data_end(area.size)
@@ -138,14 +144,27 @@ def prepare(area: Area) -> None:
     area.persist(seal_at, SEAL.size)
 
 
-def begin(area: Area, number: int, nonce: int, base: int, generation: int, queue_id: uuid.UUID, now_us: int) -> SegmentHeader:
+def begin(area: Area, number: int, nonce: int, base: int, generation: int, queue_id: uuid.UUID, now_us: int, owner: bytes) -> SegmentHeader:
     """Take a spare area into use; durable with the first commit, which covers the header's pages."""
     header = SegmentHeader(VERSION, number, nonce, base, generation, queue_id.bytes, data_end(area.size), now_us)
-    record = SEGMENT.pack(*header)
-    record += CELL_CRC.pack(checksum(record))
-    for at in SEGMENT_COPY_AT:
-        area.write(at, record, len(record))
+    for places, content in ((SEGMENT_OWNER_AT, OWNER.pack(OWNER_MAGIC, owner)), (SEGMENT_COPY_AT, SEGMENT.pack(*header))):
+        record = content + CELL_CRC.pack(checksum(content))
+        for at in places:
+            area.write(at, record, len(record))
     return header
+
+
+def read_owner(area: Area) -> bytes | None:
+    """Whose a segment says that it is; empty when it does not say, None when what it says is damaged."""
+    said = False
+    for at in SEGMENT_OWNER_AT:
+        record = bytes(area.view[at : at + OWNER.size + CELL_CRC.size])
+        said |= any(record)
+        if len(record) == OWNER.size + CELL_CRC.size and checksum(record[: OWNER.size]) == CELL_CRC.unpack_from(record, OWNER.size)[0]:
+            magic, owner = OWNER.unpack_from(record)
+            if magic == OWNER_MAGIC:
+                return bytes(owner)
+    return None if said else b""
 
 
 def read_segment_header(area: Area) -> tuple[SegmentHeader | None, bool]:

@@ -94,6 +94,7 @@ class RingState:
         self.next = 1  # the position of the next row
         self.span: Span | None = None  # the queue id of this open, from its first append on
         self.checkpoint_upto = 0  # the durable marks speak for frames up to here
+        self.given_back = 0  # every reader has passed this position; what is missing above it is lost
         self.damages: list[Damage] = []
         self.on_damage: Callable[[Damage], None] = lambda _damage: None
         self._write_at = SEGMENT_DATA_AT  # where the next frame of the active segment goes
@@ -117,6 +118,11 @@ class RingState:
     def tail(self) -> int:
         """The oldest position that is still here; upto + 1 when there is none."""
         return self.segments[0].base if self.segments else self.upto + 1
+
+    @property
+    def oldest(self) -> int:
+        """Where a reader stands that begins at the oldest position: what was lost is declared to it too."""
+        return min(self.given_back, self.tail - 1)
 
     def slowest(self) -> int:
         """The lowest cursor: what lies above is held. Without readers everything is."""

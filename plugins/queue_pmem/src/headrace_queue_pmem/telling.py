@@ -53,6 +53,7 @@ class Telling:
             self.damaged(damage)
         for name, reason in report.set_aside:
             self._context.log.error("queue segment set aside", segment=name, reason=reason, path=self._config.path)
+            self._quarantine.set_aside(name, reason)
             self._quarantined("segment").inc()
         for repair in report.repairs:
             self._context.log.warning("queue repaired", what=repair, path=self._config.path)
@@ -65,6 +66,7 @@ class Telling:
             sync_p50_us=probe.sync_p50_us,
             sync_p99_us=probe.sync_p99_us,
             events=report.events,
+            lost=report.lost,
             tail_frames_dropped=report.tail_dropped,
             seconds=round(seconds, 3),
         )

@@ -8,7 +8,7 @@ from typing import Final
 
 from headrace import QueueFull
 from headrace_queue_pmem.layout import SEGMENT_DATA_AT, seal_bytes
-from headrace_queue_pmem.marks import pack
+from headrace_queue_pmem.marks import Note, pack
 from headrace_queue_pmem.medium import Pace, no_pace
 from headrace_queue_pmem.recovery import MARKS
 from headrace_queue_pmem.ring import Ring
@@ -47,7 +47,7 @@ def store_cursors(ring: Ring) -> None:
 def checkpoint(ring: Ring) -> None:
     """Keep the marks of all committed frames in a note of their own, so that the frames may go."""
     with ring.lock:
-        upto, snapshot = ring.upto, ring.marks.snapshot()
+        upto, snapshot, given_back = ring.upto, ring.marks.snapshot(), ring.given_back
         ring.marks.changed = False
         dirty = [(segment, segment.end) for segment in ring.segments if segment.synced < segment.end]
     if ring.medium.level == "process":
@@ -57,7 +57,7 @@ def checkpoint(ring: Ring) -> None:
             if area is not None:
                 area.sync(segment.synced, end - segment.synced)
                 segment.synced = end
-    content = pack(snapshot, upto)
+    content = pack(Note(snapshot, upto, ring.head.owner, given_back))
     for note in MARKS:
         ring.medium.save(note, content)
     ring.checkpoint_upto = upto
@@ -109,8 +109,9 @@ def _give_back(ring: Ring) -> int:
             if not segment.sealed or segment.last > slowest:
                 break
             count += 1
-    if not count:
-        return 0
+        if not count:
+            return 0
+        ring.given_back = max(ring.given_back, ring.segments[count - 1].last)
     checkpoint(ring)
     ring.fault("queue_pmem.before_release")
     with ring.lock:

@@ -1,0 +1,127 @@
+"""Segment files that are gone: what they held is declared lost, with its positions, at the open, to readers and by the commands."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from headrace import NO_ORIGINS, Missing
+from headrace_queue_pmem import reading
+from headrace_queue_pmem.frame import encode
+from headrace_queue_pmem.marks import Marks
+from headrace_queue_pmem.medium import FileMedium
+from headrace_queue_pmem.recovery import recover
+from headrace_queue_pmem.ring import Ring
+from headrace_queue_pmem.scanning import Report
+from headrace_queue_pmem.state import Options
+from headrace_queue_pmem.upkeep import close, upkeep
+
+sys.path.insert(0, str(Path(__file__).parent))
+from conftest import numbers, rows
+
+SEGMENT = 32 << 10
+OPTIONS = Options(SEGMENT, 32 * SEGMENT)
+EVENTS = 100
+
+
+def opened(directory: Path) -> tuple[Ring, Report]:
+    return recover("site", str(directory), FileMedium(directory, "process"), OPTIONS, Marks(8, 8, 8))
+
+
+def build(directory: Path, reader: bool, release: int, closed: bool) -> list[tuple[str, int, int]]:
+    """A queue of 100 events in several segments: (file, first, last) of each that is still there."""
+    ring, _ = opened(directory)
+    if reader:
+        ring.open_reader("lake", "oldest")
+    for number in range(1, EVENTS + 1):
+        entry = encode(rows(number, 1, 900), NO_ORIGINS, 1)
+        ring.reserve(entry)
+        ring.commit([entry])
+    if release:
+        ring.release("lake", release)
+    upkeep(ring)
+    found = [(segment.name, segment.base, segment.last) for segment in ring.segments]
+    if closed:
+        close(ring)
+    ring.close()
+    assert len(found) >= 3
+    return found
+
+
+def declared(ring: Ring, after: int) -> tuple[list[int], list[Missing]]:
+    """What a reader gets from there on."""
+    found: list[int] = []
+    missing: list[Missing] = []
+    while (part := reading.read(ring, "lake", after, 1000, 1 << 20)) is not None:
+        assert part.first == after + 1
+        found += numbers(part.batch)
+        for hole in part.missing:
+            if missing and missing[-1].last + 1 == hole.first and missing[-1].reason == hole.reason:
+                hole = missing.pop()._replace(last=hole.last)
+            missing.append(hole)
+        after = part.last
+    return found, missing
+
+
+@pytest.mark.parametrize("reader", [True, False], ids=["reader", "no reader"])
+@pytest.mark.parametrize(
+    ("closed", "which"),
+    [
+        *((True, which) for which in ("first", "middle", "last", "all", "all but the last")),
+        *((False, which) for which in ("first", "middle", "all but the last")),
+    ],
+)
+def test_what_a_deleted_segment_held_is_lost_and_not_released(tmp_path, closed, reader, which):
+    built = build(tmp_path, reader, 0, closed)
+    gone = {"first": built[:1], "middle": built[1:2], "last": built[-1:], "all": built, "all but the last": built[:-1]}[which]
+    for name, _, _ in gone:
+        (tmp_path / name).unlink()
+    first, last = gone[0][1], gone[-1][2]
+    ring, report = opened(tmp_path)
+    for life in range(2):
+        assert [(damage.first, damage.last, damage.reason) for damage in report.damage] == [(first, last, "lost")]
+        assert report.events == EVENTS - (last - first + 1)
+        found, missing = declared(ring, 0)
+        assert missing == [Missing(first, last, "lost")]
+        assert found == [number for number in range(1, EVENTS + 1) if not first <= number <= last]
+        if life == 0:
+            close(ring)
+            ring.close()
+            ring, report = opened(tmp_path)
+
+
+def test_what_every_reader_had_passed_is_released_and_no_loss(tmp_path):
+    built = build(tmp_path, True, 60, True)
+    assert built[0][1] > 1, "space was given back"
+    ring, report = opened(tmp_path)
+    assert (ring.upto, report.damage) == (EVENTS, [])
+    found, missing = declared(ring, 0)
+    assert missing == [Missing(1, built[0][1] - 1, "released")]
+    assert found == list(range(built[0][1], EVENTS + 1))
+    ring.drop_reader("lake")
+    close(ring)
+    ring.close()
+    # The note of the marks knows what was given back, though no reader does any more.
+    ring, report = opened(tmp_path)
+    assert report.damage == []
+    assert declared(ring, 0)[1] == missing
+    ring.close()
+    (tmp_path / built[0][0]).unlink()
+    ring, report = opened(tmp_path)
+    assert [(damage.first, damage.last) for damage in report.damage] == [(built[0][1], built[0][2])]
+    assert declared(ring, 0)[1] == [*missing, Missing(built[0][1], built[0][2], "lost")]
+    assert ring.open_reader("new", "oldest").cursor == built[0][1] - 1, "a reader that begins at the oldest is told of the loss"
+
+
+def test_a_segment_that_every_reader_had_passed_may_go(tmp_path):
+    built = build(tmp_path, True, 0, False)
+    ring, _ = opened(tmp_path)
+    ring.release("lake", built[1][2])
+    close(ring)  # the cursor is durable, the space not given back yet
+    ring.close()
+    (tmp_path / built[0][0]).unlink()
+    ring, report = opened(tmp_path)
+    assert report.damage == []
+    assert declared(ring, 0)[1] == [Missing(1, built[0][2], "released")]
