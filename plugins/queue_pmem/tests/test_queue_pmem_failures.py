@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import os
 import shutil
@@ -17,8 +18,9 @@ import pytest
 
 from headrace import NO_ORIGINS, ConfigError, Origin, QueueFormatError, QueueFull, TransientError, origin_batch
 from headrace_queue_pmem import pmem
+from headrace_queue_pmem import upkeep as upkeep_module
 from headrace_queue_pmem.layout import HEADER, HEADER_AT, HEADER_CELL
-from headrace_queue_pmem.medium import FileMedium
+from headrace_queue_pmem.medium import FileMedium, WrittenArea
 
 sys.path.insert(0, str(Path(__file__).parent))
 from conftest import MIB, FailingDevice, failure_seen, numbers, rows, run
@@ -415,5 +417,89 @@ def test_a_segment_of_another_queue_is_set_aside_and_never_delivered(make, tmp_p
             assert numbers(part.batch) == list(range(50))
         await queue.close()
         assert (tmp_path / "queue" / f"foreign-{name}").exists()
+
+    run(body())
+
+
+@pytest.mark.parametrize("medium", ["pmem", "file"])
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC], ids=["EIO", "ENOSPC"])
+@pytest.mark.parametrize("step", ["write_out", "sync", "persist"])
+def test_a_segment_file_whose_making_fails_at_a_sync_is_removed_and_made_again(make, tmp_path, monkeypatch, medium, code, step):
+    async def body() -> None:
+        queue = make(medium=medium, level="power", size_bytes_max=64 * MIB)
+        await queue.open()
+        await queue.queue_append(rows(0, 5), NO_ORIGINS)
+        ring = queue._ring
+        before = {path.name for path in (tmp_path / "queue").iterdir()}
+        with monkeypatch.context() as patch:
+
+            def refuse(*_: Any, **__: Any) -> None:
+                raise OSError(code, os.strerror(code))
+
+            patch.setattr(WrittenArea, step, refuse)
+            for _ in range(3):
+                with ring.spare_lock, pytest.raises(QueueFull if code == errno.ENOSPC else OSError):
+                    ring.make_spare()
+                assert {path.name for path in (tmp_path / "queue").iterdir()} == before, "its space is free again"
+        with ring.spare_lock:
+            ring.spares.append(ring.make_spare())
+        number = 5
+        while len(ring.segments) < 2:
+            await queue.queue_append(rows(number, 100, 2000), NO_ORIGINS)
+            number += 100
+        await queue.close()
+        queue = make(medium=medium, level="power", size_bytes_max=64 * MIB)
+        await queue.open()
+        assert queue.queue_info().head == number
+        await queue.close()
+
+    run(body())
+
+
+def test_a_file_that_cannot_be_removed_is_removed_later(make, tmp_path, monkeypatch):
+    async def body() -> None:
+        queue = make(medium="file", level="power")
+        await queue.open()
+        ring = queue._ring
+        before = {path.name for path in (tmp_path / "queue").iterdir()}
+
+        def refuse(*_: Any, **__: Any) -> None:
+            raise OSError(errno.EROFS, "Read-only file system")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(WrittenArea, "sync", refuse)
+            patch.setattr(Path, "unlink", refuse)
+            with ring.spare_lock, pytest.raises(OSError, match="Read-only"):
+                ring.make_spare()
+            await queue._upkeep.passed(10)
+            assert len({path.name for path in (tmp_path / "queue").iterdir()} - before) == 1
+        await queue._upkeep.passed(10)
+        assert {path.name for path in (tmp_path / "queue").iterdir()} == before
+        await queue.close()
+
+    run(body())
+
+
+def test_a_segment_that_is_given_back_and_cannot_be_made_ready_again_frees_its_space(make, tmp_path, monkeypatch):
+    async def body() -> None:
+        queue = make(medium="file", level="power", size_bytes_max=64 * MIB)
+        await queue.open()
+        await queue.queue_reader_open("lake", "oldest")
+        number = 0
+        while len(queue._ring.segments) < 3:
+            await queue.queue_append(rows(number, 100, 2000), NO_ORIGINS)
+            number += 100
+        names = [segment.name for segment in queue._ring.segments]
+
+        def refuse(*_: Any, **__: Any) -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+        monkeypatch.setattr(upkeep_module, "prepare", refuse)
+        await queue.queue_release("lake", number)
+        await queue._upkeep.passed(10)
+        assert [segment.name for segment in queue._ring.segments] == names[2:]
+        assert [name for name in names if (tmp_path / "queue" / name).exists()] == names[2:]
+        await queue.queue_append(rows(number, 5), NO_ORIGINS)
+        await queue.close()
 
     run(body())

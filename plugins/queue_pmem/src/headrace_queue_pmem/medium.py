@@ -6,6 +6,7 @@ whole). `persist` does what the durability level asks for; `sync` always goes to
 
 from __future__ import annotations
 
+import contextlib
 import os
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -228,10 +229,16 @@ class FileMedium:
             area = self._area(descriptor, address, size)
         finally:
             os.close(descriptor)
-        if isinstance(area, WrittenArea):
-            area.write_out(pace)
-            area.sync(0, size)
-        self._sync_directory()
+        try:
+            if isinstance(area, WrittenArea):
+                area.write_out(pace)
+                area.sync(0, size)
+            self._sync_directory()
+        except OSError:
+            area.close()
+            with contextlib.suppress(OSError):
+                path.unlink()
+            raise
         return area
 
     def open(self, name: str) -> Area:

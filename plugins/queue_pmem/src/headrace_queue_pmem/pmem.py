@@ -6,6 +6,7 @@ still gives up its frames.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from pathlib import Path
@@ -81,12 +82,18 @@ class PmemMedium(FileMedium):
             path.unlink()
             raise error
         area = self._pool_area(name, pool, root)
-        if isinstance(area, WrittenArea):
-            area.write_out(pace)  # before the first sync: that would write the pages back while they are in the map
-        self._note_metadata(pool, area, size)
-        if isinstance(area, WrittenArea):
-            area.sync(0, area.size)
-        self._sync_directory()
+        try:
+            if isinstance(area, WrittenArea):
+                area.write_out(pace)  # before the first sync: that would write the pages back while they are in the map
+            self._note_metadata(pool, area, size)
+            if isinstance(area, WrittenArea):
+                area.sync(0, area.size)
+            self._sync_directory()
+        except OSError:
+            area.close()
+            with contextlib.suppress(OSError):
+                path.unlink()
+            raise
         return area
 
     def open(self, name: str) -> Area:

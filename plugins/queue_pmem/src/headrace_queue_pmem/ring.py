@@ -137,7 +137,7 @@ class Ring(Cursors):
                 if segment.writer is not None:
                     prepare(segment.writer)
             segment.unmap()
-            self.medium.remove(segment.name)
+            self.discard(segment.name)
 
     def _write(self, entries: Sequence[Entry]) -> None:
         placed: list[tuple[Entry, Segment, int]] = []
@@ -235,19 +235,28 @@ class Ring(Cursors):
         with self.lock:
             self._file_number += 1
             name = f"{SEGMENT_PREFIX}{self._file_number:08d}"
+        area: Area | None = None
         try:
             area = self.medium.create(name, self.options.segment_bytes, pace)
+            prepare(area)
         except OSError as error:
+            # Its sync may have failed when all its space was taken: a file that nobody uses must not keep that.
+            if area is not None:
+                area.close()
+            self.discard(name)
             if error.errno not in DISK_FULL:
                 raise
             raise self.full(f"no room on the disk for a further segment of {self.options.segment_bytes} bytes: {error}") from error
-        try:
-            prepare(area)
-        except OSError:
-            area.close()
-            self.medium.remove(name)
-            raise
         return name, area
+
+    def discard(self, name: str) -> None:
+        """Remove a segment file that is of nobody's use, now or, where the medium refuses even that, in a later pass of the upkeep."""
+        try:
+            self.medium.remove(name)
+        except OSError:
+            self.leftovers.add(name)
+        else:
+            self.leftovers.discard(name)
 
     def _begin_span(self, first: int) -> None:
         """A new queue id for this open. Durable, with its predecessor's end, before the first frame is written."""

@@ -89,6 +89,7 @@ class RingState:
         self.hurry = False  # whether a commit waits for a segment file
         self.segments: list[Segment] = []
         self.spares: list[tuple[str, Area]] = []  # segment files that are of nobody's use yet
+        self.leftovers: set[str] = set()  # files of nobody's use whose removal failed
         self.tracks: dict[str, Track] = {}
         self.upto = 0  # the last committed position
         self.next = 1  # the position of the next row

@@ -26,6 +26,8 @@ def upkeep(ring: Ring, pace: Pace = no_pace) -> int:
 
     OSError: the medium refused; the next pass tries again.
     """
+    for name in list(ring.leftovers):
+        ring.discard(name)
     _seal(ring)
     store_cursors(ring)
     given_back = _give_back(ring)
@@ -76,8 +78,8 @@ def close(ring: Ring) -> None:
         checkpoint(ring)
     with ring.lock:
         spares, ring.spares = ring.spares, []
-    for name, _ in spares:
-        ring.medium.remove(name)
+    for name in [*ring.leftovers, *(name for name, _ in spares)]:
+        ring.discard(name)
 
 
 def _seal(ring: Ring) -> None:
@@ -128,15 +130,14 @@ def _recycle(ring: Ring, segment: Segment) -> None:
     if len(ring.spares) < SPARES_MAX and len(ring.segments) + len(ring.spares) < ring.options.segments_max and not segment.viewed():
         try:
             fresh = ring.medium.open(segment.name)
-        except OSError:
-            ring.medium.remove(segment.name)
-            return
-        if fresh.size == ring.medium.usable(ring.options.segment_bytes):
-            prepare(fresh)
-            with ring.lock:
-                ring.spares.append((segment.name, fresh))
-            return
-    ring.medium.remove(segment.name)
+            if fresh.size == ring.medium.usable(ring.options.segment_bytes):
+                prepare(fresh)
+                with ring.lock:
+                    ring.spares.append((segment.name, fresh))
+                return
+        except OSError:  # not fit to be used again; the append that needs a segment says so if nothing is
+            pass
+    ring.discard(segment.name)
 
 
 def _unmap(ring: Ring) -> None:
