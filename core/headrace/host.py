@@ -234,16 +234,17 @@ class Host:
             self._log.error("queue is not in the config any more and may hold events", **orphan._asdict())
 
     def _totals(self) -> Totals:
-        sums: dict[str, int] = {}
+        sums: dict[str, float] = {}  # not all of them are numbers of events: a reader that stands takes for ever
         stored: dict[str, int] = {}
         holding = {entry.id for tier in self._site.tiers.values() for entry in tier.outputs.values() if entry.holds}
         for family in self._metrics.registry.collect():
             for sample in family.samples:
-                sums[sample.name] = sums.get(sample.name, 0) + int(sample.value)
+                sums[sample.name] = sums.get(sample.name, 0.0) + sample.value
                 if sample.name == f"{PREFIX}sink_written_events_total" and sample.labels["component"] in holding:
                     stored[sample.labels["component"]] = int(sample.value)
-        received, acked = (sums.get(f"{PREFIX}ingest_{what}_events_total", 0) for what in ("received", "acked"))
-        return Totals(received, acked, stored, sums.get(f"{PREFIX}queue_size_events", 0))
+        names = ("ingest_received_events_total", "ingest_acked_events_total", "queue_size_events")
+        received, acked, queued = (int(sums.get(PREFIX + name, 0)) for name in names)
+        return Totals(received, acked, stored, queued)
 
     async def give_up(self, origin: str) -> OriginMark | None:
         """Another worker takes this origin over: the mark of the queue here. QueueError where there is none that keeps marks."""

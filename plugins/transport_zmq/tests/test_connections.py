@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import zmq
+import zmq.asyncio
+
 from headrace_transport_zmq.connections import GRACE_S, NONSENSE_MAX, SUBSCRIPTIONS_MAX, Connections
+from headrace_transport_zmq.guard import monitored
 
 
 def test_too_many_that_say_nothing_are_cut_the_oldest_first() -> None:
@@ -81,3 +87,19 @@ def test_who_says_nothing_but_nonsense_is_cut() -> None:
     assert [connections.nonsense(2) for _ in range(2 * NONSENSE_MAX)] == [[]] * 2 * NONSENSE_MAX
     assert connections.nonsense(1) == [], "once"
     assert connections.closed(1) == "nonsense"
+
+
+def test_no_two_monitors_have_one_address() -> None:
+    """libzmq frees that of a closed one when it gets to it: a link that opened its next socket meanwhile ended (Address already in use)."""
+
+    class Socket:
+        def monitor(self, address: str, events: int) -> None:
+            addresses.append(address)
+
+    addresses: list[str] = []
+    context = zmq.asyncio.Context()
+    socket: Any = Socket()  # the same, as where Python puts the next one in its place
+    for _ in range(2):
+        monitored(socket, context, zmq.EVENT_ALL).close()
+    context.term()
+    assert len(set(addresses)) == 2

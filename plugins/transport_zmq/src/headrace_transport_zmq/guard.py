@@ -7,6 +7,7 @@ lives in the process. Lives on the loop of the component.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import socket as sockets
 import time
@@ -40,6 +41,8 @@ CRYPTOGRAPHIC: Final = 0x11000001
 MECHANISM: Final = 0x11000002
 #: Events looked at before other tasks get their turn.
 _EVENTS_MAX: Final = 256
+#: Numbers of monitors, for their addresses.
+_MONITORS: Final = itertools.count()
 
 
 class Guard:
@@ -218,7 +221,8 @@ class Guard:
 def monitored(socket: zmq.Socket[Any], zmq_context: zmq.asyncio.Context, events: int, events_max: int = 1000) -> zmq.Socket[bytes]:
     """A plain socket that tells these events of `socket`; for `happened`, and `readable`. With `events_max` (0: no bound) unread, libzmq's
     own thread waits."""
-    address = f"inproc://monitor-{id(socket):x}"
+    # one of its own for each: libzmq's threads free the address of a monitor that was closed in their own time
+    address = f"inproc://monitor-{next(_MONITORS)}"
     socket.monitor(address, events)
     monitor = zmq.Socket(zmq_context, zmq.PAIR)  # a plain one, whatever the context makes
     monitor.setsockopt(zmq.LINGER, 0)
