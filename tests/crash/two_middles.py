@@ -1,10 +1,10 @@
-"""An edge and two middles, each a process of its own: what the tests of links to several far tiers have in common."""
+"""An edge and two middles (or more), each a process of its own: what the tests of links to several far tiers have in common."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -42,17 +42,21 @@ flush_interval_s = 0.2
 class TwoMiddles:
     """Used with `with`: its processes end with it. `edge`, and all of them by tier in `sides`."""
 
-    def __init__(self, folder: Path, uplinks: str, more: str = "") -> None:
-        """uplinks: outputs of the edge, with `{one}` and `{two}` for the middles; more: of each middle, with its `{name}`."""
-        self.data, file = folder / "data", folder / "site.toml"
-        addresses = dict(zip(MIDDLES, free_addresses(len(MIDDLES)), strict=True))
-        middles = [(MIDDLE + more).format(name=name, address=address, data=self.data) for name, address in addresses.items()]
-        file.write_text(EDGE.format(data=self.data) + uplinks.format(**addresses) + "".join(middles))
+    def __init__(self, folder: Path, uplinks: str, more: str = "", middles: Sequence[str] = MIDDLES) -> None:
+        """uplinks: outputs of the edge, with `{one}` and so on for the middles; more: of each middle, with its `{name}`."""
+        self.data, self._file, self._more = folder / "data", folder / "site.toml", more
+        self._addresses = dict(zip(middles, free_addresses(len(middles)), strict=True))
+        self.configure(uplinks)
         self.sides: dict[str, SiteProcess] = {}
-        for tier in ("edge", *MIDDLES):
+        for tier in ("edge", *middles):
             (folder / tier).mkdir()
-            self.sides[tier] = SiteProcess(file, folder / tier, [], {"HEADRACE_DATA": str(self.data)}, [tier])
+            self.sides[tier] = SiteProcess(self._file, folder / tier, [], {"HEADRACE_DATA": str(self.data)}, [tier])
         self.edge = self.sides["edge"]
+
+    def configure(self, uplinks: str) -> None:
+        """The edge has these from its next start on."""
+        middles = [(MIDDLE + self._more).format(name=name, address=address, data=self.data) for name, address in self._addresses.items()]
+        self._file.write_text(EDGE.format(data=self.data) + uplinks.format(**self._addresses) + "".join(middles))
 
     def __enter__(self) -> TwoMiddles:
         return self
@@ -69,6 +73,11 @@ class TwoMiddles:
         side = self.sides[tier]
         wanted = await asyncio.to_thread(side.metric, "link_received_events_total") + more
         await asyncio.to_thread(side.wait_for_metric, "link_received_events_total", wanted)
+
+    async def acked(self, more: float) -> None:
+        """Wait until the edge has acknowledged so many events more."""
+        wanted = await asyncio.to_thread(self.edge.metric, "ingest_acked_events_total") + more
+        await asyncio.to_thread(self.edge.wait_for_metric, "ingest_acked_events_total", wanted)
 
     async def under_load(self, oracle: Oracle, scenario: Callable[[], Awaitable[None]]) -> None:
         """Devices send while the scenario runs; on return, every event has its answer."""

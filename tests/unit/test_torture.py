@@ -12,7 +12,7 @@ from headrace.torture import command, events, schedule
 from headrace.torture.device import Device
 from headrace.torture.events import BAD_EVERY, READINGS, readings
 from headrace.torture.lake import Row
-from headrace.torture.layout import LayoutError, layout
+from headrace.torture.layout import SENDING_POINTS, LayoutError, layout
 from headrace.torture.proxy import Proxy, Weather
 from headrace.torture.schedule import Point, Step
 from headrace.torture.verdict import judge
@@ -42,6 +42,16 @@ def test_ten_minutes_kill_each_tier_often_and_at_every_point(seed: int) -> None:
     assert any(step.hold_s > 5 for step in lane)
 
 
+def test_a_long_trial_owes_what_it_is_there_to_show_whatever_its_lanes_say() -> None:
+    needed = tuple(sorted(point.name for point in POINTS if point.needed))
+    assert schedule.owed([], POINTS, 600) == (10, needed)
+    assert schedule.owed([], POINTS, 599) == (1, ())
+    lane = [Step(0, "kill", 0), Step(0, "point", 0, "far.2", 1), Step(0, "point", 0, "far.1", 1), Step(0, "pause", 1)]
+    assert schedule.owed(lane, POINTS, 60) == (5, ("far.2",)), "who dies at a point was killed before, to arm it"
+    many = [Point(f"far.{number}", needed=True) for number in range(500)]
+    assert schedule.owed(schedule.tier_lane(7, "edge", many, 600), many, 0).points == tuple(sorted(point.name for point in many))
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_the_shortest_trial_has_a_death_of_each_tier_and_begins_with_the_points_it_needs(seed: int) -> None:
     lane = schedule.tier_lane(seed, "edge", POINTS, 0.1)
@@ -67,7 +77,8 @@ def test_tiers_are_processes_and_links_between_them_are_found(tmp_path: Path) ->
     assert made.lakes == [tmp_path / "storage" / "lake"]
     needed = {name: {point.name for point in tier.points if point.needed} for name, tier in made.tiers.items()}
     assert needed == {
-        "edge": set(sending.FAULT_POINTS), "middle": {*sending.FAULT_POINTS, *receiving.FAULT_POINTS},
+        "edge": {*sending.FAULT_POINTS, *SENDING_POINTS},
+        "middle": {*sending.FAULT_POINTS, *SENDING_POINTS, *receiving.FAULT_POINTS},
         "storage": set(receiving.FAULT_POINTS), "live": set(),
     }  # fmt: skip
     uplink = made.link_overrides("edge", site, dict.fromkeys(made.links, 1234))
@@ -85,6 +96,15 @@ def test_what_it_settles_is_a_site_that_loads(tmp_path: Path) -> None:
         for tier, own in made.tiers.items():
             links = made.link_overrides(tier, site, dict.fromkeys(made.links, 1))
             load(EXAMPLES / name, [*own.overrides, *links], {"HEADRACE_DATA": str(tmp_path)}, [tier])
+
+
+def test_events_come_one_way_unless_an_output_may_choose_its_far_side(tmp_path: Path) -> None:
+    assert layout(load(EXAMPLES / "tiers.toml"), tmp_path).one_way
+    file = tmp_path / "site.toml"
+    peers = ", ".join(f'{{ name = "{name}", connect = "tcp://{host}:5555" }}' for name, host in (("a", "127.0.0.1"), ("b", "localhost")))
+    one = 'connect = "tcp://127.0.0.1:5555"\npeer = "middle"'
+    file.write_text((EXAMPLES / "tiers.toml").read_text().replace(one, f"peers = [{peers}]"))
+    assert not layout(load(file), tmp_path).one_way
 
 
 def test_a_link_to_nobody_of_the_trial_is_told(tmp_path: Path) -> None:
@@ -185,28 +205,42 @@ def test_no_event_has_to_be_refused() -> None:
 # --- the verdict -------------------------------------------------------------------------------------------------------
 
 
-def row(number: int, position: int | None = None, **changed: object) -> Row:
+def row(number: int, position: int | None = None, roll: int = 1, **changed: object) -> Row:
     values = {**readings("torture-1", number), **changed}
-    return Row("torture-1", "q", position or number, tuple(values[name] for name in READINGS))
+    return Row("torture-1", "q", position or number, roll, tuple(values[name] for name in READINGS))
 
 
-def violations(rows: list[Row], happened: list[tuple[str, int, int]] | None = None) -> list[int]:
+def violations(rows: list[Row], happened: list[tuple[str, int, int]] | None = None, one_way: bool = True, retried: int = 0) -> list[int]:
     made = device(3)
     sent(made)
+    if retried:
+        made.received({"reject": retried, "retry_ms": 10})
     made.received({"ack": 3})
-    return [finding.violations for finding in judge([made], rows, made, happened or [])]
+    if retried:
+        sent(made)
+        made.received({"ack": 4})
+    return [finding.violations for finding in judge([made], rows, made, happened or [], one_way)]
 
 
 def test_each_property_fails_by_itself() -> None:
     good = [row(1), row(2), row(3)]
-    assert violations(good) == [0, 0, 0, 0, 0]
-    assert violations(good[:2]) == [1, 0, 0, 0, 0]
-    assert violations([*good, row(2, 9)]) == [0, 1, 0, 0, 0]
-    assert violations([row(1), row(2), row(3, 2)]) == [0, 1, 0, 0, 0]
-    assert violations([row(1), row(2), row(3, text="other")]) == [0, 0, 1, 0, 0]
-    assert violations([*good, row(9, id="stranger/1")]) == [0, 0, 1, 0, 0]
+    assert violations(good) == [0, 0, 0, 0, 0, 0]
+    assert violations(good[:2]) == [1, 0, 0, 0, 0, 0]
+    assert violations([*good, row(2, 9)]) == [0, 1, 0, 0, 0, 0]
+    assert violations([row(1), row(2), row(3, 2)]) == [0, 1, 0, 0, 0, 0]
+    assert violations([row(1), row(2), row(3, text="other")]) == [0, 0, 1, 0, 0, 0]
+    assert violations([*good, row(9, id="stranger/1")]) == [0, 0, 1, 0, 0, 0]
     assert violations(good[1:])[3] == 1
-    assert violations(good, [("kills", 1, 2)]) == [0, 0, 0, 0, 1]
+    assert violations(good, [("kills", 1, 2)]) == [0, 0, 0, 0, 1, 0]
+    assert violations([row(1), row(3, 2), row(2, 3)]) == [0, 0, 0, 0, 0, 1], "taken in another order"
+
+
+def test_who_came_first_is_told_by_the_rolls_where_there_is_one_way() -> None:
+    assert violations([row(1, roll=5), row(2, roll=5), row(3, roll=9)])[5] == 0
+    overtaken = [row(1, roll=5), row(2, roll=9), row(3, roll=7)]
+    assert violations(overtaken)[5] == 1
+    assert violations(overtaken, one_way=False)[5] == 0
+    assert violations([row(1), row(3, 2), row(2, 3)], retried=2) == [0, 0, 0, 0, 0, 0], "it came behind because it was asked for again"
 
 
 def test_payloads_follow_from_the_number() -> None:

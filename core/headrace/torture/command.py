@@ -26,7 +26,7 @@ EPILOG: Final = """\
 The site's own data and addresses are not touched: every tier gets ports and a folder of its own, links go through proxies that can
 be cut and stalled. Devices are simulated, number their events and resume their sessions. Outputs that would store elsewhere are left out.
 What is done is a function of the seed, the minutes and the file; when exactly it hits is up to the machine. Exit code: 0 all
-five properties hold, 1 one does not (the folder is kept), 78 the file cannot be tried.
+six properties hold, 1 one does not (the folder is kept), 78 the file cannot be tried.
 """
 
 

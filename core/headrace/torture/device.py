@@ -23,6 +23,8 @@ class Device:
         #: the highest message number that was acked in the session
         self.acks = 0
         self.refused: set[int] = set()
+        #: events that the server asked for once more: they come behind what was sent after them
+        self.reordered: set[int] = set()
         #: breaches of the device protocol: none of this may happen
         self.wrongs: list[str] = []
         self.resent = self.resumed = self.hellos = 0
@@ -113,6 +115,7 @@ class Device:
             self.wrongs.append(f"{self.name}: reject {frame['reject']}, expected {self.acks + 1} to {self.acks + len(self._wire)}")
         elif frame.get("retry_ms") is not None:
             self._retried.add(self._wire[at])
+            self.reordered.add(self._wire[at])
         else:
             number = self._wire[at]
             if not is_bad(number):

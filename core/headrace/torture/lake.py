@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -9,14 +10,17 @@ from typing import Any, Final, NamedTuple
 from headrace.torture.events import READINGS
 
 ROWS_PER_READ: Final = 50_000
+#: In a file's name: the first position, in the queue that the lake reads, of the roll that it is of.
+_FIRST: Final = re.compile(r"-(\d{20})-")
 
 
 class Row(NamedTuple):
-    """One stored event. readings: the values of events.READINGS."""
+    """One stored event. roll: which files came before the one that it is in; readings: the values of events.READINGS."""
 
     device: str
     origin: str
     position: int
+    roll: int
     readings: tuple[Any, ...]
 
 
@@ -50,8 +54,13 @@ def rows(lakes: Sequence[Path]) -> Iterator[Row]:
         return
     duckdb = _duckdb()
     for part in _by_duckdb(duckdb, found) if duckdb is not None else _by_pyarrow(found):
-        for device, origin, position, *values in part:
-            yield Row(device, str(origin), position, tuple(values))
+        for file, device, origin, position, *values in part:
+            yield Row(device, str(origin), position, _roll(file), tuple(values))
+
+
+def _roll(file: str) -> int:
+    found = _FIRST.search(file)
+    return int(found[1]) if found else 0
 
 
 def _duckdb() -> Any:
@@ -66,7 +75,8 @@ def _by_duckdb(duckdb: Any, found: Sequence[Path]) -> Iterator[list[tuple[Any, .
     readings = ", ".join(f"readings.{name}" for name in READINGS)
     with duckdb.connect() as connection:
         result = connection.execute(
-            f"select device, origin, position, {readings} from read_parquet(?, union_by_name = true, hive_partitioning = false)",
+            f"select filename, device, origin, position, {readings} "
+            "from read_parquet(?, union_by_name = true, hive_partitioning = false, filename = true)",
             [[str(file) for file in found]],
         )
         while part := result.fetchmany(ROWS_PER_READ):
@@ -82,4 +92,4 @@ def _by_pyarrow(found: Sequence[Path]) -> Iterator[list[tuple[Any, ...]]]:
             names = {readings.type.field(index).name for index in range(readings.type.num_fields)}
             columns = [batch.column(name).to_pylist() for name in ("device", "origin", "position")]
             columns += [readings.field(name).to_pylist() if name in names else [None] * batch.num_rows for name in READINGS]
-            yield list(zip(*columns, strict=True))
+            yield list(zip([str(file)] * batch.num_rows, *columns, strict=True))

@@ -22,6 +22,8 @@ from headrace.torture.schedule import Point
 ADDRESS: Final = re.compile(r"^(?:[a-z]+://)?\[?(?P<host>[^/\]]*?)\]?:(?P<port>\d{1,5})$")
 #: Points of the engine that a trial cannot be sure to come by: plans and dead letters need what it does not provoke.
 ENGINE_RARE: Final = ("engine.after_plan", "engine.after_dead_letters")
+#: Those that every output with a link passes: sent, safe at the far side, and released here.
+SENDING_POINTS: Final = ("engine.after_write", "engine.after_flush", "engine.after_release")
 LAKE: Final = "sink_lake"
 #: Frequent flushes, small segments and short waits: each way is taken often. Only where the plugin has the option.
 QUICK: Final[Mapping[str, str]] = {
@@ -30,6 +32,8 @@ QUICK: Final[Mapping[str, str]] = {
     "reconnect_ms_max": "300",
     "dead_after_s": "3",
 }
+#: A tier whose far side is dead too keeps the rest, and is soon there again.
+QUICK_DRAIN_S: Final = 5
 
 
 class LayoutError(HeadraceError):
@@ -78,7 +82,7 @@ class TierLayout:
 @dataclass
 class Layout:
     """The trial's parts. lakes: where those that are last on the way lie. order: the tiers, upstream first. left_out: outputs that
-    would store elsewhere."""
+    would store elsewhere. one_way: all events of a device come the same way, so that they come in their order."""
 
     tiers: dict[str, TierLayout]
     doors: list[Door]
@@ -86,6 +90,7 @@ class Layout:
     lakes: list[Path]
     order: list[str]
     left_out: list[str]
+    one_way: bool
 
     def link_overrides(self, tier: str, site: Site, ports: Mapping[Link, int]) -> list[str]:
         """Every address of a far tier, replaced by that of the link's proxy."""
@@ -133,7 +138,9 @@ def layout(site: Site, folder: Path, quick: bool = True) -> Layout:
     if not doors:
         raise LayoutError(f"expected a source for devices (ingest_ws) in {', '.join(site.tiers)}, got none")
     order = _order(list(site.tiers), links)
-    made = Layout({}, doors, links, [], order, [])
+    # an output with several far sides sends to whichever is there
+    one_way = len({(link.tier, link.entry) for link in links}) == len(links)
+    made = Layout({}, doors, links, [], order, [], one_way)
     for tier in site.tiers.values():
         made.tiers[tier.name] = _tier(tier, made, folder / tier.name, quick)
     made.lakes = _last_lakes(site, made, folder)
@@ -144,6 +151,8 @@ def _tier(tier: Tier, made: Layout, folder: Path, quick: bool) -> TierLayout:
     ends = {link.entry for link in made.links if link.tier == tier.name} | {link.far for link in made.links if link.far_tier == tier.name}
     points: dict[str, Point] = {}
     overrides = ["admin.listen=127.0.0.1:0", f"host.data_dir={json.dumps(str(folder / 'data'))}"]
+    if quick:
+        overrides.append(f"host.drain_deadline_s={QUICK_DRAIN_S}")
     if tier.workers > 1:
         overrides.append(f"tiers.{tier.name}.workers=1")  # who dies is to be one process
     for entry in tier.entries():
@@ -154,6 +163,8 @@ def _tier(tier: Tier, made: Layout, folder: Path, quick: bool) -> TierLayout:
             overrides += [f"{entry.path}.{option}={value}" for option, value in QUICK.items() if _has(entry, option)]
     if any(entry.holds and entry.id not in ends for entry in tier.outputs.values()):
         points |= {name: Point(name) for name in ENGINE_POINTS if name not in ENGINE_RARE}
+    if any(link.tier == tier.name and tier.outputs[link.entry].holds for link in made.links if link.entry in tier.outputs):
+        points |= {name: Point(name, needed=True) for name in SENDING_POINTS}
     return TierLayout(tier.name, list(points.values()), overrides)
 
 

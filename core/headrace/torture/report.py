@@ -9,7 +9,7 @@ from headrace.torture.outcome import Outcome
 
 
 def report(outcome: Outcome) -> str:
-    """Counts by tier and link, then the five properties with what speaks against them."""
+    """Counts by tier and link, then the properties with what speaks against them."""
     lines = [
         f"faults for {outcome.fault_s:.0f} s, settled in {outcome.settle_s:.0f} s"
         + ("" if outcome.fresh_s is None else f"; a fresh event was acked in {outcome.fresh_s:.2f} s"),

@@ -27,6 +27,9 @@ LONG_EVERY: Final = 12
 LONG_HOLD_S: Final = (6.0, 8.0)
 #: Runs that are shorter have no such holds.
 LONG_FROM_S: Final = 60.0
+#: Runs of ten minutes and more prove something of every link: each tier dies so often, and at each point that it needs.
+FULL_FROM_S: Final = 600.0
+DEATHS_MIN: Final = 10
 #: Which pass of a point is the last: some are passed once in a process's life.
 HITS: Final = (1, 1, 1, 2, 3, 5)
 
@@ -51,13 +54,31 @@ class Step(NamedTuple):
         return f"{self.point}@{self.hit}" if self.deed == "point" else self.deed
 
 
+class Owed(NamedTuple):
+    """What has to have happened to a tier, or the trial proves nothing: SIGKILLs, and deaths at these points."""
+
+    kills: int
+    points: tuple[str, ...]
+
+
+def owed(steps: Sequence[Step], points: Sequence[Point], seconds: float) -> Owed:
+    """What a lane promises; of a long run, whatever the lane says, DEATHS_MIN kills and each needed point."""
+    full = seconds >= FULL_FROM_S
+    named = {step.point for step in steps}
+    kills = sum({"kill": 1, "point": 2}.get(step.deed, 0) for step in steps)  # before it dies at a point it is killed, to arm that
+    return Owed(
+        max(kills, DEATHS_MIN if full else 1),
+        tuple(sorted(point.name for point in points if point.needed and (full or point.name in named))),
+    )
+
+
 def tier_lane(seed: int, tier: str, points: Sequence[Point], seconds: float) -> list[Step]:
-    """The steps of one tier for a run of about so long; one at least, and a death among them. Needed points come first."""
+    """The steps of one tier for a run of about so long: a death at least, of a long run all that is `owed`. Needed points come first."""
     rng = random.Random(f"{seed}/tier/{tier}")
     turns = _in_turn(rng, points)
     steps: list[Step] = []
     left = seconds
-    while left > 0 or not any(step.deed in ("kill", "point") for step in steps):
+    while left > 0 or not _enough(steps, points, seconds):
         deed = _drawn(rng, TIER_DEEDS)
         if deed == "point" and not points:
             deed = "kill"
@@ -82,6 +103,11 @@ def link_lane(seed: int, link: str, seconds: float) -> list[Step]:
         steps.append(step)
         left -= step.gap_s + step.hold_s
     return steps
+
+
+def _enough(steps: Sequence[Step], points: Sequence[Point], seconds: float) -> bool:
+    lane, least = owed(steps, points, 0.0), owed([], points, seconds)
+    return any(step.deed in ("kill", "point") for step in steps) and lane.kills >= least.kills and set(least.points) <= set(lane.points)
 
 
 def _in_turn(rng: random.Random, points: Sequence[Point]) -> Iterator[Point]:

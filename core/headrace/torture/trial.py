@@ -20,9 +20,9 @@ from headrace.torture.fleet import Fleet
 from headrace.torture.layout import Door, Layout, Link
 from headrace.torture.outcome import Outcome
 from headrace.torture.proxy import Proxy
-from headrace.torture.schedule import Step
-from headrace.torture.verdict import Finding, Happened, judge
-from headrace.torture.victim import Victim
+from headrace.torture.schedule import Owed, Step
+from headrace.torture.verdict import ENOUGH, Finding, Happened, judge
+from headrace.torture.victim import POINT_OWED_WAIT_S, Victim
 
 #: A trial that settles makes progress within so long, or it has come to a standstill.
 STANDSTILL_S: Final = 60.0
@@ -53,6 +53,7 @@ class Trial:
         self._weather: dict[str, Counter[str]] = {}
         self.fleet = Fleet(options.devices, options.rate, [self._door_url(door) for door in layout.doors])
         self._acks_min = ACKS_MIN * options.devices
+        self._lanes = {name: schedule.tier_lane(options.seed, name, tier.points, options.seconds) for name, tier in layout.tiers.items()}
         self._steps_left = 0
 
     async def run(self) -> Outcome:
@@ -63,6 +64,7 @@ class Trial:
             driving = asyncio.ensure_future(self.fleet.run())
             try:
                 await self._faults(begun)
+                await self._make_up()
                 fault_s, healed = time.monotonic() - begun, time.monotonic()
                 await self._heal()
                 await self._settle(driving)
@@ -119,8 +121,7 @@ class Trial:
     # --- faults ------------------------------------------------------------------------------------------------------
 
     async def _faults(self, begun: float) -> None:
-        seed, seconds = self._options.seed, self._options.seconds
-        tiers = {name: schedule.tier_lane(seed, name, tier.points, seconds) for name, tier in self.layout.tiers.items()}
+        seed, seconds, tiers = self._options.seed, self._options.seconds, self._lanes
         ways = {way: schedule.link_lane(seed, way.name, seconds) for way in self._ways}
         self._steps_left = sum(map(len, tiers.values())) + sum(map(len, ways.values()))
         self._say(f"seed {seed}: {self._steps_left} steps, {', '.join(f'{len(lane)} of {name}' for name, lane in tiers.items())}")
@@ -133,6 +134,36 @@ class Trial:
                     tasks.create_task(self._lane(lane, partial(self._do_to_way, way)))
         finally:
             progress.cancel()
+
+    def _owed(self, tier: str) -> Owed:
+        return schedule.owed(self._lanes[tier], self.layout.tiers[tier].points, self._options.seconds)
+
+    async def _make_up(self) -> None:
+        """Who was to answer may have been dead each time that a tier was to die at a point of a link: again, while all others live."""
+        for name, victim in self.victims.items():
+            for point in self._owed(name).points:
+                if not victim.run.points_hit[point]:
+                    await self._heal()
+                    self._say(f"{name} has not died at {point} yet: once more, while all others live")
+                    await victim.do(Step(0.0, "point", 0.0, point, 1), POINT_OWED_WAIT_S)
+        if not self._lost_acks():
+            await self._heal()
+            await self._lose_acks()
+
+    async def _lose_acks(self) -> None:
+        """No death met a message on its way: acks are held back until devices wait for some, and lost with their connections."""
+        doors, before = [proxy for way, proxy in self._ways.items() if isinstance(way, Door)], self.fleet.acked
+        await _until(lambda: self.fleet.acked > before, lambda: None)
+        for proxy in doors:
+            proxy.set("stall_back")
+        await _until(lambda: any(device.waits for device in self.fleet.devices), lambda: None)
+        for proxy in doors:
+            proxy.set("cut")
+            proxy.set("fair")
+        await _until(lambda: bool(self._lost_acks()), lambda: None)
+
+    def _lost_acks(self) -> int:
+        return sum(device.resent + device.resumed for device in self.fleet.devices)
 
     async def _lane(self, steps: Sequence[Step], do: Callable[[Step], Awaitable[None]]) -> None:
         for step in steps:
@@ -213,10 +244,10 @@ class Trial:
 
     def judged(self, fresh: Device | None) -> list[Finding]:
         """Read the lake and judge it by what the devices know."""
-        findings = judge(self.fleet.devices, lake.rows(self.layout.lakes), fresh, self._happened())
+        findings = judge(self.fleet.devices, lake.rows(self.layout.lakes), fresh, self._happened(), self.layout.one_way)
         for victim in self.victims.values():
             for death in victim.run.deaths:
-                findings[-1].against(death)
+                findings[ENOUGH].against(death)
         return findings
 
     def _outcome(self, fault_s: float, settle_s: float, fresh: Device | None, fresh_s: float | None) -> Outcome:
@@ -238,17 +269,13 @@ class Trial:
         )
 
     def _happened(self) -> Happened:
-        seed, seconds = self._options.seed, self._options.seconds
         counts = [("acked events", self.fleet.acked, self._acks_min)]
         counts.append(("steps that were not carried out", -self._steps_left, 0))
-        for name, tier in self.layout.tiers.items():
-            run, lane = self.victims[name].run, schedule.tier_lane(seed, name, tier.points, seconds)
-            deaths = sum(step.deed == "kill" for step in lane) + 2 * sum(step.deed == "point" for step in lane)
-            counts.append((f"kills of {name}", run.kills, deaths))
-            needed = {step.point for step in lane if step.deed == "point"} & {point.name for point in tier.points if point.needed}
-            counts += [(f"deaths of {name} at {point}", run.points_hit[point], 1) for point in sorted(needed)]
-        again = sum(device.resent + device.resumed for device in self.fleet.devices)
-        counts.append(("messages whose ack was lost (sent again, or settled by a hello)", again, 1))
+        for name, victim in self.victims.items():
+            least = self._owed(name)
+            counts.append((f"kills of {name}", victim.run.kills, least.kills))
+            counts += [(f"deaths of {name} at {point}", victim.run.points_hit[point], 1) for point in least.points]
+        counts.append(("messages whose ack was lost (sent again, or settled by a hello)", self._lost_acks(), 1))
         for link in self.layout.links:
             counts.append((f"connections of {link.name}", self._ways[link].connections, 2))
         return counts

@@ -1,10 +1,11 @@
-"""The five properties, judged from what devices know and what the lake holds. No I/O."""
+"""The six properties, judged from what devices know and what the lake holds. No I/O."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby, pairwise
 from typing import Final
 
 from headrace.torture.device import Device
@@ -31,18 +32,27 @@ class Finding:
             self.examples.append(what)
 
 
+#: Where `enough happened` stands in what `judge` gives.
+ENOUGH: Final = 4
+
+
 #: What a trial has to show so that it proves anything: (what, how often it happened, how often at least).
 Happened = Sequence[tuple[str, int, int]]
 
 
-def judge(devices: Sequence[Device], stored: Iterable[Row], fresh: Device | None, happened: Happened) -> list[Finding]:
-    """The findings, in the order of the properties. `fresh`: the device whose one event came after the faults; None: it was not acked."""
+def judge(
+    devices: Sequence[Device], stored: Iterable[Row], fresh: Device | None, happened: Happened, one_way: bool = True
+) -> list[Finding]:
+    """The findings, in the order of the properties. `fresh`: the device whose one event came after the faults; None: it was not acked.
+    one_way: see `Layout`."""
     held, once, unchanged = Finding("every acked event is in the lake"), Finding("effectively once"), Finding("payload unchanged")
     alive, enough = Finding("a fresh event passes afterwards"), Finding("enough happened")
+    in_order = Finding("each device's events in their order")
     seen: dict[str, Counter[int]] = {device.name: Counter() for device in devices}
     places: set[tuple[str, int]] = set()
+    came: dict[str, list[tuple[int, int, int]]] = {device.name: [] for device in devices}
     for row in stored:
-        _look(row, seen, places, once, unchanged)
+        _look(row, seen, places, once, unchanged, came)
     for device in devices:
         numbers, acked = seen[device.name], device.acked()
         held.checked += len(acked)
@@ -55,6 +65,7 @@ def judge(devices: Sequence[Device], stored: Iterable[Row], fresh: Device | None
             unchanged.against(f"{device.name}/{number} was refused and is there")
         for wrong in device.wrongs:
             enough.against(wrong)
+        _in_order(device, came[device.name], one_way, in_order)
     alive.checked = 1
     if fresh is None or not seen[fresh.name][1]:
         alive.against("it was not acked" if fresh is None else "it was acked and is not there")
@@ -62,10 +73,35 @@ def judge(devices: Sequence[Device], stored: Iterable[Row], fresh: Device | None
         enough.checked += 1
         if count < least:
             enough.against(f"{what}: {count}, expected {least} at least")
-    return [held, once, unchanged, alive, enough]
+    return [held, once, unchanged, alive, enough, in_order]
 
 
-def _look(row: Row, seen: dict[str, Counter[int]], places: set[tuple[str, int]], once: Finding, unchanged: Finding) -> None:
+def _in_order(device: Device, came: list[tuple[int, int, int]], one_way: bool, finding: Finding) -> None:
+    """By the positions of the queue that acked them, and by the rolls of the lake: within one, it keeps another order."""
+    came = [(roll, position, number) for roll, position, number in came if number not in device.reordered]
+    finding.checked += len(came)
+    by_position = sorted((position, number) for _, position, number in came)
+    for (_, before), (position, number) in pairwise(by_position):
+        if number < before:
+            finding.against(f"{device.name}/{number} was taken behind {before}, at position {position}")
+    if not one_way:
+        return
+    newest = 0
+    for roll, rows in groupby(sorted(came), lambda row: row[0]):
+        numbers = [number for _, _, number in rows]
+        if min(numbers) < newest:
+            finding.against(f"{device.name}/{min(numbers)} came behind {newest}, in the roll that begins with position {roll}")
+        newest = max(newest, *numbers)
+
+
+def _look(
+    row: Row,
+    seen: dict[str, Counter[int]],
+    places: set[tuple[str, int]],
+    once: Finding,
+    unchanged: Finding,
+    came: dict[str, list[tuple[int, int, int]]],
+) -> None:
     once.checked += 1
     unchanged.checked += 1
     if (row.origin, row.position) in places:
@@ -77,6 +113,8 @@ def _look(row: Row, seen: dict[str, Counter[int]], places: set[tuple[str, int]],
         return
     device, number = issued
     seen[device][number] += 1
+    if seen[device][number] == 1:
+        came[device].append((row.roll, row.position, number))
     expected = readings(device, number)
     if row.device != device or row.readings != tuple(expected[name] for name in READINGS):
         unchanged.against(f"{row}, expected {expected} of {device}")

@@ -17,10 +17,11 @@ from headrace.torture.schedule import Step
 
 START_S: Final = 90.0
 STOP_S: Final = 90.0
-#: How long a tier may take to pass a point; longer where the trial needs it.
+#: How long a tier that is ready may take to pass a point, while others are dead as well; and when all of them live.
 POINT_WAIT_S: Final = 8.0
-POINT_NEEDED_WAIT_S: Final = 30.0
+POINT_OWED_WAIT_S: Final = 30.0
 POLL_S: Final = 0.025
+READY_POLL_S: Final = 0.25
 KILLED: Final = -signal.SIGKILL
 
 
@@ -34,9 +35,8 @@ class Victim:
     def __init__(self, layout: TierLayout, process: SiteProcess) -> None:
         self.process, self.run = process, TierRun()
         self._name = layout.name
-        self._needed = {point.name for point in layout.points if point.needed}
 
-    async def do(self, step: Step) -> None:
+    async def do(self, step: Step, point_wait_s: float = POINT_WAIT_S) -> None:
         """One step of its lane, until it is undone."""
         process, run = self.process, self.run
         self.keep_alive()
@@ -58,15 +58,21 @@ class Victim:
             process.kill()
             run.done["kill"] += 1
             process.start(faults=f"{step.point}=kill@{step.hit}", ready=False)
-            await self._die_at(step.point)
+            await self._die_at(step.point, point_wait_s)
             process.start(ready=False)
         if step.deed != "point":
             run.done[step.deed] += 1
 
-    async def _die_at(self, point: str) -> None:
-        """Until the point kills it; one that is not passed in time is killed from outside."""
-        deadline = time.monotonic() + (POINT_NEEDED_WAIT_S if point in self._needed else POINT_WAIT_S)
-        while (code := self.process.died()) is None and time.monotonic() < deadline:  # noqa: ASYNC110  a process is waited for
+    async def _die_at(self, point: str, wait_s: float) -> None:
+        """Until the point kills it; one that is not passed in time is killed from outside. On a slow machine a start takes its time."""
+        begun, ready_at, look_at = time.monotonic(), None, 0.0
+        while (code := self.process.died()) is None:
+            now = time.monotonic()
+            if now > (begun + START_S if ready_at is None else ready_at + wait_s):
+                break
+            if ready_at is None and now >= look_at:
+                look_at = now + READY_POLL_S
+                ready_at = now if await asyncio.to_thread(self.process.is_ready) else None
             await asyncio.sleep(POLL_S)
         if code is None:
             self.process.kill()
