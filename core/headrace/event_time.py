@@ -53,12 +53,11 @@ def take_times(rows: list[Readings], received: pa.Array, past_max_s: int, future
 def judge(claims: list[Any], received: pa.Array, past_max_s: int, future_max_s: int) -> tuple[Times, list[int]]:
     """The times of events that claim these (None: no claim), and which claims stay readings."""
     arrived = received.cast(pa.int64()).to_numpy()
-    kinds = list(map(type, claims))
-    claimed = _claimed(claims, kinds)
+    claimed = _claimed(claims)
     readable = claimed != _NO_TIME
     early, late = arrived - past_max_s * 1_000_000, arrived + future_max_s * 1_000_000
     believed = readable & ((arrived < CLOCK_FLOOR_US) | ((claimed >= early) & (claimed <= late)))
-    count, legible, claims_made = int(believed.sum()), int(readable.sum()), len(claims) - kinds.count(type(None))
+    count, legible, claims_made = int(believed.sum()), int(readable.sum()), len(claims) - claims.count(None)
     kept: list[int] = []
     if claims_made > count:
         kept = [index for index in np.flatnonzero(~believed).tolist() if claims[index] is not None]
@@ -66,14 +65,15 @@ def judge(claims: list[Any], received: pa.Array, past_max_s: int, future_max_s: 
     return Times(time, legible - count, claims_made - legible), kept
 
 
-def _claimed(claims: list[Any], kinds: list[type]) -> Microseconds:
+def _claimed(claims: list[Any]) -> Microseconds:
     """`parse_time` of all claims, _NO_TIME where it finds none; numbers all at once."""
-    there = set(kinds)
+    there = set(map(type, claims))
     if there == {float}:
-        return _of_floats(np.array(claims))
+        return _of_floats(np.fromiter(claims, np.float64, len(claims)))
     if there == {int}:
         return _of_integers(claims)
     claimed = np.full(len(claims), _NO_TIME, np.int64)
+    kinds = list(map(type, claims))
     for kind, of_kind in ((float, lambda some: _of_floats(np.array(some))), (int, _of_integers), (str, _one_by_one)):
         if kind in there:
             indexes = [index for index, one in enumerate(kinds) if one is kind]

@@ -24,6 +24,11 @@ __all__ = ["Cells", "Gathered", "columns_of", "flat", "gather", "readings_array"
 _encode = msgspec.json.Encoder()
 _NOTHING: Final = type(None)
 _LAST: Final = 1 << 62
+_NUMBERS: Final[dict[tuple[str | type, ...], Any]] = {
+    ("number", float): np.float64,
+    ("number", int): np.float64,
+    ("integer", int): np.int64,
+}
 _INT64: Final = range(-(2**63), 2**63)
 
 #: What fits no column, by row and name.
@@ -185,12 +190,26 @@ def _column(name: str, cells: Cells, kind: str | None, kinds: set[type], others:
         return pa.nulls(len(cells.values))
     if kind == "string" and list in kinds:
         return pa.array([_encode.encode(value).decode() if isinstance(value, list) else value for value in cells.values], pa.string())
+    if (array := _without_nulls(cells.values, kind, kinds - {_NOTHING})) is not None:
+        return array
     if kind == "integer":
         return _integers(name, _own(cells), kinds, others)
     try:
         return pa.array(cells.values, ARROW_TYPES[kind])
     except pa.ArrowInvalid:  # integers beyond 2**53
         return _numbers(name, _own(cells), others)
+
+
+def _without_nulls(values: list[Any], kind: str, kinds: set[type]) -> pa.Array | None:
+    """Numbers of one type in every row, which numpy takes in a third of Arrow's time; None where there is anything else."""
+    numbers = _NUMBERS.get((kind, *kinds))
+    if numbers is None:
+        return None
+    try:
+        array = np.fromiter(values, numbers, len(values))
+    except (TypeError, OverflowError):  # a null; an integer that is too big
+        return None
+    return None if np.isnan(array).any() else pa.array(array)  # to numpy a null among floats is not a number
 
 
 def _own(cells: Cells) -> Cells:
