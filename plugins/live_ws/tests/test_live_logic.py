@@ -130,6 +130,15 @@ def test_null_structs_and_structs_without_children_render_as_empty_objects(event
     assert [(event["readings"], event["context"]) for event in decoded(batch)] == [({}, {}), ({"t": 1}, {})]
 
 
+@pytest.mark.parametrize(
+    "more", [{}, {'a "quoted" name': 1.0, "back\\slash": 2.0, "new\nline": None}, {f"r{number}": 1.0 for number in range(100)}]
+)
+def test_names_that_need_escaping_and_very_many_names_render_as_all_others(event_batch: MakeBatch, more: dict[str, Any]) -> None:
+    rows = [{"device": "a", "readings": {"temp": 1.5, "é": None, **more}}, {"device": "b", "readings": {"temp": None, "é": "x", **more}}]
+    expected = [{name: value for name, value in row["readings"].items() if value is not None} for row in rows]
+    assert [event["readings"] for event in decoded(event_batch(rows))] == expected
+
+
 # --- the newest event per device
 
 

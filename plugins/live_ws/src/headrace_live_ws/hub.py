@@ -133,7 +133,7 @@ class Hub:
             await asyncio.sleep(0)
         chosen = share_out(subscriptions, facets.rows, self._budget)
         events: list[bytes] = []
-        for piece in join(take(batches, chosen)):
+        for piece in join(batches if len(chosen) == facets.rows else take(batches, chosen)):
             for offset in range(0, piece.num_rows, RENDER_ROWS):
                 events += render(piece.slice(offset, RENDER_ROWS))
                 await asyncio.sleep(0)

@@ -6,19 +6,36 @@ become null, as JSON knows no better.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 #: Render so many events before other tasks of the loop get their turn: about half a millisecond.
 RENDER_ROWS: Final = 256
+#: Names of a struct's children for which a class is made: one of more takes longer to make than it saves.
+NAMES_MAX: Final = 64
 
 # Binary becomes base64, times RFC 3339, decimals strings: msgspec's rules. What it does not know becomes its text.
 _encode = msgspec.json.Encoder(enc_hook=str).encode
+#: What JSON has to escape in a name: msgspec has no fields of such names.
+_ESCAPED: Final = re.compile(r'["\\\x00-\x1f]')
+
+
+class _Event(msgspec.Struct, gc=False):
+    """What is rendered, in this order."""
+
+    device: str
+    time: str
+    received: str
+    readings: Any
+    context: Any
+    origin: str
+    position: int
 
 
 def render(batch: pa.RecordBatch) -> list[bytes]:
@@ -32,20 +49,7 @@ def render(batch: pa.RecordBatch) -> list[bytes]:
         batch.column("origin").cast(pa.string()).to_pylist(),
         batch.column("position").to_pylist(),
     )
-    return [
-        _encode(
-            {
-                "device": device,
-                "time": time,
-                "received": received,
-                "readings": readings,
-                "context": context,
-                "origin": origin,
-                "position": position,
-            }
-        )
-        for device, time, received, readings, context, origin, position in zip(*columns, strict=True)
-    ]
+    return [_encode(event) for event in map(_Event, *columns)]
 
 
 def time_texts(column: pa.Array) -> list[str]:
@@ -55,22 +59,41 @@ def time_texts(column: pa.Array) -> list[str]:
     return [f"{text.replace(' ', 'T')}Z" for text in plain]
 
 
-def struct_rows(column: pa.StructArray) -> list[dict[str, Any]]:
-    """A struct column as one dict per row, without the children that are null."""
-    rows: list[dict[str, Any]] = [{} for _ in range(len(column))]
-    for index, field in enumerate(column.type):
-        child = pc.struct_field(column, index)
-        if child.null_count == len(child):
-            continue
-        name = field.name
-        if child.null_count == 0:
-            for row, value in zip(rows, _values(child), strict=True):
-                row[name] = value
-        else:
-            valid = np.flatnonzero(child.is_valid().to_numpy(zero_copy_only=False)).tolist()
-            for at, value in zip(valid, _values(child.drop_null()), strict=True):
-                rows[at][name] = value
+def struct_rows(column: pa.StructArray) -> list[Any]:
+    """A struct column as one object per row that msgspec writes without the children that are null."""
+    # flatten, not field: a null struct has no values below it
+    children = {field.name: child for field, child in zip(column.type, column.flatten(), strict=True) if child.null_count < len(child)}
+    names = tuple(children)
+    if not names or len(names) > NAMES_MAX or _ESCAPED.search("".join(names)):
+        return _dictionaries(len(column), children)
+    values = [_values(child) if child.null_count == 0 else _with_nulls(child) for child in children.values()]
+    return list(map(_class_of(names), *values))
+
+
+@lru_cache(maxsize=256)
+def _class_of(names: tuple[str, ...]) -> type[msgspec.Struct]:
+    """msgspec makes and writes objects of a class in less than half the time of dictionaries."""
+    attributes = [f"f{number}" for number in range(len(names))]
+    fields: list[tuple[str, Any, Any]] = [(attribute, Any, None) for attribute in attributes]
+    return msgspec.defstruct("Children", fields, rename=dict(zip(attributes, names, strict=True)), omit_defaults=True, gc=False)
+
+
+def _dictionaries(count: int, children: dict[str, pa.Array]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = [{} for _ in range(count)]
+    for name, child in children.items():
+        valid = np.flatnonzero(child.is_valid().to_numpy(zero_copy_only=False)).tolist()
+        for at, value in zip(valid, _values(child.drop_null()), strict=True):
+            rows[at][name] = value
     return rows
+
+
+def _with_nulls(column: pa.Array) -> list[Any]:
+    """The same with None for nulls."""
+    values: list[Any] = [None] * len(column)
+    valid = np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False)).tolist()
+    for at, value in zip(valid, _values(column.drop_null()), strict=True):
+        values[at] = value
+    return values
 
 
 def _values(column: pa.Array) -> Sequence[Any]:
