@@ -289,5 +289,5 @@ def row_names(queue_id: str, positions: np.ndarray, origins: pa.RecordBatch) -> 
 def global_ids(queue_id: str, positions: np.ndarray, origins: pa.RecordBatch) -> tuple[pa.Array, pa.Array]:
     """The `origin` and `position` columns of rows that lie at `positions` of queue `queue_id`, see `row_names`."""
     names = row_names(queue_id, positions, origins)
-    column = pa.DictionaryArray.from_arrays(pa.array(names.codes), pa.array(list(names.ids), pa.string()))
-    return column.cast(ORIGIN_TYPE), pa.array(names.numbers)
+    codes = pa.array(names.codes, ORIGIN_TYPE.index_type)
+    return pa.DictionaryArray.from_arrays(codes, pa.array(names.ids, ORIGIN_TYPE.value_type)), pa.array(names.numbers)

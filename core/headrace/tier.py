@@ -161,7 +161,8 @@ class Tier:
         loop = asyncio.get_running_loop()
 
         def released() -> None:
-            loop.call_soon_threadsafe(self.deliver.released)
+            if self.deliver.refusing:  # nobody else waits; who begins to right now looks again by itself, soon
+                loop.call_soon_threadsafe(self.deliver.released)
 
         self.pipeline.start(released)
         for source in self.sources.values():

@@ -60,7 +60,9 @@ class Enricher:
         bugs = 0
         refused: Refused = {}
         while True:
-            kept = [row for row in range(batch.num_rows) if row not in refused]
+            kept: Sequence[int] = range(batch.num_rows)
+            if refused:
+                kept = [row for row in kept if row not in refused]
             if not kept:
                 return self._nulls(batch.num_rows), _shifted(refused, offset)
             rest = batch if not refused else batch.take(pa.array(kept))

@@ -109,7 +109,7 @@ class Pipeline(Reading):
             readings, misfits = decoding.columns_of(gathered, self._types)
         self._typed.expect([field.name for field in readings.type])
         origin, position = global_ids(read.queue_id, positions, read.origins)
-        context = pa.array([{}] * raw.num_rows, NO_FIELDS)
+        context = pa.Array.from_buffers(NO_FIELDS, raw.num_rows, [None])
         columns = [_own(raw.column("device")), times.time, _own(received), readings, context, origin, position]
         self._count_decoded.inc(raw.num_rows - len(bad))
         self._count_misfits.inc(misfits)
@@ -120,7 +120,7 @@ class Pipeline(Reading):
     async def _values(self, raw: pa.RecordBatch) -> tuple[decoding.Decoded, dict[int, str]]:
         """The values of all rows, and why some do not decode."""
         received, window = raw.column("received"), (self._engine.time_past_max_s, self._engine.time_future_max_s)
-        if pc.all(pc.equal(raw.column("encoding"), ENCODING_JSON)).as_py():
+        if (raw.column("encoding").to_numpy() == ENCODING_JSON).all():
             decoded = decoding.decode_typed(raw.column("payload").to_pylist(), received, self._typed, *window)
             if decoded is not None:
                 return decoded, {}

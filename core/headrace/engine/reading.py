@@ -76,7 +76,7 @@ class Reading:
         self._queue, self._engine = queue_hook, engine
         #: in front of a live feed without a queue nobody waits
         self._wait_s = engine.read_wait_ms_max / 1000 if getattr(queue_hook, "patient", True) else 0.0
-        #: when the last read was through (loop time)
+        #: when the last read had its events, before they were decoded (loop time)
         self._read_at = -math.inf
         self._kept: deque[tuple[Events, int]] = deque()
         self._under_way: dict[tuple[int, int], asyncio.Task[Events]] = {}
@@ -137,9 +137,10 @@ class Reading:
         if rows_max == self._engine.read_rows_max:
             await self._company(reader, after)
         read = await self._queue.queue_read(reader=reader, after=after, rows_max=rows_max, bytes_max=self._engine.read_bytes_max)
+        # what is made of it takes time in which others come: they need not wait for that and for company
+        self._read_at = asyncio.get_running_loop().time()
         # before anything is decoded: a range under suspicion must not bring its neighbours along
         events = await self.events(read if rows_max == self._engine.read_rows_max else cut_read(read, after + 1, after + rows_max))
-        self._read_at = asyncio.get_running_loop().time()
         if self.keeps and rows_max == self._engine.read_rows_max:
             self._keep(events)
         return events

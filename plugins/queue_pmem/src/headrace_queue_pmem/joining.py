@@ -11,14 +11,13 @@ import numpy as np
 import pyarrow as pa
 
 from headrace import NO_ORIGINS, ORIGIN_SCHEMA, RAW_SCHEMA
-from headrace.position import ORIGIN_SESSION
+from headrace.position import ORIGIN_ROWS, ORIGIN_SESSION
 from headrace_queue_pmem.frame import FrameHeader, decode_batch, decode_origins, shift_origins
 from headrace_queue_pmem.layout import KIND_RAW, LINE, align
 from headrace_queue_pmem.medium import Area
-from headrace_queue_pmem.messages import joined
+from headrace_queue_pmem.messages import Ints, joined
 from headrace_queue_pmem.ring import Ring
 from headrace_queue_pmem.runs import Run
-from headrace_queue_pmem.trim import only_sessions
 
 
 class Pin:
@@ -140,8 +139,11 @@ def join_origins(parts: Sequence[Part | Run]) -> pa.RecordBatch:
 
 def _frame_origins(area: Area, start: int, size: int, skip: int, rows: int, offset: int) -> list[pa.RecordBatch]:
     origins = decode_origins(bytes(area.view[start : start + size]))
-    if only_sessions(origins):
+    kinds = origins.column("kind").to_numpy()
+    if (kinds == ORIGIN_SESSION).all():
         return []
+    if not skip and not (kinds == ORIGIN_ROWS).any():  # all of the frame, as most are read
+        return [_shifted(origins, np.full(len(kinds), offset)) if offset else origins]
     return [pa.RecordBatch.from_pylist(shift_origins(origins, skip, rows, offset), schema=ORIGIN_SCHEMA)]
 
 
@@ -159,7 +161,10 @@ def _run_origins(run: Run, offset: int) -> list[pa.RecordBatch]:
     wanted = np.logical_or.reduceat(other, np.cumsum(counts) - counts)
     if not wanted.any():
         return []
-    offsets = origins.column("row_offset").to_numpy() + np.repeat(befores, counts)
+    return [_shifted(origins, np.repeat(befores, counts)).filter(pa.array(np.repeat(wanted, counts)))]
+
+
+def _shifted(origins: pa.RecordBatch, by: Ints) -> pa.RecordBatch:
     index = ORIGIN_SCHEMA.get_field_index("row_offset")
-    shifted = origins.set_column(index, ORIGIN_SCHEMA.field(index), pa.array(offsets, pa.uint32()))
-    return [shifted.filter(pa.array(np.repeat(wanted, counts)))]
+    offsets = origins.column(index).to_numpy() + by
+    return origins.set_column(index, ORIGIN_SCHEMA.field(index), pa.array(offsets, pa.uint32()))
