@@ -64,10 +64,10 @@ class Load:
 
 
 def load(program: Path, port: int, folder: Path, *words: Any, connections: int = DEVICES, first: int = 0) -> Load:
-    """Start the generator with devices from `first` on."""
+    """Start the generator with devices from `first` on. At a rate it may be a millisecond late: it has no core to itself to be exact on."""
     log = folder / f"acked-{port}-{first}-{time.monotonic_ns()}.csv"
     command = [program, "--port", port, "--path", "/v1/devices/dev-%CONN%/events", "--conns", connections, "--conn0", first]
-    command += ["--acklog", log, "--drain", 60, *words]
+    command += ["--acklog", log, "--drain", 60, "--spin", 0, *words]
     return Load(subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True), log)
 
 
