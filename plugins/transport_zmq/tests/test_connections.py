@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import socket as sockets
+from pathlib import Path
 from typing import Any
 
 import zmq
 import zmq.asyncio
 
+from headrace.testing import fake_context
+from headrace_transport_zmq.config import TransportConfig
 from headrace_transport_zmq.connections import GRACE_S, NONSENSE_MAX, SUBSCRIPTIONS_MAX, Connections
+from headrace_transport_zmq.door import Door
 from headrace_transport_zmq.guard import monitored
 
 
@@ -103,3 +108,24 @@ def test_no_two_monitors_have_one_address() -> None:
         monitored(socket, context, zmq.EVENT_ALL).close()
     context.term()
     assert len(set(addresses)) == 2
+
+
+def test_an_event_of_a_socket_that_nobody_watches_any_more_stops_no_other(tmp_path: Path) -> None:
+    """A far side that goes at the very moment in which its link gives it up: the link never reached any far side again."""
+    context = zmq.asyncio.Context()
+    door = Door(TransportConfig(connect="tcp://127.0.0.1:1"), fake_context(tmp_path), context)
+    with sockets.create_server(("127.0.0.1", 0)) as far_side:
+        far_side.settimeout(20.0)
+        for _ in range(2):
+            near = zmq.Socket(context, zmq.DEALER)
+            near.setsockopt(zmq.LINGER, 0)
+            door.arm(near)
+            near.connect(f"tcp://127.0.0.1:{far_side.getsockname()[1]}")
+            connection, _ = far_side.accept()
+            assert connection.recv(1), "it shakes hands"
+            door.shut()
+            connection.close()
+            again, _ = far_side.accept()  # so the end of the first has been told, or was to be
+            near.close()
+            again.close()
+    context.term()

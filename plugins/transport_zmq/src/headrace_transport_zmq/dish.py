@@ -104,9 +104,13 @@ class Dish:
             except RuntimeError:  # the loop has ended
                 return
 
-    def close(self) -> None:
-        """Safe twice."""
+    def stop(self) -> None:
+        """Nobody but the caller uses the socket on return. Safe twice."""
         self._ended.set()
         if self._thread is not None:
             self._thread.join()
+
+    def close(self) -> None:
+        """Safe twice."""
+        self.stop()
         self._socket.close(linger=0)

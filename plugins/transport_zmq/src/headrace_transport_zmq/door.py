@@ -31,6 +31,7 @@ class Door:
         self._zmq = zmq_context
         keys = read_keys(config)
         self._pair, self._server = keys.pair, keys.server
+        self._socket: zmq.Socket[Any] | None = None
         self._monitor: zmq.Socket[bytes] | None = None
         #: as of the last call of `why`
         self.connected = False
@@ -44,14 +45,18 @@ class Door:
             socket.curve_publickey, socket.curve_secretkey = self._pair.public, self._pair.secret
             socket.curve_serverkey = self._server
         # no bound: there are some for each attempt to connect, and a link looks only when it has lost the far side or found it again
-        self._monitor = monitored(socket, self._zmq, _MONITORED, events_max=0)
+        self._socket, self._monitor = socket, monitored(socket, self._zmq, _MONITORED, events_max=0)
         self.connected, self._reason = False, ""
 
     def shut(self) -> None:
         """Before the socket is closed. Safe twice."""
+        if self._socket is not None and not self._socket.closed:
+            # An event whose reader is gone would hold libzmq's own thread for ever, and with it every other socket of the context. It never
+            # waits for this reader, which has no bound; so the socket can be told here.
+            self._socket.monitor(None, 0)
         if self._monitor is not None:
             self._monitor.close(linger=0)
-            self._monitor = None
+        self._socket = self._monitor = None
 
     def why(self) -> str:
         """Why the far side did not let this one in, as far as it can be told; empty when it was not asked, or let in since."""

@@ -157,6 +157,8 @@ class Subscribing:
 
     def close(self) -> None:
         """Safe twice."""
+        if self._dish is not None:
+            self._dish.stop()
         self._door.shut()
         if self._dish is not None:
             self._dish.close()
