@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from headrace import hookspecs
-from headrace.component import Component, Context, Health
+from headrace.component import Component, Context, Health, Placed
 from headrace.hookcheck import PLACES, SPECS
 from headrace.hookspecs import NAMESPACES, ROLES
 from headrace.position import Missing, RangeKey
@@ -31,7 +31,7 @@ CROSSING: Final[tuple[type[Any], ...]] = (
     hookspecs.QueueSpan,
     hookspecs.QueueRead,
 )
-BASES: Final[tuple[type[Any], ...]] = (Component, Context, Health, StoreCalls)
+BASES: Final[tuple[type[Any], ...]] = (Component, Context, Health, Placed, StoreCalls)
 TITLES: Final = {
     "SourceHooks": "Sources",
     "QueueHooks": "Queues",

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from headrace.component import Clock, Component, Config, Context, Health
+    from headrace.component import Clock, Component, Config, Context, Health, Placed
     from headrace.encodings import ENCODINGS, Encoding, Sent, Unreadable
     from headrace.errors import (
         ConfigError,
@@ -67,6 +67,7 @@ __all__ = [
     "Origin",
     "OriginMark",
     "PermanentError",
+    "Placed",
     "Plan",
     "PluginError",
     "QueueError",
@@ -91,7 +92,7 @@ __all__ = [
 
 #: Imported when first asked for: the command line answers --help and mistakes without half a second of Arrow and aiohttp.
 _HOMES: Final = {
-    "headrace.component": ("Clock", "Component", "Config", "Context", "Health"),
+    "headrace.component": ("Clock", "Component", "Config", "Context", "Health", "Placed"),
     "headrace.errors": (
         "ConfigError",
         "HeadraceError",

@@ -10,21 +10,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from headrace.addresses import address_of, why_not
-from headrace.component import Context, SystemClock
+from headrace.component import Context, Placed, SystemClock
 from headrace.config import Entry, Site, Tier, examine
 from headrace.discovery import distribution_of
 from headrace.log import Log, describe
 from headrace.metrics import Metrics
 from headrace.register import QueueRegister, Registered
 from headrace.tables import WORKERS_MAX
+from headrace.unheld import unheld
 from headrace.workers.plan import processes, queue_path, queue_paths, worker_queue
 
 
 class Finding(NamedTuple):
-    """One line of the answer."""
+    """One line of the answer. warning: the site would start, and still somebody should know this first."""
 
     ok: bool
     text: str
+    warning: bool = False
 
 
 def check(
@@ -40,6 +42,8 @@ def check(
         findings += _component(site, entry, entry.path)
     for tier in site.tiers.values():
         findings += _workers(site, tier)
+        findings += _together(site, tier)
+    findings += [Finding(True, f"{site.file}: {queue.path}: {queue.what}; {queue.remedy}", warning=True) for queue in unheld(site)]
     findings += _listeners(site, ports)
     findings += _orphans(site)
     return findings
@@ -107,6 +111,21 @@ def _component(site: Site, entry: Entry, name: str) -> Iterator[Finding]:
     if not complaints:
         distribution = distribution_of(entry.use)
         yield Finding(True, f"{name}: {entry.use}" + (f" ({distribution.name} {distribution.version})" if distribution else ""))
+
+
+def _together(site: Site, tier: Tier) -> Iterator[Finding]:
+    """What each component says of the others of its tier."""
+    placed = [
+        Placed(entry.id, entry.role, entry.use, entry.output.hold if entry.role == "output" else "", entry.config)
+        for entry in tier.entries()
+    ]
+    for entry in tier.entries():
+        try:
+            warnings = entry.plugin(entry.config, _context(site, entry)).check_tier(placed)
+        except Exception as error:
+            yield Finding(False, f"{site.file}: {entry.path}: its check failed, which is a bug of the plugin: {describe(error)}")
+            continue
+        yield from (Finding(True, f"{site.file}: {entry.path}: {warning}", warning=True) for warning in warnings)
 
 
 def _context(site: Site, entry: Entry) -> Context:

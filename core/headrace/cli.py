@@ -81,9 +81,11 @@ def _check(argv: list[str]) -> int:
 
     findings = check(args.file, args.set, only=args.tier, ports=not args.no_ports)
     for finding in findings:
-        print(f"{'ok' if finding.ok else 'problem':<8} {finding.text}")
+        print(f"{'problem' if not finding.ok else 'warning' if finding.warning else 'ok':<8} {finding.text}")
     count = sum(not finding.ok for finding in findings)
-    print(f"{args.file}: {f'{count} problem' + 's' * (count > 1) if count else 'ready to run'}")
+    warnings = sum(finding.warning for finding in findings)
+    verdict = f"{count} problem{'s' * (count > 1)}" if count else "ready to run"
+    print(f"{args.file}: {verdict}" + (f", {warnings} warning{'s' * (warnings > 1)}" if warnings else ""))
     return EX_CONFIG if count else 0
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,6 +54,16 @@ class Health(NamedTuple):
 
     status: Status
     reason: str = ""
+
+
+class Placed(NamedTuple):
+    """A component in its place of a tier: what others may know of it. hold: of an output; elsewhere empty. config: its typed Config."""
+
+    id: str
+    role: Role
+    use: str
+    hold: Literal["", "always", "window", "none"]
+    config: Any
 
 
 @dataclass
@@ -182,6 +192,11 @@ class Component:
 
     def check(self) -> list[str]:
         """What `headrace check` should report of this config beyond its types, without opening anything: paths, ports."""
+        return []
+
+    def check_tier(self, placed: Sequence[Placed]) -> list[str]:
+        """What `headrace check` should warn of, seeing all components of the tier in their places, this one among them. The site starts
+        all the same."""
         return []
 
     def health(self) -> Health:

@@ -36,6 +36,7 @@ from headrace.queue_rates import SAMPLE_S, ReleaseRates
 from headrace.register import QueueRegister
 from headrace.stopping import Stopping, unless
 from headrace.tier import Tier
+from headrace.unheld import report_unheld
 from headrace.workers.merging import told_rules
 from headrace.workers.plan import Process, queue_paths
 
@@ -175,6 +176,7 @@ class Host:
 
     async def _start(self, tasks: asyncio.TaskGroup) -> None:
         self._report_orphaned_queues()
+        self._report_unheld()
         self._facts.tell("register_routes", app=self.admin.app)
         try:
             await self.admin.start()
@@ -233,6 +235,10 @@ class Host:
                 continue  # another process runs that tier from the same file
             self._log.error("queue is not in the config any more and may hold events", **orphan._asdict())
 
+    def _report_unheld(self) -> None:
+        if self._part is None:
+            report_unheld(self._site, self._log)
+
     def _totals(self) -> Totals:
         sums: dict[str, float] = {}  # not all of them are numbers of events: a reader that stands takes for ever
         stored: dict[str, int] = {}
@@ -286,6 +292,7 @@ class Host:
         self._site = site
         self._reload_success.set(1)
         self._log.info("reloaded", changed=paths)
+        self._report_unheld()
         return ""
 
     async def _reload_tier(self, tier: Tier, site: Site, paths: list[str]) -> None:

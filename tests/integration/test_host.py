@@ -128,6 +128,13 @@ def test_sighup_restarts_only_what_changed_and_refuses_a_bad_file(make: Make) ->
     send(site, 4)
     until(lambda: 4 in rows(site, "other.txt"), "the old config runs on")
 
+    told = "queue lets go of events that no output has safe"
+    assert not any(line["message"] == told for line in site.lines())
+    window = 'hold = "window"\nhold_window_s = 60\n'
+    site.file.write_text(SITE.replace("rows.txt", "other.txt") + window + SECOND + window)
+    site.process.send_signal(signal.SIGHUP)
+    until(lambda: any(line["message"] == told for line in site.lines()), "it is told that nothing holds the queue now")
+
     site.file.write_text(SITE.replace("data_dir", "name = 'x'\ndata_dir"))
     site.process.send_signal(signal.SIGHUP)
     until(lambda: any("host" in line.get("error", "") for line in site.lines()), "a change of the host is refused")

@@ -62,6 +62,7 @@ class Contract:
         assert component.context is context, "__init__ must keep the context; call super().__init__(config, context)"
         assert component.health().status in ("starting", "ok", "degraded", "stopped")
         assert all(isinstance(problem, str) for problem in component.check())
+        assert all(isinstance(warning, str) for warning in component.check_tier([])), "check_tier must bear a tier that it does not know"
 
 
 class HalvesContract(Contract):

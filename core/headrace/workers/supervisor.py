@@ -31,6 +31,7 @@ from headrace.metrics import Metrics
 from headrace.register import QueueRegister, Registered
 from headrace.retry import Backoff
 from headrace.stopping import Stopping, unless
+from headrace.unheld import report_unheld
 from headrace.workers.messages import Start
 from headrace.workers.pages import Pages
 from headrace.workers.plan import Process, processes, queue_paths
@@ -79,6 +80,7 @@ class Supervisor:
         register.set_aside_if_unreadable()
         registered = register.entries()
         self._report_orphaned_queues(registered)
+        report_unheld(site, self._log)
         self.plan = processes(site, registered)
         self.workers = [
             WorkerProcess(process, sockets, clock, Backoff(RESTART_BASE_MS, RESTART_MS_MAX, random.Random()), metrics, self._log)
@@ -207,6 +209,7 @@ class Supervisor:
         self._reload_success.set(0 if any(problems) else 1)
         if not any(problems):
             self._log.info("reloaded", changed=paths)
+            report_unheld(site, self._log)
 
     # --- what others ask ---------------------------------------------------------------------------------------------
 

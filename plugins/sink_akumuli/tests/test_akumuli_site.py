@@ -12,36 +12,16 @@ from akumuli_standin import StandIn
 
 from headrace.testing.site import SiteProcess
 
-SITE = """
-[host]
-data_dir = "${HEADRACE_DATA}/host"
-[admin]
-listen = "127.0.0.1:0"
-[tiers.site.sources.devices]
-use = "ingest_ws"
-listen = "127.0.0.1:0"
-auth = "none"
-[tiers.site.queue]
-use = "queue_pmem"
-path = "${HEADRACE_DATA}/queue"
-size_bytes_max = 67108864
-[tiers.site.engine]
-retry_max_ms = 100
-[tiers.site.outputs.lake]
-use = "sink_lake"
-path = "${HEADRACE_DATA}/lake"
-flush_interval_s = 0.2
-[tiers.site.outputs.akumuli]
-use = "sink_akumuli"
-connect = "CONNECT"
-query = "QUERY"
-lake = "${HEADRACE_DATA}/lake"
-hold = "window"
-hold_window_bytes = WINDOW
-flush_interval_s = 0.2
-timeout_s = 10.0
-routes = true
-"""
+SITE = Path(__file__).parents[3] / "examples" / "akumuli.toml"
+OVERRIDES = (
+    "admin.listen=127.0.0.1:0",
+    "tiers.site.sources.devices.listen=127.0.0.1:0",
+    "tiers.site.queue.size_bytes_max=67108864",
+    "tiers.site.engine.retry_max_ms=100",
+    "tiers.site.outputs.lake.flush_interval_s=0.2",
+    "tiers.site.outputs.akumuli.flush_interval_s=0.2",
+    "tiers.site.outputs.akumuli.timeout_s=10.0",
+)
 DEVICES, EVENTS = 5, 400
 
 
@@ -66,9 +46,8 @@ def lake_rows(site: SiteProcess) -> int:
 
 
 def site_on(server: StandIn, folder: Path, window: int) -> SiteProcess:
-    file = folder / "site.toml"
-    file.write_text(SITE.replace("CONNECT", server.connect).replace("QUERY", server.query).replace("WINDOW", str(window)))
-    return SiteProcess(file, folder)
+    own = {"connect": server.connect, "query": server.query, "hold_window_bytes": window}
+    return SiteProcess(SITE, folder, (*OVERRIDES, *(f"tiers.site.outputs.akumuli.{key}={value}" for key, value in own.items())))
 
 
 def test_a_server_that_is_down_changes_neither_acks_nor_lake_and_is_filled_when_it_is_back(tmp_path: Path) -> None:

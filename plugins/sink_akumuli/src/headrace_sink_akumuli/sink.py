@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import pyarrow as pa
 from aiohttp import web
 
-from headrace import Component, Context, PermanentError, RangeKey, StoreCalls, TransientError, hookimpl
+from headrace import Component, Context, PermanentError, Placed, RangeKey, StoreCalls, TransientError, hookimpl
 from headrace_sink_akumuli.config import AkumuliConfig
 from headrace_sink_akumuli.feed import Counts
 from headrace_sink_akumuli.link import Link
 from headrace_sink_akumuli.measures import Measures
+from headrace_sink_akumuli.placing import warnings
 from headrace_sink_akumuli.routes import Routes
 from headrace_sink_akumuli.state import Gap
 from headrace_sink_akumuli.wire import Questions, ServerRefused
+from headrace_sink_lake import LakeConfig
 
 #: Times that the server may refuse the same range, for another reason than a late point, before the host looks for the event at fault.
 REFUSALS_MAX: Final = 3
@@ -34,6 +37,8 @@ class SinkAkumuli(Component):
         """The options of sink_akumuli."""
 
     fault_points = ("sink_akumuli.after_send", "sink_akumuli.after_barrier")
+    #: a kill of the server takes what came last: it must not be told as safe from power loss
+    flush_level = "process"
 
     def __init__(self, config: AkumuliConfig, context: Context) -> None:
         super().__init__(config, context)
@@ -55,6 +60,18 @@ class SinkAkumuli(Component):
         if self._link is not None:
             self._link.interrupt()
             await self._calls.quietly(self._close)
+
+    def check_tier(self, placed: Sequence[Placed]) -> list[str]:
+        """Whether the tier has the lake that fills this view again, and whether the queue waits for it without a bound."""
+        own = next((entry.hold for entry in placed if entry.id == self.context.id), "none")
+        alone = not any(entry.hold == "always" for entry in placed if not isinstance(entry.config, AkumuliConfig))
+        folder = self.context.shared_dir.parent
+        lakes = {
+            entry.id: entry.config.path or str(folder / entry.id / "lake")
+            for entry in placed
+            if isinstance(entry.config, LakeConfig) and entry.hold == "always"
+        }
+        return warnings(own, self.config.lake, lakes, alone)
 
     def _open(self) -> None:
         link = Link(self.config, self.context, self._measures)
