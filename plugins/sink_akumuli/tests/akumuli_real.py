@@ -90,6 +90,11 @@ class Akumulid:
             (rows,) = database.execute("select count(addr0) from akumuli_rescue_points").fetchone()
         return int(rows)
 
+    def count(self, metric: str) -> int:
+        """How many points of a metric are stored."""
+        rows = Questions(self.query, WAIT_S).query({"aggregate": {metric: "count"}, "output": {"format": "csv"}}).decode().splitlines()
+        return sum(int(float(row.rpartition(",")[2])) for row in rows)
+
     def points(self, metric: str) -> dict[str, list[tuple[int, float]]]:
         """What is stored of a metric, by the series' names."""
         question = {
