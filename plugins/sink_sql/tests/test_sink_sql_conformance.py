@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 import pytest
 import sqlalchemy as sa
+from mariadb_server import MariadbServer
 from sqlalchemy.pool import NullPool
 
 from headrace import Context
@@ -95,6 +96,35 @@ class TestPostgres(SqlContract):
 
     def url(self, context: Context) -> str:
         return os.environ["HEADRACE_TEST_POSTGRES"]
+
+    def table(self, context: Context) -> str:
+        return "t" + hashlib.sha256(str(context.data_dir).encode()).hexdigest()[:20]
+
+    def break_store(self, context: Context) -> None:
+        assert self.server is not None
+        self.server.kill()
+
+    def heal_store(self, context: Context) -> None:
+        assert self.server is not None
+        self.server.start()
+
+
+@pytest.mark.xdist_group("mariadb")
+class TestMariadb(SqlContract):
+    if "HEADRACE_FULL" not in os.environ:  # the same points of the same code as over PostgreSQL
+        test_kill_9_at_every_fault_point_loses_and_doubles_nothing = None  # type: ignore[assignment]
+        test_kill_9_at_random_moments_loses_and_doubles_nothing = None  # type: ignore[assignment]
+
+    server: ClassVar[MariadbServer | None] = None
+
+    @pytest.fixture(autouse=True)
+    def _server(self, mariadb: MariadbServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        type(self).server = mariadb
+        # the processes that are killed find the server by this
+        monkeypatch.setenv("HEADRACE_TEST_MARIADB", mariadb.url)
+
+    def url(self, context: Context) -> str:
+        return os.environ["HEADRACE_TEST_MARIADB"]
 
     def table(self, context: Context) -> str:
         return "t" + hashlib.sha256(str(context.data_dir).encode()).hexdigest()[:20]

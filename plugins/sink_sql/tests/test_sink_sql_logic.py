@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from random import Random
 from typing import Any
 
@@ -111,6 +112,26 @@ def test_only_what_is_the_rows_fault_is_permanent(error: type[psycopg.Error], pe
     assert verdict.is_permanent(sa.exc.DBAPIError("insert", {}, error("x"))) is permanent
 
 
+@pytest.mark.parametrize(
+    ("kind", "number", "text", "permanent", "doubled"),
+    [
+        (sa.exc.IntegrityError, 1062, "Duplicate entry 'a'b-1' for key 'PRIMARY'", True, True),
+        (sa.exc.IntegrityError, 1062, "Duplicate entry 'x' for key 'events.note'", True, False),
+        (sa.exc.OperationalError, 4025, "CONSTRAINT `positive` failed for `plant`.`events`", True, False),
+        (sa.exc.OperationalError, 1205, "Lock wait timeout exceeded; try restarting transaction", False, False),
+        (sa.exc.OperationalError, 2013, "Lost connection to server during query", False, False),
+        (sa.exc.OperationalError, 1114, "The table 'events' is full", False, False),
+    ],
+)
+def test_what_a_driver_of_mysql_says_is_understood_without_an_sqlstate(
+    kind: Any, number: int, text: str, permanent: bool, doubled: bool
+) -> None:
+    error = kind("insert", {}, Exception(number, text))
+    assert verdict.is_permanent(error) is permanent
+    assert verdict.is_doubled_key(error, frozenset({"", "other"})) is doubled
+    assert verdict.plain(error) == re.sub("'.*' for", "'...' for", text) + f" [{number}]"
+
+
 def table(*columns: tuple[str, Any], **facts: Any) -> list[dict[str, Any]]:
     return [{"name": name, "type": kind, "nullable": True, **facts.get(name, {})} for name, kind in columns]
 
@@ -142,7 +163,7 @@ def test_a_table_that_is_there_is_told_what_it_lacks_and_how_to_mend_it() -> Non
         "column 'position' is TEXT, expected BIGINT (ALTER TABLE events ALTER COLUMN position TYPE BIGINT)"
     ]
     assert problems(*GOOD, uniques={"other": ["device"]}) == [
-        "no unique key on (origin, position) (CREATE UNIQUE INDEX ON events (origin, position))"
+        "no unique key on (origin, position) (CREATE UNIQUE INDEX events_event ON events (origin, position))"
     ]
     assert problems(*GOOD, ("plant", sa.Text()), plant={"nullable": False}) == [
         "column 'plant' wants a value and is given none (ALTER TABLE events ALTER COLUMN plant DROP NOT NULL)"

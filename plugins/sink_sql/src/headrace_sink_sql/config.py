@@ -59,7 +59,7 @@ class SqlConfig(Config, frozen=True, kw_only=True):
     connect_timeout_s: Annotated[int, Meta(ge=1, le=300, description="Longest wait for a connection.")] = 10
     unanswered_s: Annotated[
         int,
-        Meta(ge=2, le=3600, description="PostgreSQL: a call that is not answered for so long counts as failed, its connection as lost."),
+        Meta(ge=2, le=3600, description="PostgreSQL and MySQL: a call not answered for so long counts as failed, its connection as lost."),
     ] = 60
 
     def __post_init__(self) -> None:

@@ -32,8 +32,9 @@ class OtherWriter(TransientError):
 class Database:
     """One table of a database. Raises what SQLAlchemy and the driver raise, and TransientError."""
 
-    #: whether NUL in text is kept
+    #: whether NUL in text is kept, and whether a column of numbers takes NaN and infinities (in SQLite as null)
     takes_nul = True
+    takes_odd_numbers = True
 
     def __init__(self, config: SqlConfig) -> None:
         self.config = config
@@ -54,6 +55,7 @@ class Database:
     def open(self) -> None:
         """Connect, and create the tables or see that they fit."""
         self._engine = sa.create_engine(self.url, poolclass=NullPool, connect_args=self.connect_args(), hide_parameters=True)
+        sa.event.listen(self._engine, "connect", lambda connection, record: self.begin_session(connection))
         with self._engine.begin() as connection:
             self._make_positions(connection)
             self._make_table(connection)
@@ -64,6 +66,13 @@ class Database:
     def connect_args(self) -> Mapping[str, Any]:
         """What the driver is told beyond the URL."""
         return {}
+
+    def begin_session(self, driver_connection: Any) -> None:
+        """What a new connection is told before its first transaction."""
+
+    def problems(self, connection: sa.Connection) -> list[str]:
+        """What is wrong with the tables beside their columns and keys."""
+        return []
 
     def _make_positions(self, connection: sa.Connection) -> None:
         schema, name = split_name(self.config.positions_table)
@@ -98,6 +107,7 @@ class Database:
         uniques[primary.get("name") or ""] = primary["constrained_columns"]
         columns = inspector.get_columns(name, schema=schema)
         self.layout, problems = fitted(wanted(self.config), columns, uniques, self.config.table, connection.dialect)
+        problems += self.problems(connection)
         if problems:
             raise TransientError(f"{self.name}: table {self.config.table!r} does not fit: {'; '.join(problems)}")
 

@@ -20,10 +20,14 @@ _BITS: Final = ((sa.SmallInteger, 15), (sa.BigInteger, 63), (sa.Integer, 31))
 _JSON_NUL: Final = r"(^|[^\\])(\\\\)*\\u0000"
 
 
-def unfit(rendered: pa.RecordBatch, targets: Sequence[Target], takes_nul: bool) -> dict[int, str]:
-    """Rows that do not fit, and why: the first reason counts. takes_nul: whether the database keeps NUL in text."""
+def unfit(rendered: pa.RecordBatch, targets: Sequence[Target], takes_nul: bool, takes_odd_numbers: bool = True) -> dict[int, str]:
+    """Rows that do not fit, and why: the first reason counts. takes_nul: whether the database keeps NUL in text; takes_odd_numbers:
+    NaN and infinities in columns of their own."""
     found: dict[int, str] = {}
     for target, column in zip(targets, rendered.columns, strict=True):
+        if not takes_odd_numbers and pa.types.is_floating(column.type):
+            for row in pc.indices_nonzero(pc.fill_null(pc.invert(pc.is_finite(column)), False)).to_pylist():
+                found.setdefault(row, f"{target.name}: not a finite number, which the database does not take")
         for mask, reason in _reasons(target, column, takes_nul):
             for row in pc.indices_nonzero(pc.fill_null(mask, False)).to_pylist():
                 found.setdefault(row, f"{target.name}: {reason}")

@@ -20,8 +20,14 @@ KEY: Final = ("origin", "position")
 HYPERTABLE_KEY: Final = ("origin", "position", "time")
 
 _MYSQL_NAME: Final = mysql.VARCHAR(255)
+#: Of tables made in MySQL and MariaDB, whatever the server's own settings are: with transactions, every character, and case.
+_MYSQL_OPTIONS: Final[dict[str, Any]] = {
+    f"{dialect}_{name}": value
+    for dialect in ("mysql", "mariadb")
+    for name, value in (("engine", "InnoDB"), ("charset", "utf8mb4"), ("collate", "utf8mb4_bin"))
+}
 _KINDS: Final[Mapping[Kind, sa.types.TypeEngine[Any]]] = {
-    "text": sa.Text(),
+    "text": sa.Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb"),
     "time": sa.DateTime(timezone=True).with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb"),
     "integer": sa.BigInteger(),
     "number": sa.Double(),
@@ -79,11 +85,11 @@ def table_of(layout: Layout, table: str, key: Sequence[str]) -> sa.Table:
     schema, name = split_name(table)
     columns: list[Any] = [
         # MySQL takes no column without a length into a key
-        sa.Column(target.name, target.type.with_variant(_MYSQL_NAME, "mysql", "mariadb") if target.name == "origin" else target.type,
+        sa.Column(target.name, sa.Text().with_variant(_MYSQL_NAME, "mysql", "mariadb") if target.name == "origin" else target.type,
                   nullable=target.name not in REQUIRED, autoincrement=False)
         for target in layout.targets
     ]  # fmt: skip
-    return sa.Table(name, sa.MetaData(), *columns, sa.PrimaryKeyConstraint(*key), schema=schema)
+    return sa.Table(name, sa.MetaData(), *columns, sa.PrimaryKeyConstraint(*key), schema=schema, **_MYSQL_OPTIONS)
 
 
 def positions_of(table: str) -> sa.Table:
@@ -97,11 +103,14 @@ def positions_of(table: str) -> sa.Table:
         sa.Column("position", sa.BigInteger, nullable=False, autoincrement=False),
         sa.Column("stored", _KINDS["time"], nullable=False),
         schema=schema,
+        **_MYSQL_OPTIONS,
     )
 
 
 def kind_of(type_: sa.types.TypeEngine[Any]) -> Kind:
     """What a column of this type takes."""
+    if isinstance(type_, mysql.TINYINT) and type_.display_width == 1:
+        return "boolean"  # what MySQL makes of BOOLEAN
     tests: tuple[tuple[type[Any] | tuple[type[Any], ...], Kind], ...] = (
         (sa.JSON, "json"),
         (sa.Enum, "any"),
@@ -122,6 +131,8 @@ def fitted(
     columns: as SQLAlchemy's inspector gives them. uniques: name -> columns of every unique key.
     """
     known = {column["name"]: column for column in columns}
+    quoted, modify = dialect.identifier_preparer.quote, dialect.name in ("mysql", "mariadb")
+    index = quoted(f"{split_name(table)[1]}_event")
     problems: list[str] = []
     targets: list[Target] = []
     for target in layout.targets:
@@ -130,30 +141,26 @@ def fitted(
         if column is None:
             near = did_you_mean(target.name, [name for name in known if name not in layout.names])
             null = " NOT NULL" if target.name in REQUIRED else ""
-            problems.append(f"no column {target.name!r}{near} (ALTER TABLE {table} ADD COLUMN {_quoted(target.name)} {ddl_type}{null})")
+            problems.append(f"no column {target.name!r}{near} (ALTER TABLE {table} ADD COLUMN {quoted(target.name)} {ddl_type}{null})")
             continue
         kind = kind_of(column["type"])
         accepted = _REQUIRED.get(target.name) or (("json", "text") if target.kind == "json" else ())
         if accepted and kind not in accepted:
-            problems.append(
-                f"column {target.name!r} is {column['type']}, expected {ddl_type} "
-                f"(ALTER TABLE {table} ALTER COLUMN {_quoted(target.name)} TYPE {ddl_type})"
+            null = "" if column["nullable"] else " NOT NULL"
+            change = (
+                f"MODIFY COLUMN {quoted(target.name)} {ddl_type}{null}" if modify else f"ALTER COLUMN {quoted(target.name)} TYPE {ddl_type}"
             )
+            problems.append(f"column {target.name!r} is {column['type']}, expected {ddl_type} (ALTER TABLE {table} {change})")
         targets.append(Target(target.name, target.source, kind, column["type"]))
     for name, column in known.items():
         filled = (
             column.get("default") is not None or column.get("identity") or column.get("computed") or column.get("autoincrement") is True
         )
         if name not in layout.names and not column["nullable"] and not filled:
-            problems.append(
-                f"column {name!r} wants a value and is given none (ALTER TABLE {table} ALTER COLUMN {_quoted(name)} DROP NOT NULL)"
-            )
+            change = f"MODIFY COLUMN {quoted(name)} {column['type']}" if modify else f"ALTER COLUMN {quoted(name)} DROP NOT NULL"
+            problems.append(f"column {name!r} wants a value and is given none (ALTER TABLE {table} {change})")
     keys = {name: tuple(names) for name, names in uniques.items() if {*names} in ({*KEY}, {*HYPERTABLE_KEY})}
     if not keys:
-        problems.append(f"no unique key on (origin, position) (CREATE UNIQUE INDEX ON {table} (origin, position))")
+        problems.append(f"no unique key on (origin, position) (CREATE UNIQUE INDEX {index} ON {table} (origin, position))")
     key = min(keys.values(), key=len, default=KEY)
     return Layout(tuple(targets), key, frozenset(keys)), problems
-
-
-def _quoted(name: str) -> str:
-    return name if name.isidentifier() and name.islower() else f'"{name}"'

@@ -15,6 +15,7 @@ from headrace import Component, Context, PermanentError, RangeKey, StoreCalls, T
 from headrace_sink_sql import fitting, verdict
 from headrace_sink_sql.config import SqlConfig
 from headrace_sink_sql.database import Database
+from headrace_sink_sql.mysql import Mysql
 from headrace_sink_sql.postgres import Postgres
 from headrace_sink_sql.rendering import has_odd_lines, render
 
@@ -23,6 +24,8 @@ T = TypeVar("T")
 PIECE_ROWS: Final = 2048
 #: What a database raises: by SQLAlchemy, by psycopg itself (COPY), by the sockets, and OverflowError of drivers.
 DATABASE_ERRORS: Final = (sa.exc.SQLAlchemyError, psycopg.Error, OSError, OverflowError)
+#: By SQLAlchemy's name of the backend; the others are a Database.
+DATABASES: Final[dict[str, type[Database]]] = {"postgresql": Postgres, "mysql": Mysql, "mariadb": Mysql}
 
 
 class SinkSql(Component):
@@ -108,7 +111,7 @@ class SinkSql(Component):
 
     def _open(self) -> None:
         backend = sa.make_url(self.config.database.reveal()).get_backend_name()
-        self._database = Postgres(self.config) if backend == "postgresql" else Database(self.config)
+        self._database = DATABASES.get(backend, Database)(self.config)
         self._database.open()
 
     def _opened(self) -> Database:
@@ -144,11 +147,13 @@ class SinkSql(Component):
 
     def _pieces(self, batch: pa.RecordBatch, key: RangeKey, held: int) -> Iterator[pa.RecordBatch]:
         """The batch in parts as the table wants it. PermanentError names all rows that it never takes, once the first is met."""
-        targets, takes_nul = self._opened().layout.targets, self._opened().takes_nul
+        database = self._opened()
+        targets = database.layout.targets
         unfit: dict[int, str] = {}
         for first in range(0, batch.num_rows, PIECE_ROWS):
             piece = render(batch.slice(first, PIECE_ROWS), targets)
-            unfit |= {held + first + row: reason for row, reason in fitting.unfit(piece, targets, takes_nul).items()}
+            found = fitting.unfit(piece, targets, database.takes_nul, database.takes_odd_numbers)
+            unfit |= {held + first + row: reason for row, reason in found.items()}
             if not unfit:
                 yield piece
         if unfit:

@@ -9,8 +9,14 @@ import psycopg
 import sqlalchemy as sa
 
 #: Classes of SQLSTATE in which the rows are at fault: data, integrity, program limits (a row too large), a view's check, a trigger
-#: that raises. All others (connection, resources, operator, rights, schema, ...) are for somebody to mend, and no row's fault.
-_ROWS_AT_FAULT: Final = ("22", "23", "44", "54", "P0")
+#: that raises (MySQL: 45). All others (connection, resources, operator, rights, schema, ...) are for somebody to mend, and no row's fault.
+_ROWS_AT_FAULT: Final = ("22", "23", "44", "45", "54", "P0")
+#: Numbers of MySQL and MariaDB whose SQLSTATE does not say so, or is not told by the driver: a broken check (two numbers), a trigger that
+#: raises, a row too large, what is no JSON.
+_NUMBERS_AT_FAULT: Final = (3819, 4025, 1644, 1118, 3140)
+#: Values in texts of MySQL and MariaDB.
+_VALUE: Final = re.compile(r"((?:entry|value:?|argument) )'.*'(?= for)")
+_KEY: Final = re.compile(r"for key '(?:[^']*\.)?([^']+)'$")
 _LINE: Final = re.compile(r"^COPY .*?, line (\d+)", re.MULTILINE)
 
 
@@ -21,23 +27,35 @@ def sqlstate(error: BaseException) -> str:
 
 def is_permanent(error: BaseException) -> bool:
     """Whether the rows are at fault."""
-    if state := sqlstate(error):
+    state = sqlstate(error)
+    if state and isinstance(_original(error), psycopg.Error):
         return state[:2] in _ROWS_AT_FAULT
     if isinstance(error, sa.exc.DBAPIError):
         if error.connection_invalidated:
             return False
-        return isinstance(error, sa.exc.IntegrityError | sa.exc.DataError)
+        told = state[:2] in _ROWS_AT_FAULT or number_of(error) in _NUMBERS_AT_FAULT
+        return told or isinstance(error, sa.exc.IntegrityError | sa.exc.DataError)
     if isinstance(error, psycopg.DataError):
         return True  # found by the driver itself
     # values that the driver cannot send, as an integer beyond 64 bits
     return isinstance(error, OverflowError | sa.exc.StatementError)
 
 
+def number_of(error: BaseException) -> int | None:
+    """The server's own number of an error, where the driver gives (number, text), as those of MySQL do."""
+    found: tuple[Any, ...] = getattr(_original(error), "args", ())
+    return found[0] if len(found) == 2 and isinstance(found[0], int) and isinstance(found[1], str) else None
+
+
 def is_doubled_key(error: BaseException, key_names: frozenset[str]) -> bool:
     """Whether a row is there already, by the key that names events (where the database tells; else any broken constraint)."""
-    if state := sqlstate(error):
+    if (state := sqlstate(error)) and isinstance(_original(error), psycopg.Error):
         return state == "23505" and _diagnosis(error, "constraint_name") in key_names
-    return isinstance(error, sa.exc.IntegrityError)
+    if not isinstance(error, sa.exc.IntegrityError):
+        return False
+    told = _KEY.search(str(_original(error).args[-1])) if number_of(error) is not None else None
+    # a primary key has no name of its own there
+    return told is None or told[1] in key_names or (told[1] == "PRIMARY" and "" in key_names)
 
 
 def line_of(error: BaseException) -> int | None:
@@ -51,6 +69,8 @@ def plain(error: BaseException) -> str:
     original = _original(error)
     text = _diagnosis(error, "message_primary") or str(original)
     state = sqlstate(error)
+    if (number := number_of(error)) is not None and not isinstance(original, OSError):
+        text, state = _VALUE.sub(r"\1'...'", original.args[1]), state or str(number)
     first = " ".join(text.split())
     return (first[:500] or type(original).__name__) + (f" [{state}]" if state else "")
 
