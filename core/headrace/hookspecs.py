@@ -348,6 +348,7 @@ class SinkHooks(Protocol):
         """Take one event batch. It need not be safe yet. Keys follow each other without a hole until `sink_flush`.
 
         `batch` has a row for each position of `key` that is neither in `key.missing` nor in `key.dead`; it may have none.
+        An event batch may be kept: its memory is no part of the queue.
         """
 
     @hookspec(firstresult=True)

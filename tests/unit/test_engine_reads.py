@@ -15,6 +15,7 @@ from headrace.engine.output_planned import PlannedOutput
 from headrace.engine.output_streaming import StreamingOutput
 from headrace.engine.reads import cut_read
 from headrace.position import Missing, origins_of
+from headrace.schema import event_schema
 from headrace.testing.batches import event_batch
 
 
@@ -134,3 +135,33 @@ def test_a_small_read_waits_for_company_only_soon_after_another_one(engine_bench
             await bench.buffer.queue_release(reader="reader", upto=2)
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("kind", ["raw", "event"])
+def test_events_are_no_view_of_the_read_that_they_are_of(bench: Any, kind: str) -> None:
+    batch = bench.batch(3)
+    pipeline = bench.pipeline()
+    if kind == "event":
+        whole = asyncio.run(pipeline.events(QueueRead("q", 1, 3, batch, NO_ORIGINS, ()))).batch
+        context = pa.StructArray.from_arrays([pa.array(["a", "b", "a"]).dictionary_encode()], ["class"])
+        schema = event_schema(whole.schema.field("readings").type, context.type)
+        batch = pa.RecordBatch.from_arrays([context if name == "context" else whole.column(name) for name in schema.names], schema=schema)
+    events = asyncio.run(pipeline.events(QueueRead("q", 1, 3, batch, NO_ORIGINS, ()))).batch
+    assert events.num_rows == 3
+    assert not memory(events) & memory(batch)
+    if kind == "event":
+        assert events.equals(batch)
+
+
+def memory(batch: pa.RecordBatch) -> set[int]:
+    """Where its buffers lie, those of dictionaries included."""
+    found: set[int] = set()
+    arrays = list(batch.columns)
+    while arrays:
+        array = arrays.pop()
+        found |= {buffer.address for buffer in array.buffers() if buffer is not None and buffer.size}
+        if pa.types.is_struct(array.type):
+            arrays += [array.field(number) for number in range(array.type.num_fields)]
+        if isinstance(array, pa.DictionaryArray):
+            arrays += [array.indices, array.dictionary]
+    return found

@@ -1,29 +1,66 @@
-"""Event batches made fit for one Parquet file: checked, given one type, ordered. No I/O."""
+"""Event batches made fit for one Parquet file: checked, and given one type. No I/O."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from headrace import CLOCK_FLOOR_US, EVENT_COLUMNS, event_schema
+from headrace_sink_lake.texts import CODED, Texts
 
 #: Parquet has no struct without children; a file whose events have none carries this child, always null.
 NO_CHILDREN = pa.field("_empty", pa.bool_())
 STRUCTS = ("readings", "context")
+REQUIRED = tuple(field.name for field in event_schema(pa.struct([]), pa.struct([])) if not field.nullable)
+
+
+def checked(batch: pa.RecordBatch, texts: Texts) -> pa.RecordBatch | None:
+    """The batch with its texts coded; None where rows are bad: `bad_rows` says which. A word is looked at once, not in each row."""
+    try:
+        for column in batch.columns:
+            _look_at(column)
+        coded = texts.coded(batch)
+        for before, after in zip(batch.columns, coded.columns, strict=True):
+            _look_at_words(before, after)
+    except pa.ArrowInvalid:
+        return None
+    return None if any(coded.column(name).null_count for name in REQUIRED) else coded
+
+
+def _look_at(array: pa.Array) -> None:
+    # All but the text itself: nothing may be read through an offset or a code that leads elsewhere.
+    if pa.types.is_struct(array.type):
+        array.validate()
+        for number in range(array.type.num_fields):
+            _look_at(array.field(number))
+    elif pa.types.is_string(array.type):
+        array.validate()
+        if len(array):
+            offsets = np.frombuffer(array.buffers()[1], np.int32)[array.offset : array.offset + len(array) + 1]
+            if not (offsets[1:] >= offsets[:-1]).all():
+                raise pa.ArrowInvalid("expected offsets that do not fall")
+    else:
+        array.validate(full=not pa.types.is_primitive(array.type))
+
+
+def _look_at_words(before: pa.Array, after: pa.Array) -> None:
+    if pa.types.is_struct(before.type):
+        for number in range(before.type.num_fields):
+            _look_at_words(before.field(number), after.field(number))
+    elif pa.types.is_string(before.type):
+        (after.dictionary if isinstance(after, pa.DictionaryArray) else after).validate(full=True)
 
 
 def bad_rows(batch: pa.RecordBatch) -> list[int]:
     """The rows that no reader of the lake could read: invalid UTF-8, broken offsets, nulls where there must be none."""
     rows = set(_invalid(batch, np.arange(batch.num_rows)))
-    for name, field in zip(EVENT_COLUMNS, event_schema(pa.struct([]), pa.struct([])), strict=True):
-        column = batch.column(name)
-        if not field.nullable and column.null_count:
-            rows.update(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False)).tolist())
+    for name in REQUIRED:
+        if batch.column(name).null_count:
+            rows.update(np.flatnonzero(batch.column(name).is_null().to_numpy(zero_copy_only=False)).tolist())
     return sorted(rows)
 
 
@@ -44,7 +81,8 @@ def _invalid(batch: pa.RecordBatch, rows: Any) -> list[int]:
 
 def wrong_clock_rows(batch: pa.RecordBatch) -> int:
     """How many events were received while the host's clock was certainly wrong."""
-    return int(np.count_nonzero(batch.column("received").cast(pa.int64()).to_numpy() < CLOCK_FLOOR_US))
+    received = batch.column("received").cast(pa.int64()).to_numpy()
+    return int(np.count_nonzero(received < CLOCK_FLOOR_US)) if received.min(initial=CLOCK_FLOOR_US) < CLOCK_FLOOR_US else 0
 
 
 def duplicate_names(schema: pa.Schema) -> list[str]:
@@ -106,40 +144,58 @@ def without_placeholder(struct: pa.StructType) -> pa.StructType:
 
 def file_schema(readings: pa.StructType, context: pa.StructType, metadata: dict[bytes, bytes] | None) -> pa.Schema:
     """The schema of a file of merged ones, from the types of their children; metadata: what one of them has."""
-    shapes = [struct if struct.num_fields else pa.struct([NO_CHILDREN]) for struct in (readings, context)]
-    schema = event_schema(*shapes)
+    schema = event_schema(*(struct if struct.num_fields else pa.struct([NO_CHILDREN]) for struct in (readings, context)))
     kept = {key: value for key, value in (metadata or {}).items() if key not in (b"headrace.queue_id", b"headrace.first", b"ARROW:schema")}
     return schema.with_metadata({**kept, **(schema.metadata or {})})
 
 
-def grouped(batches: Sequence[pa.RecordBatch]) -> list[tuple[pa.Table, list[int]]]:
-    """A table for each set of batches whose types go together (nearly always one), with the indexes of its batches."""
-    groups: list[tuple[pa.StructType, pa.StructType, list[int]]] = []
+def grouped(batches: Sequence[pa.RecordBatch]) -> list[tuple[pa.RecordBatch, list[int]]]:
+    """The rows of each set of batches whose types go together (nearly always one), with the indexes of its batches."""
+    shapes: list[tuple[pa.StructType, pa.StructType, list[int]]] = []
     for index, batch in enumerate(batches):
         own = [plain(batch.schema.field(name).type) for name in STRUCTS]
-        for number, (readings, context, members) in enumerate(groups):
+        for number, (readings, context, members) in enumerate(shapes):
             wider = merge(readings, own[0]), merge(context, own[1])
             if None not in wider:
                 members.append(index)
-                groups[number] = (*wider, members)
+                shapes[number] = (*wider, members)
                 break
         else:
-            groups.append((own[0], own[1], [index]))
-    return [(_table([batches[i] for i in members], event_schema(one, other)), members) for one, other, members in groups]
+            shapes.append((own[0], own[1], [index]))
+    return [(_joined([batches[index] for index in members], one, other), members) for one, other, members in shapes]
 
 
-def _table(batches: list[pa.RecordBatch], schema: pa.Schema) -> pa.Table:
-    schema = schema.with_metadata({**(batches[0].schema.metadata or {}), **(schema.metadata or {})})
-    return pa.Table.from_batches([aligned(batch, schema) for batch in batches], schema).unify_dictionaries()
+def _joined(batches: list[pa.RecordBatch], readings: pa.StructType, context: pa.StructType) -> pa.RecordBatch:
+    schema = file_schema(readings, context, batches[0].schema.metadata)
+    uncoded = {path for batch in batches for path in _texts(batch.schema)}
+    fields = []
+    for field in schema:
+        if pa.types.is_struct(field.type):
+            children = [child.with_type(_held_type(f"{field.name}.{child.name}", child.type, uncoded)) for child in field.type]
+            fields.append(field.with_type(pa.struct(children)))
+        else:
+            fields.append(field.with_type(_held_type(field.name, field.type, uncoded)))
+    held = pa.schema(fields, schema.metadata)
+    return pa.concat_batches([aligned(batch, held) for batch in batches])
+
+
+def _texts(schema: pa.Schema) -> list[str]:
+    """The columns and children that are text, and not coded."""
+    own = [field.name for field in schema if pa.types.is_string(field.type)]
+    return own + [f"{name}.{child.name}" for name in STRUCTS for child in schema.field(name).type if pa.types.is_string(child.type)]
+
+
+def _held_type(path: str, kind: pa.DataType, uncoded: set[str]) -> pa.DataType:
+    return CODED if pa.types.is_string(kind) and path not in uncoded else kind
 
 
 def aligned(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    """The same rows with the columns and children of `schema`, nulls where the batch has none."""
+    """The same rows with the columns, children and types of `schema`, nulls where the batch has none."""
     columns = []
     for field in schema:
         column = batch.column(field.name)
         if column.type != field.type:
-            column = _as_struct(column, field.type) if field.name in STRUCTS else column.cast(field.type)
+            column = _as_struct(column, field.type) if field.name in STRUCTS else _as(column, field.type)
         columns.append(column)
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
@@ -148,61 +204,51 @@ def _as_struct(array: pa.StructArray, target: pa.StructType) -> pa.StructArray:
     children = []
     for field in target:
         index = array.type.get_field_index(field.name)
-        child = pa.nulls(len(array), field.type) if index < 0 else array.field(index)
-        if pa.types.is_dictionary(child.type):
-            child = child.dictionary_decode()
-        children.append(child if child.type == field.type else child.cast(field.type))
+        children.append(pa.nulls(len(array), field.type) if index < 0 else _as(array.field(index), field.type))
     mask = array.is_null() if array.null_count else None
     return pa.StructArray.from_arrays(children, fields=list(target), mask=mask)
 
 
-def copied(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The same rows in memory of their own: lets go of the queue's memory that the batch may be a view of (19 ns a row)."""
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, batch.schema) as writer:
-        writer.write_batch(batch)
-    return pa.ipc.open_stream(sink.getvalue()).read_next_batch()
+def _as(array: pa.Array, target: pa.DataType) -> pa.Array:
+    if array.type == target:
+        return array
+    if pa.types.is_dictionary(target) and pa.types.is_string(array.type):
+        return array.dictionary_encode()
+    if pa.types.is_dictionary(array.type) and not pa.types.is_dictionary(target):
+        array = array.dictionary_decode()
+    return array if array.type == target else array.cast(target)
 
 
-def ordered(table: pa.Table, partitions: Any) -> tuple[pa.Table, Any]:
-    """Rows by partition number, device, time, and then as they came; with their partition numbers.
-
-    So a file is in the order that readers of a device's history skip by.
-    """
-    device = table.column("device").dictionary_encode().unify_dictionaries()
-    names = device.chunk(0).dictionary
-    rank = np.empty(len(names), dtype=np.int64)
-    rank[pc.sort_indices(names).to_numpy()] = np.arange(len(names))
-    codes = rank[np.concatenate([chunk.indices.to_numpy() for chunk in device.chunks])]
-    times = np.concatenate([chunk.cast(pa.int64()).to_numpy() for chunk in table.column("time").chunks])
-    order = _stable_order(codes)
-    # A device's events mostly come in the order of their times, and then this is enough; sorting by both costs 66 ns a row.
-    back = np.flatnonzero(np.diff(times[order]) < 0)
-    if np.any(codes[order[back]] == codes[order[back + 1]]):
-        order = np.lexsort((times, codes))
-    order = order[_stable_order(partitions[order])]
-    return table.take(pa.array(order)), partitions[order]
+def presence(rows: pa.RecordBatch, partitions: Any) -> dict[str, Any]:
+    """Of each reading with nulls, by partition number, whether the partition has a value of it."""
+    readings, count = rows.column("readings"), int(partitions.max(initial=0)) + 1
+    found = {}
+    for number, field in enumerate(readings.type):
+        child = readings.field(number)
+        if child.null_count:
+            found[field.name] = np.zeros(count, dtype=np.bool_)
+            found[field.name][partitions[child.is_valid().to_numpy(zero_copy_only=False)]] = True
+    return found
 
 
-def _stable_order(codes: Any) -> Any:
-    # numpy sorts 16 bits by radix, several times as fast as more.
-    return np.argsort(codes.astype(np.uint16) if int(codes.max()) < 1 << 16 else codes, kind="stable")
+def storable(rows: pa.RecordBatch, absent: Container[str]) -> pa.RecordBatch:
+    """Without these readings, which no row of the file has, and with a child in each struct."""
+    index = rows.schema.get_field_index("readings")
+    array = rows.column(index)
+    keep = [number for number, field in enumerate(array.type) if field.name not in absent]
+    if len(keep) == array.type.num_fields:
+        return rows
+    fields = [array.type.field(number) for number in keep] or [NO_CHILDREN]
+    children = [array.field(number) for number in keep] or [pa.nulls(len(array), NO_CHILDREN.type)]
+    mask = array.is_null() if array.null_count else None
+    changed = pa.StructArray.from_arrays(children, fields=fields, mask=mask)
+    return rows.set_column(index, rows.schema.field(index).with_type(changed.type), changed)
 
 
-def storable(table: pa.Table) -> pa.Table:
-    """Without readings that no row of the file has, and with a child in each struct."""
-    for name in STRUCTS:
-        array = table.column(name).combine_chunks()
-        keep = [field for field in array.type if name != "readings" or array.field(field.name).null_count < len(array)]
-        if len(keep) == array.type.num_fields and keep:
-            continue
-        children = [array.field(field.name) for field in keep] or [pa.nulls(len(array), NO_CHILDREN.type)]
-        mask = array.is_null() if array.null_count else None
-        changed = pa.StructArray.from_arrays(children, fields=keep or [NO_CHILDREN], mask=mask)
-        index = table.schema.get_field_index(name)
-        metadata = table.schema.metadata
-        table = table.set_column(index, table.schema.field(index).with_type(changed.type), changed).replace_schema_metadata(metadata)
-    return table
+def seen_schema(rows: pa.RecordBatch) -> pa.Schema:
+    """The schema of a file of these rows as readers see it: texts are text."""
+    readings, context = (plain(rows.schema.field(name).type) for name in STRUCTS)
+    return file_schema(readings, context, rows.schema.metadata)
 
 
 def ids(batch: pa.RecordBatch) -> tuple[list[str], Any, Any]:

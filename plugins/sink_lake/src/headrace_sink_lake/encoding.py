@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import inspect
 from typing import Any
 
@@ -44,6 +45,14 @@ def parquet_options(rows: pa.Table, compression_level: int) -> dict[str, Any]:
     return options
 
 
+def schema_metadata(schema: pa.Schema) -> dict[bytes, bytes]:
+    """What a file with this schema has as metadata, Arrow's own form of the schema included.
+
+    pyarrow's writer would put down the types that it is given, and its readers would find dictionaries where others find text.
+    """
+    return {**(schema.metadata or {}), b"ARROW:schema": base64.b64encode(schema.serialize().to_pybytes())}
+
+
 def scattered(rows: pa.Table) -> dict[str, str]:
     """The readings whose values hardly ever repeat, with their encodings.
 
@@ -61,6 +70,8 @@ def scattered(rows: pa.Table) -> dict[str, str]:
 
 
 def _hardly_repeats(values: pa.Array) -> bool:
+    if isinstance(values, pa.DictionaryArray):
+        return bool(len(values.dictionary) > DISTINCT_SHARE * (len(values) - values.null_count))
     glance = _sample(values, GLANCE_ROWS)
     if len(glance) and _distinct(glance) <= DISTINCT_SHARE:
         return False
@@ -96,6 +107,8 @@ def _leaves(field: pa.Field, path: str) -> list[str]:
 def _device_runs(rows: pa.Table) -> int:
     """How many devices the rows have, which are in the order of device."""
     device = rows.column("device")
+    if pa.types.is_dictionary(device.type):
+        return sum(len(chunk.dictionary) for chunk in device.chunks)
     return 1 + sum(
         int(pc.sum(pc.not_equal(chunk.slice(1), chunk.slice(0, len(chunk) - 1))).as_py() or 0) + 1 for chunk in device.chunks if len(chunk)
     )

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from headrace_sink_lake import columns
+from headrace_sink_lake.ordering import ordered
 
 #: Rows that are read at a time, of all inputs together; twice as many may be held: 200 to 400 MB.
 ROWS_HELD = 1 << 18
@@ -30,8 +31,9 @@ def merged(inputs: Sequence[Iterator[pa.RecordBatch]], schema: pa.Schema) -> Ite
         # Whatever an input has still to give comes behind the last row that it has given.
         bound = min((source.last_key() for source in sources if not source.ended), default=None)
         taken = [source.take_upto(bound) for source in sources]
-        table = pa.Table.from_batches([batch for batch in taken if batch.num_rows], schema).unify_dictionaries()
-        yield columns.ordered(table, np.zeros(table.num_rows, dtype=np.int64))[0]
+        rows = pa.concat_batches([batch for batch in taken if batch.num_rows])
+        order, _ = ordered(rows, np.zeros(rows.num_rows, dtype=np.int64))
+        yield pa.Table.from_batches([rows.take(pa.array(order))])
 
 
 def mixed(positions: Any) -> Any:

@@ -8,14 +8,16 @@ from collections.abc import Callable
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from headrace_sink_lake.encoding import parquet_options
+from headrace_sink_lake.encoding import parquet_options, schema_metadata
 from headrace_sink_lake.store import OutFile
+from headrace_sink_lake.texts import compacted
 
 
 class ParquetFiles:
     """Writes rows that are in the order of device and time; ends a file behind the row group that makes it large enough.
 
-    `create()` opens the next file; `written(file, rows, bytes)` is told of each that is complete, and is to `finish` it.
+    `schema` is what readers see; the rows may have its texts as dictionaries. `create()` opens the next file; `written(file, rows,
+    bytes)` is told of each that is complete, and is to `finish` it.
     """
 
     def __init__(
@@ -54,7 +56,7 @@ class ParquetFiles:
             return
         table = pa.concat_tables(self._waiting)
         for start in range(0, rows, self._row_group_rows):
-            group = table.slice(start, min(self._row_group_rows, rows - start))
+            group = compacted(table.slice(start, min(self._row_group_rows, rows - start)))
             writer = self._writer or self._begin_file(group)
             writer.write_table(group, row_group_size=self._row_group_rows)
             self._rows += group.num_rows
@@ -66,12 +68,14 @@ class ParquetFiles:
 
     def _begin_file(self, rows: pa.Table) -> pq.ParquetWriter:
         self._file = self._create()
-        self._writer = pq.ParquetWriter(self._file.stream, self._schema, **parquet_options(rows, self._compression_level))
+        options = parquet_options(rows, self._compression_level)
+        self._writer = pq.ParquetWriter(self._file.stream, rows.schema, store_schema=False, **options)
         return self._writer
 
     def _end_file(self) -> None:
         if self._writer is None or self._file is None:
             return
+        self._writer.add_key_value_metadata(schema_metadata(self._schema))
         self._writer.close()
         file, rows = self._file, self._rows
         self._writer, self._file, self._rows = None, None, 0

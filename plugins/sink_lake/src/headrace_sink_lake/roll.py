@@ -8,7 +8,6 @@ import json
 import secrets
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ import pyarrow as pa
 
 from headrace_sink_lake import columns, units
 from headrace_sink_lake.ledger import TEMPORARIES, attempt_name
+from headrace_sink_lake.ordering import ordered
 from headrace_sink_lake.outputs import ParquetFiles
 from headrace_sink_lake.partition import Part, partition
 from headrace_sink_lake.record import LakeFile
@@ -56,7 +56,7 @@ class Roll:
             return
         numbers, parts = partition(batch, self._config.partition_by)
         self._partitions.append(np.array([self._number(part) for part in parts])[numbers])
-        self._batches.append(columns.copied(columns.readable(batch)))
+        self._batches.append(columns.readable(batch))
         self.rows += batch.num_rows
         self.wrong_clock_rows += columns.wrong_clock_rows(batch)
         self._buffered_bytes += batch.nbytes
@@ -81,11 +81,13 @@ class Roll:
         self.begin()
         folders = list(self._folders)
         declared = units.declared(batch.schema for batch in self._batches)
-        for table, members in columns.grouped(self._batches):
-            table, numbers = columns.ordered(table, np.concatenate([self._partitions[index] for index in members]))
-            bounds = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)]
-            for start, stop in pairwise(bounds):
-                self._write(folders[numbers[start]], columns.storable(table.slice(start, stop - start)), declared)
+        for rows, members in columns.grouped(self._batches):
+            partitions = np.concatenate([self._partitions[index] for index in members])
+            order, runs = ordered(rows, partitions)
+            present = columns.presence(rows, partitions)
+            for run in runs:
+                absent = {name for name, flags in present.items() if not flags[run.partition]}
+                self._write(folders[run.partition], columns.storable(rows, absent), order[run.start : run.stop], declared)
         self._let_go()
 
     def _let_go(self) -> None:
@@ -110,11 +112,12 @@ class Roll:
                 self._unsynced.pop().abandon()
         self._let_go()
 
-    def _write(self, folder: str, table: pa.Table, declared: units.Declared) -> None:
-        table = table.replace_schema_metadata({**(table.schema.metadata or {}), **self._metadata()})
+    def _write(self, folder: str, rows: pa.RecordBatch, order: Any, declared: units.Declared) -> None:
+        seen = columns.seen_schema(rows)
+        seen = seen.with_metadata({**(seen.metadata or {}), **self._metadata()})
         if declared:
-            table = pa.Table.from_arrays(table.columns, schema=units.with_units(table.schema, declared, units.classes(table)))
-        schema = self._name_schema(table.schema)
+            seen = units.with_units(seen, declared, units.classes(rows, order))
+        schema = self._name_schema(seen)
 
         def written(file: OutFile, rows: int, size: int) -> None:
             path = f"{folder}/{self.attempt}-{len(self.files)}.parquet".lstrip("/")
@@ -124,7 +127,7 @@ class Roll:
                 self.sync()
 
         files = ParquetFiles(
-            table.schema,
+            seen,
             compression_level=self._config.compression_level,
             row_group_rows=self._config.row_group_rows,
             target_bytes=self._config.file_bytes,
@@ -132,7 +135,9 @@ class Roll:
             written=written,
         )
         try:
-            files.write(table)
+            # A row group at a time: what was put in order is small enough to be near when it is encoded.
+            for start in range(0, len(order), self._config.row_group_rows):
+                files.write(pa.Table.from_batches([rows.take(pa.array(order[start : start + self._config.row_group_rows]))]))
             files.end()
         finally:
             files.abandon()

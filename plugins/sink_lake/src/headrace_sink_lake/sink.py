@@ -20,6 +20,7 @@ from headrace_sink_lake.ledger import Ledger
 from headrace_sink_lake.record import CommitRecord
 from headrace_sink_lake.roll import Roll
 from headrace_sink_lake.store import SCHEMES, Store, open_store, without_secrets
+from headrace_sink_lake.texts import Texts
 
 T = TypeVar("T")
 
@@ -48,6 +49,7 @@ class SinkLake(Component):
         self._ledger: Ledger | None = None
         self._store: Store | None = None
         self._roll: Roll | None = None
+        self._texts = Texts()
         self._ends: dict[str, int | None] = {}
         self._clock_told = False
         self._calls = StoreCalls(context, (OSError, MemoryError), self._failure)
@@ -142,7 +144,7 @@ class SinkLake(Component):
     def _write(self, batch: pa.RecordBatch, key: RangeKey) -> None:
         if batch.num_rows != record.rows_of(key):
             raise ValueError(f"expected {record.rows_of(key)} rows for {key}, got {batch.num_rows}")
-        self._refuse_unreadable(batch, key)
+        batch = self._checked(batch, key)
         end = self._end(key.queue_id)
         if end is not None and end >= key.first:
             held = max(record.rows_of(record.up_to(key, end)), 0)
@@ -157,13 +159,15 @@ class SinkLake(Component):
         roll.add(batch)
         roll.next = key.last + 1
 
-    def _refuse_unreadable(self, batch: pa.RecordBatch, key: RangeKey) -> None:
+    def _checked(self, batch: pa.RecordBatch, key: RangeKey) -> pa.RecordBatch:
         if tuple(batch.schema.names) != EVENT_COLUMNS:
             raise ValueError(f"expected the columns {EVENT_COLUMNS} for {key}, got {batch.schema.names}")
         if names := columns.duplicate_names(batch.schema):
             raise PermanentError(f"{', '.join(names)} twice in one event", {str(key): range(batch.num_rows)})
-        if rows := columns.bad_rows(batch):
-            raise PermanentError(f"{len(rows)} events are not valid UTF-8 or lack a required column", {str(key): rows})
+        if (coded := columns.checked(batch, self._texts)) is None:
+            rows = columns.bad_rows(batch)
+            raise PermanentError(f"{len(rows)} events are not valid UTF-8 or lack a required column", {str(key): rows} if rows else None)
+        return coded
 
     def _roll_at(self, key: RangeKey) -> Roll:
         if self._roll is None:
@@ -204,7 +208,7 @@ class SinkLake(Component):
         fault("sink_lake.after_commit")
         self._ledger.publish(entry)
         self._ledger.recover(key.queue_id)  # what earlier attempts at this range left
-        self._roll = None
+        self._roll, self._texts = None, Texts()
         self._ends[key.queue_id] = key.last
 
     def _record(self, roll: Roll, key: RangeKey) -> CommitRecord:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import Final
+from typing import Any, Final
 
 import pyarrow as pa
 
@@ -32,14 +32,14 @@ def declared(schemas: Iterable[pa.Schema]) -> Declared:
     return {name: metadata for name, metadata in found.items() if metadata}
 
 
-def classes(table: pa.Table) -> list[str | None]:
-    """The device classes of a file's events (`context.class`), None among them where one has none."""
-    found: dict[str | None, None] = {}
-    for chunk in table.column("context").chunks:
-        index = chunk.type.get_field_index("class")
-        column = chunk.flatten()[index] if index >= 0 else pa.nulls(len(chunk))
-        found.update(dict.fromkeys(column.unique().to_pylist()))
-    return list(found)
+def classes(rows: pa.RecordBatch, order: Any) -> list[str | None]:
+    """The device classes of these rows of a batch (`context.class`), None among them where one has none."""
+    context = rows.column("context")
+    index = context.type.get_field_index("class")
+    if index < 0:
+        return [None]
+    found: list[str | None] = context.flatten()[index].take(pa.array(order)).unique().to_pylist()
+    return found
 
 
 def with_units(schema: pa.Schema, known: Declared, of_classes: Iterable[str | None] | None = None) -> pa.Schema:
