@@ -132,7 +132,8 @@ class Component:
     names that it passes to `context.fault`. For outputs: `idempotence` says whether the store takes the same key (or the
     same event, by origin and position) twice without doubling it, `holds` whether it can promise safety at all (False for
     live feeds, which then need `hold = "none"`), `takes` whether it gets event batches or what the queue holds, undecoded
-    ("raw": for links, archives and other stores of payloads; RAW_SCHEMA, or event batches where a source delivered those).
+    ("raw": for links, archives and other stores of payloads; RAW_SCHEMA, or event batches where a source delivered those),
+    `takes_dictionaries` whether a text of `context` may come as a dictionary of int32 to string rather than as strings.
     `flush_level` is what a flush of a sink survives, as for a queue: a tier without a queue tells it to the links that lead there.
     `many_workers` says (or names the roles in which) several processes may each have an instance of it, on the same options: a
     source then shares its address with the others (SO_REUSEPORT where `context.workers` is more than 1), an output its store.
@@ -145,6 +146,7 @@ class Component:
     idempotence: ClassVar[Literal["none", "key", "event"]] = "none"
     holds: ClassVar[bool] = True
     takes: ClassVar[Literal["events", "raw"]] = "events"
+    takes_dictionaries: ClassVar[bool] = False
     flush_level: ClassVar[Literal["process", "power"]] = "power"
     many_workers: ClassVar[bool | tuple[Role, ...]] = False
 

@@ -329,7 +329,8 @@ class EnrichHooks(Protocol):
     def enrich(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Only the added fields (`enrich_fields`) for this event batch: same row count, same order, no I/O.
 
-        The host merges them into `context`, so that a plugin cannot drop, reorder or alter rows. Unknown: nulls.
+        The host merges them into `context`, so that a plugin cannot drop, reorder or alter rows. Unknown: nulls. A text may be a
+        dictionary of int32 to string, of few words: outputs see strings, but for those that declare `takes_dictionaries`.
         """
 
 

@@ -55,6 +55,23 @@ def event_schema(readings: pa.StructType, context: pa.StructType) -> pa.Schema:
     )
 
 
+#: How a text of `context` may come to outputs that declare `takes_dictionaries`.
+WORDS_TYPE: Final = pa.dictionary(pa.int32(), pa.string())
+
+
+def plain_context(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The same events, with strings in place of dictionaries in `context`."""
+    index = EVENT_COLUMNS.index("context")
+    context = batch.column(index)
+    if not any(field.type == WORDS_TYPE for field in context.type):
+        return batch
+    children = [context.field(number) for number in range(context.type.num_fields)]
+    children = [child.dictionary_decode() if child.type == WORDS_TYPE else child for child in children]
+    fields = [field.with_type(child.type) for field, child in zip(context.type, children, strict=True)]
+    plain = pa.StructArray.from_arrays(children, fields=fields, mask=context.is_null() if context.null_count else None)
+    return batch.set_column(index, batch.schema.field(index).with_type(plain.type), plain)
+
+
 def kind_of(schema: pa.Schema) -> str:
     """`"raw"` or `"event"`; a ValueError names what came instead."""
     kind: str = (schema.metadata or {}).get(KIND, b"").decode()

@@ -17,7 +17,7 @@ from headrace.errors import HookError, PermanentError, TransientError
 from headrace.hookspecs import EnrichHooks
 from headrace.log import describe
 from headrace.retry import Backoff
-from headrace.schema import event_schema
+from headrace.schema import WORDS_TYPE, event_schema
 
 #: Why rows are refused, by row index.
 Refused = dict[int, str]
@@ -116,9 +116,10 @@ class Enricher:
         half = batch.num_rows // 2
         first, first_refused = await self._enrich(batch.slice(0, half), 0)
         second, second_refused = await self._enrich(batch.slice(half), half)
-        if not first.schema.equals(second.schema):  # restarted with another config in between: the caller begins again
+        if not fits(first.schema, self._fields) or not fits(second.schema, self._fields):
+            # restarted with another config in between: the caller begins again
             return self._nulls(batch.num_rows), {}
-        return pa.concat_batches([first, second]), first_refused | second_refused
+        return pa.concat_batches([_typed(first, self._fields), _typed(second, self._fields)]), first_refused | second_refused
 
     def _spread(self, added: pa.RecordBatch, kept: Sequence[int], rows: int) -> pa.RecordBatch:
         """Every kept row with its own result, the refused ones with nulls."""
@@ -143,8 +144,23 @@ def check_added(plugin: str, batch: pa.RecordBatch, added: object, fields: pa.Sc
         raise HookError(plugin, f"{contract} a RecordBatch, got {type(added).__name__}")
     if added.num_rows != batch.num_rows:
         raise HookError(plugin, f"{contract} one row for each of the {batch.num_rows} events, got {added.num_rows}")
-    if not added.schema.equals(fields):
+    if not fits(added.schema, fields):
         raise HookError(plugin, f"{contract} exactly the fields of enrich_fields ({_names(fields)}), got {_names(added.schema)}")
+
+
+def fits(given: pa.Schema, fields: pa.Schema) -> bool:
+    """Whether these are the fields, texts as strings or as dictionaries of them."""
+    return given.names == fields.names and all(
+        one.equals(field) or (one.type == WORDS_TYPE and one.with_type(pa.string()).equals(field))
+        for one, field in zip(given, fields, strict=True)
+    )
+
+
+def _typed(added: pa.RecordBatch, fields: pa.Schema) -> pa.RecordBatch:
+    pairs = zip(added.columns, fields, strict=True)
+    return pa.RecordBatch.from_arrays(
+        [column if column.type == field.type else column.dictionary_decode() for column, field in pairs], schema=fields
+    )
 
 
 def _names(schema: pa.Schema) -> str:

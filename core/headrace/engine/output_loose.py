@@ -50,7 +50,7 @@ class LooseOutput(Output):
                 await self._lose(error, rows)
 
     async def _put(self, events: Events) -> None:
-        await self._call("write", batch=events.batch, key=told(events.key))
+        await self._call("write", batch=self._given(events), key=told(events.key))
 
     async def _finish(self, events: Events) -> None:
         await self._call("flush", key=told(events.key))

@@ -133,7 +133,7 @@ class PlannedOutput(Output):
 
     async def _write(self, events: Events) -> None:
         self._events, self.attempted = events, events.key.last
-        await self._call("write", batch=events.batch, key=events.key)
+        await self._call("write", batch=self._given(events), key=events.key)
         self._s.faults.hit("engine.after_write")
         self._s.faults.hit("engine.before_flush")
         with self._flush_seconds.time():

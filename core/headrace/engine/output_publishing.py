@@ -7,6 +7,7 @@ from headrace.engine.outputs import OutputServices
 from headrace.engine.reading import Events
 from headrace.engine.supervisor import Supervised
 from headrace.engine.topics import Topics
+from headrace.schema import plain_context
 
 
 class PublishingOutput(LooseOutput):
@@ -20,7 +21,7 @@ class PublishingOutput(LooseOutput):
         self._topics = Topics(self.keys.topic)
 
     async def _put(self, events: Events) -> None:
-        for topic, batch in self._topics.split(events.batch):
+        for topic, batch in self._topics.split(plain_context(events.batch)):
             await self._call("publish", batch=batch, topic=topic)
 
     async def _finish(self, events: Events) -> None:

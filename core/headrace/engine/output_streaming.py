@@ -101,7 +101,7 @@ class StreamingOutput(ResumingOutput):
         if not self._pending:
             self._since = self._clock.monotonic()
         self._pending.append((events.key, events.positions))
-        await self._call("write", batch=events.batch, key=told(events.key))
+        await self._call("write", batch=self._given(events), key=told(events.key))
         self._s.faults.hit("engine.after_write")
         self._rows += events.batch.num_rows
         self._bytes += events.batch.nbytes

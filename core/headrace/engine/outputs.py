@@ -30,6 +30,7 @@ from headrace.log import describe
 from headrace.metrics import Metrics
 from headrace.position import NO_ORIGINS, Missing, RangeKey, slice_origins
 from headrace.retry import Backoff
+from headrace.schema import plain_context
 
 #: Points of the engine at which crash tests kill the process.
 FAULT_POINTS: Final = (
@@ -186,6 +187,11 @@ class Output:
         return info
 
     # --- calls into the output ---------------------------------------------------------------------------------------
+
+    def _given(self, events: Events) -> pa.RecordBatch:
+        """What the component gets of these events."""
+        plugin = self.unit.entry.plugin
+        return events.batch if plugin.takes == "raw" or plugin.takes_dictionaries else plain_context(events.batch)
 
     async def _call(self, stage: str, **arguments: Any) -> Any:
         self._doing("waiting")

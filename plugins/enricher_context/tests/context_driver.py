@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from headrace import Clock
 from headrace.config import Secret
+from headrace.engine.enrichment import check_added
 from headrace.testing import FakeClock, FakeContext, event_batch, fake_context
 from headrace_enricher_context import EnricherContext
 from headrace_enricher_context.cells import ARROW_TYPES
@@ -63,7 +64,7 @@ def enricher(
 def added(component: EnricherContext, *names: str) -> list[dict[str, Any]]:
     """What one event of each device gets."""
     batch = component.enrich(batch_of(names))
-    assert batch.schema.equals(component.enrich_fields())
+    check_added("enricher_context", batch, batch, component.enrich_fields())
     rows: list[dict[str, Any]] = batch.to_pylist()
     return rows
 

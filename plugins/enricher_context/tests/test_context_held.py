@@ -10,7 +10,9 @@ from context_driver import FIELDS, held_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headrace_enricher_context.held import KEY, Held
+from headrace.engine.enrichment import fits
+from headrace.schema import WORDS_TYPE
+from headrace_enricher_context.held import KEY, WORDS_MAX, Held
 
 NAMES = st.text(max_size=12)
 VALUES = st.tuples(NAMES | st.none(), st.floats(allow_nan=False) | st.none())
@@ -38,7 +40,7 @@ def test_every_row_gets_its_own_device(known: dict[str, tuple[str | None, float 
 
 def test_an_empty_context_gives_nulls() -> None:
     joined = Held.empty(FIELDS).join(pa.array(["a", "b"]))
-    assert joined.added.schema.equals(FIELDS)
+    assert fits(joined.added.schema, FIELDS)
     assert [column.null_count for column in joined.added.columns] == [2] * len(FIELDS)
 
 
@@ -46,14 +48,24 @@ def test_no_rows_give_no_rows() -> None:
     assert held_of(["a"], site=["hall"]).join(pa.array([], pa.string())).added.num_rows == 0
 
 
-def test_text_that_repeats_is_held_once_and_given_as_text() -> None:
+def test_text_that_repeats_is_held_once_and_given_as_words() -> None:
     names = [f"device-{number}" for number in range(60_000)]
     sites = [f"a rather long name of site {number % 7}" for number in range(60_000)]
     held = held_of(names, site=sites)
     assert pa.types.is_dictionary(held.table.schema.field("site").type)
     added = held.join(pa.array([names[17], "?", names[6]])).added
-    assert added.schema.field("site").type == pa.string()
+    assert added.schema.field("site").type == WORDS_TYPE
     assert added.column("site").to_pylist() == [sites[17], None, sites[6]]
+
+
+def test_text_of_many_words_is_given_as_text() -> None:
+    names = [f"device-{number}" for number in range(60_000)]
+    rooms = [f"a rather long name of room {number % (WORDS_MAX + 1)}" for number in range(60_000)]
+    held = held_of(names, room=rooms)
+    assert pa.types.is_dictionary(held.table.schema.field("room").type)
+    added = held.join(pa.array([names[17], "?", names[6]])).added
+    assert added.schema.field("room").type == pa.string()
+    assert added.column("room").to_pylist() == [rooms[17], None, rooms[6]]
 
 
 def test_contexts_are_the_same_whatever_the_order_of_rows() -> None:

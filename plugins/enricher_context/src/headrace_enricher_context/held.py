@@ -12,8 +12,11 @@ from headrace_enricher_context.lookup import DeviceIndex, hash_order
 #: Name of the key column, which no added field can have.
 KEY: Final = "headrace.key"
 
-#: A text column is kept dictionary-encoded where that saves more than this.
+#: A text column is kept dictionary-encoded where that saves more than this, or where it has few words.
 COMPACT_BYTES_MIN: Final = 1 << 20
+
+#: A dictionary of so few words goes to the outputs as it is; a larger one would have to be looked through with each batch.
+WORDS_MAX: Final = 1024
 
 #: So many rows of a batch tell whether its devices repeat.
 SAMPLE_ROWS: Final = 256
@@ -87,7 +90,11 @@ class Held:
 
     def same_as(self, other: Held) -> bool:
         """Whether both say the same of the same devices."""
-        return bool(self.fields.equals(other.fields) and self.table.equals(other.table))
+        return bool(self.fields.equals(other.fields)) and all(
+            # the same words in another order are the same texts
+            _plain(_one_chunk(one)).equals(_plain(_one_chunk(two)))
+            for one, two in zip(self.table.columns, other.table.columns, strict=True)
+        )
 
     def join(self, devices: pa.StringArray) -> Joined:
         """The fields of each device, row by row."""
@@ -99,12 +106,12 @@ class Held:
             found = self._index.find(encoded.dictionary)
             rows = found.take(encoded.indices)
             unknown = encoded.dictionary.filter(found.is_null()) if found.null_count else encoded.dictionary.slice(0, 0)
-        columns = [_plain(column) for column in self._columns.take(rows).columns]
-        return Joined(pa.RecordBatch.from_arrays(columns, schema=self.fields), rows.null_count, unknown)
+        columns = [column if _has_few_words(column) else _plain(column) for column in self._columns.take(rows).columns]
+        return Joined(pa.RecordBatch.from_arrays(columns, self.fields.names), rows.null_count, unknown)
 
 
 class Joined(NamedTuple):
-    """The added fields, how many rows are of unknown devices, and which devices those are (each once)."""
+    """The added fields, texts of few words as dictionaries; how many rows are of unknown devices, and which those are (each once)."""
 
     added: pa.RecordBatch
     unknown_events: int
@@ -130,11 +137,17 @@ def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
 
 
 def _compact(column: pa.Array) -> pa.Array:
-    # A class or a site repeats: four bytes a device rather than its text. Where little is saved the text is quicker to give.
+    # A class or a site repeats: four bytes a device rather than its text, and nothing to copy for each event.
     if not pa.types.is_string(column.type):
         return column
     encoded = column.dictionary_encode()
+    if 2 * len(encoded.dictionary) <= len(column) and _has_few_words(encoded):
+        return encoded
     return encoded if encoded.nbytes + COMPACT_BYTES_MIN < column.nbytes else column
+
+
+def _has_few_words(column: pa.Array) -> bool:
+    return isinstance(column, pa.DictionaryArray) and len(column.dictionary) <= WORDS_MAX
 
 
 def _plain(column: pa.Array) -> pa.Array:

@@ -118,9 +118,13 @@ def hash_strings(strings: pa.StringArray) -> Hashes:
     words = np.ndarray((len(padded) - _WORD + 1,), np.dtype("<u8"), padded, 0, (1,))
     starts = offsets[:-1] - offsets[0]
     hashes: Hashes = lengths.astype(np.uint64) * _SEED
+    shortest = int(lengths.min())
     for done in range(0, int(lengths.max()), _WORD):
-        rows = np.flatnonzero(lengths > done)
-        beyond = (_WORD - np.minimum(lengths[rows] - done, _WORD)).astype(np.uint64) * np.uint64(8)
-        mixed = (hashes[rows] ^ (words[starts[rows] + done] << beyond)) * _MIX
+        # names are mostly of one length, and choosing rows costs as much as the rest
+        rows = slice(None) if done < shortest else np.flatnonzero(lengths > done)
+        next_words = words[starts[rows] + done]
+        if done + _WORD > shortest:
+            next_words <<= (_WORD - np.minimum(lengths[rows] - done, _WORD)).astype(np.uint64) * np.uint64(8)
+        mixed = (hashes[rows] ^ next_words) * _MIX
         hashes[rows] = mixed ^ (mixed >> _HALF)
     return hashes

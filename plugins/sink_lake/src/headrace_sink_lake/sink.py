@@ -32,6 +32,7 @@ class SinkLake(Component):
         """The options of sink_lake."""
 
     many_workers = True
+    takes_dictionaries = True
     fault_points = (
         "sink_lake.before_temp",
         "sink_lake.after_temp",
