@@ -1,10 +1,14 @@
 """Honest devices on a server under attack: their ack latency, the server's memory, and what it counts.
 
-    python benchmarks/bench_hostile.py                      # about three minutes; writes results/hostile.md
+    python benchmarks/bench_hostile.py                      # about five minutes; writes results/hostile.md
     python benchmarks/bench_hostile.py --only reconnects    # quiet, and this attack; table only
+    python benchmarks/bench_hostile.py --only flood --keep FILE    # the same, kept in FILE; the report has all that is kept there
 
-One `headrace run benchmarks/edge.toml` on one core, with tokens; the honest devices (wsload) and the attackers share the other core,
-the attackers under SCHED_IDLE, so that the honest devices never wait for them there: their latency is the server's. Linux only.
+One `headrace run benchmarks/edge.toml` on one core; the honest devices (wsload) and the attackers share the other core. So that the
+figure is the server's, the honest devices run there under SCHED_FIFO and the attackers under SCHED_IDLE, and latency counts from a
+message's send() to the moment when the kernel had its ack in the device's socket, however late the device came to look. Each attack is
+run against a sink too, a process on the attackers' core that does nothing but read: what that does to the honest devices is the
+kernel's and that core's share. Linux only; SCHED_FIFO takes a privilege.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from generator import LoadError, build
@@ -38,8 +42,20 @@ WARMUP_S = 3.0  # the honest devices are connected, and the attack is under way 
 AFTER_S = 1.5  # what an attack has left behind is closed
 #: Attacks that need more time than the others: 10,000 handshakes are seconds of work.
 SECONDS_MIN = {"reconnects": 20.0}
-#: Attacks that are measured against a sink too, which hangs up after so many bytes (`load/sink.py`).
-CONTROLS = {"huge-frames": 65_536, "bombs": 500_000}
+#: When the sink hangs up (`load/sink.py`): after so many bytes, and after so many seconds. Not attacked: by bad-tokens.
+CONTROLS = {
+    "silent": (1 << 60, 4.0),
+    "slow-headers": (1 << 60, 4.0),
+    "slow-frames": (1 << 60, 4.0),
+    "half-messages": (1 << 60, 4.0),
+    "never-read": (1 << 60, 1e6),
+    "huge-frames": (65_536, 1e6),
+    "bombs": (500_000, 1e6),
+    "reconnects": (1 << 60, 1e6),
+    "garbage": (200, 1e6),  # as long as an upgrade: who sent one is answered first
+    "flood": (1 << 60, 1e6),
+}
+AT_A_SINK = ", at a sink"
 #: What may be refused or cut off, and under which label its reason stands.
 REASONS = {
     "ingest_refused_connections_total": "reason",
@@ -51,12 +67,15 @@ REASONS = {
 
 @dataclass(frozen=True)
 class Figures:
-    """One attack, or none. `reasons` are what the server counted meanwhile."""
+    """One attack, or none. `p50_ms`, `p99_ms`: sent until the kernel had the ack; `seen_p99_ms`: due until the device had read it.
+    `reasons` are what the server counted meanwhile.
+    """
 
     name: str
     acked: int
     p50_ms: float
     p99_ms: float
+    seen_p99_ms: float
     late_max_ms: float
     cpu_percent: float
     rss_mb: float
@@ -107,7 +126,8 @@ def measure(site: SiteProcess, kind: str | None, rate: int, seconds: float, core
     reset_peak(pid)
     path = f"/v1/devices/dev-{1 if header else '%CONN%'}/events"
     words = [str(program), "--port", port, "--path", path, "--conns", str(DEVICES), "--rate", str(rate), "--src-spread", "50"]
-    words += ["--warmup", str(WARMUP_S), "--seconds", str(seconds), "--drain", "10", *(["--header", header] if header else [])]
+    words += ["--warmup", str(WARMUP_S), "--seconds", str(seconds), "--drain", "10", "--realtime", "--stamps"]
+    words += [*(["--header", header] if header else [])]
     attackers = attack(kind, target or port, WARMUP_S + seconds, core)
     with subprocess.Popen(["taskset", "-c", str(core), *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as honest:
         assert honest.stderr is not None
@@ -124,7 +144,7 @@ def measure(site: SiteProcess, kind: str | None, rate: int, seconds: float, core
     if attackers is not None:
         said = json.loads(attackers.communicate(timeout=60)[0])
         opened, sent = said["opened"], said["sent_bytes"]
-        if kind == "reconnects":
+        if kind == "reconnects" and not target:
             opened = connections_opened(site) - opened_before - DEVICES
         time.sleep(AFTER_S)
     after = counted(site)
@@ -132,10 +152,11 @@ def measure(site: SiteProcess, kind: str | None, rate: int, seconds: float, core
         raise LoadError(f"{kind}: an honest device was hurt: {output[-800:]} {errors[-500:]}")
     result = json.loads(output)
     return Figures(
-        name=f"{kind}, at a sink" if target else kind or "quiet",
+        name=f"{kind}{AT_A_SINK}" if target else kind or "quiet",
         acked=result["ack_us"]["n"],
-        p50_ms=result["ack_us"]["p50"] / 1e3,
-        p99_ms=result["ack_us"]["p99"] / 1e3,
+        p50_ms=result["server_us"]["p50"] / 1e3,
+        p99_ms=result["server_us"]["p99"] / 1e3,
+        seen_p99_ms=result["ack_us"]["p99"] / 1e3,
         late_max_ms=result["late_max_us"] / 1e3,
         cpu_percent=cpu,
         rss_mb=rss_mb,
@@ -158,9 +179,10 @@ def attack(kind: str | None, port: str, seconds: float, core: int) -> subprocess
 
 
 @contextmanager
-def sink(bytes_max: int, core: int) -> Iterator[str]:
+def sink(bytes_max: int, seconds_max: float, core: int) -> Iterator[str]:
     """The port of a sink that shares the attackers' core and its scheduling."""
-    words = ["taskset", "-c", str(core), "chrt", "--idle", "0", sys.executable, str(HERE / "load" / "sink.py"), str(bytes_max)]
+    words = ["taskset", "-c", str(core), "chrt", "--idle", "0", sys.executable, str(HERE / "load" / "sink.py")]
+    words += [str(bytes_max), str(seconds_max)]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
@@ -194,16 +216,22 @@ def counted(site: SiteProcess) -> dict[str, int]:
 
 
 def table(results: list[Figures]) -> str:
-    """The measured figures; ratios against the quiet ones at the beginning."""
-    quiet = results[0]
+    """The measured figures; ratios against the quiet row above, and against the same attack on a sink."""
     lines = [
-        "| attack | honest p50 ms | honest p99 ms | p99 / quiet | CPU % | RSS MB | RSS peak MB | opened/s | sent MB/s | refused, closed |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---|",
+        "| attack | p50 ms | p99 ms | p99 / quiet | p99 / at a sink | seen p99 ms | late max ms | CPU % | RSS MB | RSS peak MB | opened/s "
+        "| sent MB/s | refused, closed |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---|",
     ]
+    quiet = results[0]
+    controls = {one.name: one for one in results}
     for one in results:
+        quiet = one if one.name == "quiet" else quiet
+        control = controls.get(f"{one.name}{AT_A_SINK}")
         reasons = ", ".join(f"{key} {count:,}" for key, count in sorted(one.reasons.items()))
-        cells = [one.name, f"{one.p50_ms:.2f}", f"{one.p99_ms:.2f}", f"{one.p99_ms / quiet.p99_ms:.1f}", f"{one.cpu_percent:.0f}"]
-        cells += [f"{one.rss_mb:.0f}", f"{one.rss_peak_mb:.0f}", f"{one.opened_per_s:,.0f}", f"{one.sent_mb_per_s:.1f}", reasons]
+        cells = [one.name, f"{one.p50_ms:.2f}", f"{one.p99_ms:.2f}", f"{one.p99_ms / quiet.p99_ms:.1f}"]
+        cells += [f"{one.p99_ms / control.p99_ms:.1f}" if control else "", f"{one.seen_p99_ms:.2f}", f"{one.late_max_ms:.2f}"]
+        cells += [f"{one.cpu_percent:.0f}", f"{one.rss_mb:.0f}", f"{one.rss_peak_mb:.0f}"]
+        cells += [f"{one.opened_per_s:,.0f}", f"{one.sent_mb_per_s:.1f}", reasons]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -223,11 +251,14 @@ def report(results: list[Figures], rate: int, seconds: float, command: str) -> s
         "- server: `headrace run benchmarks/edge.toml` on one core, one process for all rows with these options:",
         f"  `{' '.join(word.rpartition('.')[2] for word in overrides(None)[2:])}`;",
         "  `bad-tokens`, and the quiet row before it, in a process with `auth = \"tokens\"`",
-        "- honest devices and attackers on the other core, the attackers under SCHED_IDLE; latency counts from the moment when a",
-        "  message was due",
+        "- honest devices under SCHED_FIFO and attackers under SCHED_IDLE on the other core",
+        "- p50, p99: from the send() of a message to the moment when the kernel had its ack in the device's socket",
+        "- seen p99: from the moment when a message was due until the device had read its ack, its waits for its own core included;",
+        "  late max: how late it sent at most",
+        "- p99 / quiet: against the quiet row above it",
         "- opened/s, sent MB/s: of the attackers; of `reconnects` what the server counted, without bytes",
         "- `..., at a sink`: the same attackers against another process on their own core, which only reads, and the honest devices on the",
-        "  server: what that does to p99 comes from that core and the kernel; the rates differ, as a sink reads fast",
+        "  server: what that does to p99 is that core's and the kernel's share; the rates differ, as a sink reads fast",
         "- `closed N`: WebSocket connections ended with that close code; the other reasons are those of `docs/operations.md`",
         "",
         *kinds,
@@ -238,7 +269,8 @@ def report(results: list[Figures], rate: int, seconds: float, command: str) -> s
 def main() -> int:
     """Measure, print the table, write the report; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", choices=sorted(KINDS), help="these attacks; no report is written")
+    parser.add_argument("--only", nargs="*", choices=sorted(KINDS), help="these attacks; without --keep no report is written")
+    parser.add_argument("--keep", type=Path, metavar="FILE", help="add the rows to FILE, and write the report of all that are there")
     parser.add_argument("--rate", type=int, default=5000, help="messages per second of all honest devices (default 5000)")
     parser.add_argument("--seconds", type=float, default=5.0, help="measured time of each row (default 5)")
     options = parser.parse_args()
@@ -253,11 +285,19 @@ def main() -> int:
         print(f"no figure: {error}", file=sys.stderr)
         return 1
     print(table(results))
-    if not options.only:
-        REPORT.write_text(
-            report(results, options.rate, options.seconds, "python " + " ".join(["benchmarks/bench_hostile.py", *sys.argv[1:]]))
-        )
+    command = "python " + " ".join(["benchmarks/bench_hostile.py", *sys.argv[1:]])
+    if options.keep:
+        results, command = keep(results, options.keep), command.replace(str(options.keep), "FILE")
+    if options.keep or not options.only:
+        REPORT.write_text(report(results, options.rate, options.seconds, command))
     return 0
+
+
+def keep(results: list[Figures], file: Path) -> list[Figures]:
+    """Add rows to a file of them; all that are there now."""
+    with file.open("a") as out:
+        out.writelines(json.dumps(asdict(one)) + "\n" for one in results)
+    return [Figures(**json.loads(line)) for line in file.read_text().splitlines()]
 
 
 def measure_all(kinds: list[str], rate: int, seconds: float, cores: list[int]) -> list[Figures]:
@@ -267,7 +307,7 @@ def measure_all(kinds: list[str], rate: int, seconds: float, cores: list[int]) -
             results.append(measure(site, kind, rate, seconds, cores[1], None))
             print(results[-1], file=sys.stderr)
             if kind in CONTROLS:
-                with sink(CONTROLS[kind], cores[1]) as target:
+                with sink(*CONTROLS[kind], cores[1]) as target:
                     results.append(measure(site, kind, rate, seconds, cores[1], None, target))
                 print(results[-1], file=sys.stderr)
     if "bad-tokens" in kinds:
