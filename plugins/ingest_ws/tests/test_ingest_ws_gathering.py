@@ -14,10 +14,16 @@ from hypothesis import strategies as st
 
 from headrace.encodings.json_text import check, decode
 from headrace.position import ORIGIN_SESSION
+from headrace.testing import FakeClock
+from headrace_ingest_ws.connection import Connection
 from headrace_ingest_ws.parser import RUN_BRACES_MAX
+from headrace_ingest_ws.rates import Rate, limit_of
 from headrace_ingest_ws.session_connection import SessionConnection
 
 wsframes = pytest.importorskip("headrace_ingest_ws._wsframes", reason="the C parser was not built here")
+
+from headrace_ingest_ws.gathering import Gatherer  # noqa: E402  not there without it
+from headrace_ingest_ws.parser_c import CFrameBuffer  # noqa: E402
 
 
 def is_object(text: bytes) -> bool:
@@ -207,17 +213,70 @@ def test_sessions_and_others_share_a_batch_and_each_origin_has_its_own_numbers(k
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("rate", [0, 1000], ids=["gathered", "in Python"])
-def test_a_session_whose_connection_left_is_forgotten(kit: SimpleNamespace, rate: int) -> None:
+@pytest.mark.parametrize("message", ["{}", "[{}]"], ids=["gathered", "in Python"])
+def test_a_session_whose_connection_left_is_forgotten(kit: SimpleNamespace, message: str) -> None:
     async def scenario() -> None:
-        async with kit.running(device_events_per_s_max=rate) as site:
+        async with kit.running() as site:
             for _ in range(12):
                 async with site.connect("a", session="s") as ws:
                     number = json.loads(await ws.recv())["hello"]["resume"] or 0
-                    await ws.send("{}")
+                    await ws.send(message)
                     assert await ws.recv() == f'{{"ack":{number + 1}}}'
                 await kit.until(lambda: site.metric("ingest_connections") == 0)
             gc.collect()
             assert sum(isinstance(found, SessionConnection) for found in gc.get_objects()) <= 1
+
+    asyncio.run(scenario())
+
+
+levels = st.sampled_from([0.0, 1.0, 3.0, 1000.0])
+
+
+@settings(max_examples=300, deadline=None)
+@given(levels, levels, st.lists(st.tuples(st.sampled_from([-1.0, 0.0, 0.01, 0.7, 5.0]), st.integers(1, 40), st.integers(0, 4000))))
+def test_c_takes_from_a_rate_as_python_does(events_per_s: float, bytes_per_s: float, takes: list[tuple[float, int, int]]) -> None:
+    limit = limit_of(events_per_s, bytes_per_s, 2.0)
+    if limit is None:
+        return
+    gatherer = Gatherer(CFrameBuffer())
+    shared, ours, now = Rate(limit, 5.0, gatherer.levels), Rate(limit, 5.0), 5.0
+    for passed, events, size in takes:
+        now += passed
+        assert bool(wsframes.lib.ws_rate_take(shared.levels, events, size, now)) is ours.take(events, size, now)
+        assert (shared.levels.events, shared.levels.bytes) == (ours.levels.events, ours.levels.bytes)
+        if not ours.wait_ms(now):
+            ours.charge(events, size)
+            shared.charge(events, size)
+
+
+def test_c_takes_messages_up_to_the_rate_of_their_device(kit: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[int] = []
+    took_run = Connection.took_run
+
+    def seen(connection: Connection, run: bytes, count: int) -> None:
+        runs.append(count)
+        took_run(connection, run, count)
+
+    monkeypatch.setattr(Connection, "took_run", seen)
+
+    async def acks(client: SimpleNamespace, last: int) -> list[dict[str, object]]:
+        texts: list[dict[str, object]] = []
+        while not texts or texts[-1].get("ack") != last:
+            texts.append(json.loads((await asyncio.wait_for(client.receive(), 10))[1]))
+        return texts
+
+    async def scenario() -> None:
+        async with kit.running(clock=FakeClock(), device_events_per_s_max=1.0, device_burst_s=12.0) as site:
+            one, two = await site.raw(), await site.raw()  # of one device
+            for number in range(1, 6):
+                one.text(b"{}")
+                two.text(b"{}")
+                assert await acks(one, number) == await acks(two, number) == [{"ack": number}]
+            assert runs == []
+            one.send(kit.frame(1, b"{}") * 4)
+            rejects = [text["reject"] for text in await acks(one, 9) if "reject" in text]
+            assert (rejects, runs) == ([8, 9], [4])
+            two.text(b"{}")
+            assert (await acks(two, 6))[0]["code"] == "rate"
 
     asyncio.run(scenario())

@@ -118,7 +118,9 @@ class Connection(WebSocket):
         self._session.share(self._gathered)
         transport.gathered = self._gathered
         gatherer.place(transport.descriptor, self._gathered, self.session_peer)
-        self._gathered.gathers = self.identity.gateway is None and self.rate is None and self._encoding is JSON
+        if self.rate is not None:
+            self._gathered.rate = self.rate.levels
+        self._gathered.gathers = self.identity.gateway is None and self._encoding is JSON
 
     @property
     def session_peer(self) -> SessionPeer | None:

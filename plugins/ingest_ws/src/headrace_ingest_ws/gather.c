@@ -91,8 +91,28 @@ static int make_rows(ws_gatherer *g, size_t rows) {
     return 1;
 }
 
-/* Takes a run of messages into the batch; 0 when one of them is not certainly an object, or there is no memory: none is taken. */
-static int gather(ws_gatherer *g, ws_connection *c, int descriptor, const uint8_t *run, size_t size, size_t count, int64_t received_us) {
+static double filled(double level, double per_s, double burst_s, double passed_s) {
+    double full = per_s * burst_s, grown = level + per_s * passed_s;
+    return grown < full ? grown : full;
+}
+
+int ws_rate_take(ws_rate *rate, double events, double bytes, double now) {
+    double passed_s = now - rate->now;
+    if (passed_s > 0) {
+        rate->now = now;
+        rate->events = filled(rate->events, rate->events_per_s, rate->burst_s, passed_s);
+        rate->bytes = filled(rate->bytes, rate->bytes_per_s, rate->burst_s, passed_s);
+    }
+    if (rate->events < events || rate->bytes < bytes) return 0;
+    rate->events -= events;
+    rate->bytes -= bytes;
+    return 1;
+}
+
+/* Takes a run of messages into the batch; 0 when one of them is not certainly an object, its device has sent too much, or there is
+ * no memory: none is taken. */
+static int gather(ws_gatherer *g, ws_connection *c, int descriptor, const uint8_t *run, size_t size, size_t count, int64_t received_us,
+                  double now) {
     const uint8_t *end = run + size, *message = run;
     if (!make_rows(g, g->rows + count) || !make_room((void **)&g->payload, &g->payload_room, g->payload_size + size, 1) ||
         !make_room((void **)&g->device, &g->device_room, g->device_size + count * c->device_size, 1) ||
@@ -104,6 +124,7 @@ static int gather(ws_gatherer *g, ws_connection *c, int descriptor, const uint8_
         g->payload_offsets[g->rows + i] = (int32_t)(g->payload_size + (size_t)(message - run) - i); /* newlines are left out */
         message = stop + 1;
     }
+    if (c->rate && !ws_rate_take(c->rate, (double)count, (double)(size - (count - 1)), now)) return 0;
     g->payload_offsets[g->rows + count] = (int32_t)(g->payload_size + size - (count - 1));
     if (c->chunk_batch != g->number) {
         c->chunk_batch = g->number;
@@ -130,7 +151,7 @@ static int gather(ws_gatherer *g, ws_connection *c, int descriptor, const uint8_
 }
 
 int ws_read(ws_gatherer *g, int epoll, int events_max, uint8_t *buffer, size_t size, size_t read_max, size_t rows_max, size_t bytes_max,
-            int64_t received_us, ws_find *finds) {
+            int64_t received_us, double now, ws_find *finds) {
     struct epoll_event events[EVENTS_MAX];
     ws_find *find = finds;
     size_t start = 0;
@@ -153,7 +174,7 @@ int ws_read(ws_gatherer *g, int epoll, int events_max, uint8_t *buffer, size_t s
             size_t most = c->window - (c->count - c->acked), left = rows_max - g->rows;
             ws_found found = {0};
             read.event = ws_parse(c->parser, buffer + start, (size_t)got, most < left ? most : left, &found);
-            if (found.run_count && gather(g, c, descriptor, buffer + start, found.run_bytes, found.run_count, received_us))
+            if (found.run_count && gather(g, c, descriptor, buffer + start, found.run_bytes, found.run_count, received_us, now))
                 found.run_count = 0;
             if (read.event == 0 && !found.run_count) continue; /* all of it was taken */
             c->special = 1;

@@ -2,6 +2,13 @@
 #ifndef HEADRACE_GATHER_H
 #define HEADRACE_GATHER_H
 
+/* What a device may still send, over all its connections; rates.py says how. */
+typedef struct {
+    double events_per_s, bytes_per_s, burst_s; /* its limit */
+    double events, bytes;                      /* the levels */
+    double now;                                /* when they were last filled, in monotonic seconds */
+} ws_rate;
+
 /* One WebSocket connection of a device. Python makes it, and reads and writes the counts as well. */
 typedef struct {
     uint64_t count;        /* number of the last message that was taken or refused */
@@ -17,6 +24,7 @@ typedef struct {
     uint8_t special;       /* Python writes its acks */
     uint8_t heard;         /* it sent something */
     ws_parser *parser;
+    ws_rate *rate; /* NULL: any */
     size_t device_size;
     uint8_t device[];
 } ws_connection;
@@ -55,13 +63,17 @@ void ws_gatherer_delete(ws_gatherer *g);
 ws_connection *ws_connection_new(const uint8_t *device, size_t device_size, ws_parser *parser, uint32_t window, uint64_t start);
 void ws_connection_delete(ws_connection *c);
 
+/* Takes so much from the levels when all of it fits, else nothing; whether it did. */
+int ws_rate_take(ws_rate *rate, double events, double bytes, double now);
+
 /* Puts a connection (NULL: none) at its descriptor; 0 when there is no memory. */
 int ws_place(ws_gatherer *g, int descriptor, ws_connection *c);
 
 /* Reads from what `epoll` says is ready, at most `events_max` descriptors, one behind the other into `buffer`. Gathers what
- * it may while the batch has fewer than `rows_max` rows and `bytes_max` bytes. Returns the number of finds, or -errno. */
+ * it may while the batch has fewer than `rows_max` rows and `bytes_max` bytes. `now`: in monotonic seconds. Returns the number of
+ * finds, or -errno. */
 int ws_read(ws_gatherer *g, int epoll, int events_max, uint8_t *buffer, size_t size, size_t read_max, size_t rows_max, size_t bytes_max,
-            int64_t received_us, ws_find *finds);
+            int64_t received_us, double now, ws_find *finds);
 
 /* Sleeps, for far less than a timer of the loop can. */
 void ws_rest(int64_t ns);

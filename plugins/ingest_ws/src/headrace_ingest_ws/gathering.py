@@ -19,6 +19,7 @@ from headrace import ENCODING_JSON, RAW_SCHEMA
 from headrace_ingest_ws.intake import CHUNK_BYTES, Member
 from headrace_ingest_ws.parser import Find, Parser
 from headrace_ingest_ws.parser_c import CFrameBuffer, CParser
+from headrace_ingest_ws.rates import Levels, Limit
 
 _module: Any = import_module("headrace_ingest_ws._wsframes")
 _ffi, _lib = _module.ffi, _module.lib
@@ -117,6 +118,11 @@ class Gatherer:
         made.serial = self._serial
         return made
 
+    def levels(self, limit: Limit) -> Levels:
+        """Levels that C takes from as well (ws_rate in gather.h)."""
+        made: Levels = _ffi.new("ws_rate *", {name: getattr(limit, name) for name in Limit._fields})
+        return made
+
     def place(self, descriptor: int, connection: Any, peer: SessionPeer | None) -> None:
         """The connection is at this descriptor from now on."""
         if not _lib.ws_place(self._c, descriptor, connection):
@@ -136,9 +142,9 @@ class Gatherer:
 
     # --- batches -----------------------------------------------------------------------------------------------------
 
-    def read(self, epoll: select.epoll, rows_max: int, bytes_max: int, received_us: int) -> list[Find]:
+    def read(self, epoll: select.epoll, rows_max: int, bytes_max: int, received_us: int, now: float) -> list[Find]:
         """Read what is ready, and gather what may be; the rest is for Python."""
-        return self._buffer.read_into(self._c, epoll, rows_max, bytes_max, received_us)
+        return self._buffer.read_into(self._c, epoll, rows_max, bytes_max, received_us, now)
 
     def rest(self, seconds: float) -> None:
         """Let messages gather for so long, a few hundred microseconds; other threads run meanwhile."""

@@ -183,10 +183,12 @@ class Intake:
         gatherer, builder = self.gatherer, self._builder
         if gatherer is None:
             return buffer.read(epoll)
-        if (rest_s := self._rests_until - self._clock.monotonic()) > 0:
+        now = self._clock.monotonic()
+        if (rest_s := self._rests_until - now) > 0:
             gatherer.rest(min(rest_s, REST_S_MAX))
         rows, size = gatherer.rows, gatherer.payload_bytes
-        left = gatherer.read(epoll, builder.rows_max - builder.rows, builder.bytes_max - builder.bytes, int(self._clock.wall() * 1e6))
+        rows_max, bytes_max = builder.rows_max - builder.rows, builder.bytes_max - builder.bytes
+        left = gatherer.read(epoll, rows_max, bytes_max, int(self._clock.wall() * 1e6), now)
         if gatherer.rows > rows:
             self._counters.took(gatherer.rows - rows, gatherer.payload_bytes - size)
             self._begun()

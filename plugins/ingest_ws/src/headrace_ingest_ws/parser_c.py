@@ -42,12 +42,12 @@ class CFrameBuffer:
         self.memory.held_max = unfinished_bytes_max
 
     def read(self, epoll: select.epoll) -> list[Find]:
-        return self.read_into(_ffi.NULL, epoll, 0, 0, 0)
+        return self.read_into(_ffi.NULL, epoll, 0, 0, 0, 0.0)
 
-    def read_into(self, gatherer: Any, epoll: select.epoll, rows_max: int, bytes_max: int, received_us: int) -> list[Find]:
+    def read_into(self, gatherer: Any, epoll: select.epoll, rows_max: int, bytes_max: int, received_us: int, now: float) -> list[Find]:
         """As `read`; what may be gathered goes to this ws_gatherer and is not among the finds."""
         count = _read(
-            gatherer, epoll.fileno(), READS_PER_TURN, self.address, BUFFER_BYTES, READ_BYTES, rows_max, bytes_max, received_us,
+            gatherer, epoll.fileno(), READS_PER_TURN, self.address, BUFFER_BYTES, READ_BYTES, rows_max, bytes_max, received_us, now,
             self._finds_at,
         )  # fmt: skip
         if count < 0:

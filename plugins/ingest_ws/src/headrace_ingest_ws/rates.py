@@ -7,7 +7,8 @@ So a message is never too large to pass, and in the long run nobody gets more th
 from __future__ import annotations
 
 import math
-from typing import Final, NamedTuple
+from collections.abc import Callable
+from typing import Final, NamedTuple, Protocol
 
 #: Devices that are remembered while they have no connection. Beyond it one is forgotten early, and may send a burst again.
 DEVICES_MAX: Final = 65_536
@@ -31,56 +32,76 @@ def limit_of(events_per_s: float, bytes_per_s: float, burst_s: float) -> Limit |
     return Limit(events_per_s or math.inf, bytes_per_s or math.inf, burst_s)
 
 
+class Levels(Protocol):
+    """What one device may send at the moment `now`; gather.c takes from it too where it takes messages itself."""
+
+    events: float
+    bytes: float
+    now: float
+
+
+class PythonLevels:
+    """Levels that nobody else takes from."""
+
+    __slots__ = ("bytes", "events", "now")
+
+    def __init__(self, _limit: Limit) -> None:
+        self.events = self.bytes = self.now = 0.0
+
+
 class Rate:
     """What one device may send now."""
 
-    __slots__ = ("_bytes", "_events", "_limit", "_now", "connections")
+    __slots__ = ("_limit", "connections", "levels")
 
-    def __init__(self, limit: Limit, now: float) -> None:
-        self._limit, self._now = limit, now
-        self._events, self._bytes = limit.events_per_s * limit.burst_s, limit.bytes_per_s * limit.burst_s
+    def __init__(self, limit: Limit, now: float, levels_of: Callable[[Limit], Levels] = PythonLevels) -> None:
+        self._limit = limit
+        self.levels = levels = levels_of(limit)
+        levels.now = now
+        levels.events, levels.bytes = limit.events_per_s * limit.burst_s, limit.bytes_per_s * limit.burst_s
         self.connections = 0
 
-    def _refill(self, now: float) -> None:
-        limit, passed_s = self._limit, now - self._now
-        if passed_s > 0:
-            self._now = now
-            self._events = min(limit.events_per_s * limit.burst_s, self._events + limit.events_per_s * passed_s)
-            self._bytes = min(limit.bytes_per_s * limit.burst_s, self._bytes + limit.bytes_per_s * passed_s)
+    def _refill(self, now: float) -> Levels:
+        limit, levels = self._limit, self.levels
+        if (passed_s := now - levels.now) > 0:
+            levels.now = now
+            levels.events = min(limit.events_per_s * limit.burst_s, levels.events + limit.events_per_s * passed_s)
+            levels.bytes = min(limit.bytes_per_s * limit.burst_s, levels.bytes + limit.bytes_per_s * passed_s)
+        return levels
 
     def take(self, events: int, size: int, now: float) -> bool:
         """Take so much when all of it fits; else nothing."""
-        self._refill(now)
-        if self._events < events or self._bytes < size:
+        levels = self._refill(now)
+        if levels.events < events or levels.bytes < size:
             return False
-        self._events -= events
-        self._bytes -= size
+        levels.events -= events
+        levels.bytes -= size
         return True
 
     def wait_ms(self, now: float) -> int:
         """0 when a message may pass, else after how many milliseconds one may."""
-        self._refill(now)
-        if self._events > 0 and self._bytes > 0:
+        levels = self._refill(now)
+        events, size = levels.events, levels.bytes
+        if events > 0 and size > 0:
             return 0
-        for_events_s = -self._events / self._limit.events_per_s if self._events <= 0 else 0.0
-        for_bytes_s = -self._bytes / self._limit.bytes_per_s if self._bytes <= 0 else 0.0
+        for_events_s = -events / self._limit.events_per_s if events <= 0 else 0.0
+        for_bytes_s = -size / self._limit.bytes_per_s if size <= 0 else 0.0
         return int(max(for_events_s, for_bytes_s) * 1000) + 1
 
     def charge(self, events: int, size: int) -> None:
         """A message of so much has passed."""
-        self._events -= events
-        self._bytes -= size
+        self.levels.events -= events
+        self.levels.bytes -= size
 
     def full(self, now: float) -> bool:
         """True when the device may send all that anybody may: nothing about it has to be remembered."""
-        self._refill(now)
-        limit = self._limit
-        return self._events >= limit.events_per_s * limit.burst_s and self._bytes >= limit.bytes_per_s * limit.burst_s
+        levels, limit = self._refill(now), self._limit
+        return levels.events >= limit.events_per_s * limit.burst_s and levels.bytes >= limit.bytes_per_s * limit.burst_s
 
     def reason(self) -> str:
         """For people: which limit stands in the way."""
         limit = self._limit
-        if self._events <= 0:
+        if self.levels.events <= 0:
             return f"more than {limit.events_per_s:g} events/s"
         return f"more than {limit.bytes_per_s:g} bytes/s"
 
@@ -88,8 +109,9 @@ class Rate:
 class Rates:
     """The rates of all devices, of which the idle ones are forgotten."""
 
-    def __init__(self, limit: Limit, devices_max: int = DEVICES_MAX) -> None:
-        self._limit, self._devices_max = limit, devices_max
+    def __init__(self, limit: Limit, devices_max: int = DEVICES_MAX, levels_of: Callable[[Limit], Levels] = PythonLevels) -> None:
+        """levels_of: makes the levels of a device, `Gatherer.levels` where C takes messages."""
+        self._limit, self._devices_max, self._levels_of = limit, devices_max, levels_of
         self._rates: dict[str, Rate] = {}  # those looked at longest ago come first
 
     def __len__(self) -> int:
@@ -101,7 +123,7 @@ class Rates:
         if rate is None:
             if len(self._rates) >= self._devices_max:
                 self._forget_one()
-            rate = self._rates[device] = Rate(self._limit, now)
+            rate = self._rates[device] = Rate(self._limit, now, self._levels_of)
         return rate
 
     def enter(self, device: str, now: float) -> Rate:

@@ -47,7 +47,7 @@ from headrace_ingest_ws.protocol import (
     hello,
     session_claim,
 )
-from headrace_ingest_ws.rates import Rates, limit_of
+from headrace_ingest_ws.rates import PythonLevels, Rates, limit_of
 from headrace_ingest_ws.session_connection import SessionConnection
 from headrace_ingest_ws.turnstile import Turnstile
 
@@ -81,7 +81,8 @@ class Server:
         self._admission = admission
         self._counters, self._clock, self._random, self._log = counters, clock, random, log
         limit = limit_of(config.device_events_per_s_max, config.device_bytes_per_s_max, config.device_burst_s)
-        self._rates = Rates(limit) if limit is not None else None
+        gatherer = intake.gatherer
+        self._rates = Rates(limit, levels_of=gatherer.levels if gatherer is not None else PythonLevels) if limit is not None else None
         self._places = Places(config.handshakes_max, config.connections_per_address_max)
         self._connections: dict[Connection, Place] = {}
         self.sessions = HostSessions(deliver, LocalSessions(deliver, counters.sessions_taken_over.inc))
