@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 
 from headrace.testing import FakeClock
+from headrace_ingest_ws.lobby import BEGUN_PER_TURN, CLOSED_PER_TURN, Lobby
+from headrace_ingest_ws.polling import ENDS_PER_TURN, PolledTransport
 
 pytestmark = pytest.mark.usefixtures("each_loop")
 
@@ -256,3 +258,92 @@ def test_a_limit_of_open_files_that_is_too_low_is_said_at_once(kit: SimpleNamesp
 
     asyncio.run(scenario())
     assert "fewer files may be open than all connections need" in caplog.text
+
+
+class Turns:
+    """Counts the turns of the loop, and in which of them something was called."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.calls: list[int] = []
+        asyncio.get_running_loop().call_soon(self._turn)
+
+    def _turn(self) -> None:
+        self.count += 1
+        asyncio.get_running_loop().call_soon(self._turn)
+
+    def watch(self, monkeypatch: pytest.MonkeyPatch, owner: type, name: str) -> None:
+        call = getattr(owner, name)
+
+        def called(*words: Any) -> Any:
+            self.calls.append(self.count)
+            return call(*words)
+
+        monkeypatch.setattr(owner, name, called)
+
+    @property
+    def most(self) -> int:
+        return max(map(self.calls.count, set(self.calls)))
+
+
+def test_requests_that_come_together_go_to_aiohttp_in_one_turn_after_the_other(
+    kit: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        async with kit.running() as site:
+            streams = [await asyncio.open_connection(*site.address) for _ in range(30)]
+            await kit.until(lambda: places(site) == (30, 30))
+            turns = Turns()
+            turns.watch(monkeypatch, Lobby, "_begin")
+            for number, (_, writer) in enumerate(streams):
+                writer.write(b"POST /v1/devices/d%d/events HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{" % number)
+            await asyncio.sleep(0)
+            for _, writer in streams[:-1]:
+                writer.write(b"}")  # while the request waits for its turn, or behind it
+            streams[-1][1].transport.abort()
+            for reader, writer in streams[:-1]:
+                assert (await asyncio.wait_for(reader.readline(), 10)).startswith(b"HTTP/1.1 200 ")
+                writer.close()
+            await kit.until(lambda: places(site) == (0, 0))
+            assert turns.most == BEGUN_PER_TURN
+            assert 29 <= len(turns.calls) <= 30
+
+    asyncio.run(scenario())
+
+
+def test_sockets_that_time_out_together_are_closed_some_at_a_time(kit: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        clock = FakeClock()
+        async with kit.running(clock=clock, request_timeout_s=15.0) as site:
+            streams = [await asyncio.open_connection(*site.address) for _ in range(3 * CLOSED_PER_TURN + 1)]
+            await kit.until(lambda: places(site) == (len(streams), len(streams)))
+            turns = Turns()
+            turns.watch(monkeypatch, Lobby, "turn_out")
+            await clock.advance(20.0)
+            for reader, _ in streams:
+                assert await read_to_end(reader) == b""
+            assert (len(turns.calls), turns.most) == (len(streams), CLOSED_PER_TURN)
+            assert (refused(site, "header_timeout"), places(site)) == (len(streams), (0, 0))
+
+    asyncio.run(scenario())
+
+
+def test_connections_that_leave_together_are_looked_after_some_at_a_time(kit: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        async with kit.running() as site:
+            clients = [await site.raw(f"d{number}") for number in range(3 * ENDS_PER_TURN + 1)]
+            staying = await site.raw("staying")
+            await kit.until(lambda: site.metric("ingest_connections") == len(clients) + 1)
+            turns = Turns()
+            turns.watch(monkeypatch, PolledTransport, "gone")
+            for client in clients:
+                client.writer.transport.abort()
+            staying.text(b"{}")
+            assert await asyncio.wait_for(staying.receive(), 10) == (1, b'{"ack":1}')
+            await kit.until(lambda: site.metric("ingest_connections") == 1)
+            assert len(turns.calls) == len(clients)
+            assert turns.most <= ENDS_PER_TURN
+            staying.text(b"{}")
+            assert await asyncio.wait_for(staying.receive(), 10) == (1, b'{"ack":2}')
+
+    asyncio.run(scenario())
