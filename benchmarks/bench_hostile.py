@@ -27,7 +27,7 @@ from pathlib import Path
 
 from generator import LoadError, build
 from load.attackers import KINDS
-from machine import facts, process_cpu_s, process_rss_mb
+from machine import Used, facts, process_cpu_s, process_rss_mb
 from prometheus_client.parser import text_string_to_metric_families
 
 from headrace.testing.site import SiteProcess
@@ -38,6 +38,8 @@ HERE = Path(__file__).parent
 SITE = HERE / "edge.toml"
 REPORT = HERE / "results" / "hostile.md"
 DEVICES = 500
+#: A row is measured again, at most so often in all, while other processes kept more than so much of the cores busy; the quietest counts.
+ATTEMPTS_MAX, OTHERS_CORES_MAX = 3, 0.1
 WARMUP_S = 3.0  # the honest devices are connected, and the attack is under way when the measuring begins
 AFTER_S = 1.5  # what an attack has left behind is closed
 #: Attacks that need more time than the others: 10,000 handshakes are seconds of work.
@@ -82,6 +84,7 @@ class Figures:
     rss_peak_mb: float
     opened_per_s: float
     sent_mb_per_s: float
+    others_cores: float
     reasons: dict[str, int]
 
 
@@ -113,8 +116,23 @@ def site_on(core: int, folder: Path, tokens: Path | None) -> Iterator[SiteProces
         yield site
 
 
-def measure(site: SiteProcess, kind: str | None, rate: int, seconds: float, core: int, header: str | None, target: str = "") -> Figures:
-    """Honest devices for so long, with an attack or without. target: the port of another process to attack."""
+def measure(
+    site: SiteProcess, kind: str | None, rate: int, seconds: float, core: int, header: str | None, target: tuple[str, int] | None = None
+) -> Figures:
+    """Honest devices for so long, with an attack or without; the quietest of some attempts.
+
+    target: port and pid of another process to attack.
+    """
+    found: list[Figures] = []
+    while len(found) < ATTEMPTS_MAX and (not found or found[-1].others_cores > OTHERS_CORES_MAX):
+        found.append(attempt(site, kind, rate, seconds, core, header, target))
+        print(found[-1], file=sys.stderr)
+    return min(found, key=lambda one: one.others_cores)
+
+
+def attempt(
+    site: SiteProcess, kind: str | None, rate: int, seconds: float, core: int, header: str | None, target: tuple[str, int] | None
+) -> Figures:
     assert site.process is not None
     seconds = max(seconds, SECONDS_MIN.get(kind or "", 0.0))
     program, pid = build(), site.process.pid
@@ -122,13 +140,13 @@ def measure(site: SiteProcess, kind: str | None, rate: int, seconds: float, core
         raise LoadError("expected a C compiler: the honest devices are load/wsload.c")
     port = (site.url("devices") or "").rpartition(":")[2]
     before, opened_before = counted(site), connections_opened(site)
-    used, since = process_cpu_s(pid), time.monotonic()
+    used, noise, sink_s = process_cpu_s(pid), Used.now(pid), process_cpu_s(target[1]) if target else 0.0
     reset_peak(pid)
     path = f"/v1/devices/dev-{1 if header else '%CONN%'}/events"
     words = [str(program), "--port", port, "--path", path, "--conns", str(DEVICES), "--rate", str(rate), "--src-spread", "50"]
     words += ["--warmup", str(WARMUP_S), "--seconds", str(seconds), "--drain", "10", "--realtime", "--stamps"]
     words += [*(["--header", header] if header else [])]
-    attackers = attack(kind, target or port, WARMUP_S + seconds, core)
+    attackers = attack(kind, target[0] if target else port, WARMUP_S + seconds, core)
     with subprocess.Popen(["taskset", "-c", str(core), *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as honest:
         assert honest.stderr is not None
         assert honest.stdout is not None
@@ -138,11 +156,15 @@ def measure(site: SiteProcess, kind: str | None, rate: int, seconds: float, core
             attackers.stdin.write(b"go\n")
             attackers.stdin.flush()
         output, errors = honest.stdout.read(), connected + honest.stderr.read()
-    cpu = 100 * (process_cpu_s(pid) - used) / (time.monotonic() - since)
+        honest.wait()
+    cpu = 100 * (process_cpu_s(pid) - used) / (time.monotonic() - noise.at_s)
     rss_mb, rss_peak_mb = process_rss_mb(pid)
     opened = sent = 0
     if attackers is not None:
         said = json.loads(attackers.communicate(timeout=60)[0])
+    after_s = Used.now(pid)
+    others = after_s.others_cores_since(noise) - ((process_cpu_s(target[1]) - sink_s) / (after_s.at_s - noise.at_s) if target else 0.0)
+    if attackers is not None:
         opened, sent = said["opened"], said["sent_bytes"]
         if kind == "reconnects" and not target:
             opened = connections_opened(site) - opened_before - DEVICES
@@ -163,6 +185,7 @@ def measure(site: SiteProcess, kind: str | None, rate: int, seconds: float, core
         rss_peak_mb=rss_peak_mb,
         opened_per_s=opened / (WARMUP_S + seconds),
         sent_mb_per_s=sent / 1e6 / (WARMUP_S + seconds),
+        others_cores=max(0.0, others),
         reasons={key: grown for key, count in after.items() if (grown := count - before.get(key, 0)) and key != "closed 1006"},
     )
 
@@ -179,14 +202,14 @@ def attack(kind: str | None, port: str, seconds: float, core: int) -> subprocess
 
 
 @contextmanager
-def sink(bytes_max: int, seconds_max: float, core: int) -> Iterator[str]:
-    """The port of a sink that shares the attackers' core and its scheduling."""
+def sink(bytes_max: int, seconds_max: float, core: int) -> Iterator[tuple[str, int]]:
+    """Port and pid of a sink that shares the attackers' core and its scheduling."""
     words = ["taskset", "-c", str(core), "chrt", "--idle", "0", sys.executable, str(HERE / "load" / "sink.py")]
     words += [str(bytes_max), str(seconds_max)]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
-            yield process.stdout.readline().strip()
+            yield process.stdout.readline().strip(), process.pid
         finally:
             process.kill()
 
@@ -219,8 +242,8 @@ def table(results: list[Figures]) -> str:
     """The measured figures; ratios against the quiet row above, and against the same attack on a sink."""
     lines = [
         "| attack | p50 ms | p99 ms | p99 / quiet | p99 / at a sink | seen p99 ms | late max ms | CPU % | RSS MB | RSS peak MB | opened/s "
-        "| sent MB/s | refused, closed |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---|",
+        "| sent MB/s | others' cores | refused, closed |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---|",
     ]
     quiet = results[0]
     controls = {one.name: one for one in results}
@@ -231,7 +254,7 @@ def table(results: list[Figures]) -> str:
         cells = [one.name, f"{one.p50_ms:.2f}", f"{one.p99_ms:.2f}", f"{one.p99_ms / quiet.p99_ms:.1f}"]
         cells += [f"{one.p99_ms / control.p99_ms:.1f}" if control else "", f"{one.seen_p99_ms:.2f}", f"{one.late_max_ms:.2f}"]
         cells += [f"{one.cpu_percent:.0f}", f"{one.rss_mb:.0f}", f"{one.rss_peak_mb:.0f}"]
-        cells += [f"{one.opened_per_s:,.0f}", f"{one.sent_mb_per_s:.1f}", reasons]
+        cells += [f"{one.opened_per_s:,.0f}", f"{one.sent_mb_per_s:.1f}", f"{one.others_cores:.2f}", reasons]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -256,6 +279,8 @@ def report(results: list[Figures], rate: int, seconds: float, command: str) -> s
         "- seen p99: from the moment when a message was due until the device had read its ack, its waits for its own core included;",
         "  late max: how late it sent at most",
         "- p99 / quiet: against the quiet row above it",
+        "- others' cores: cores that neither the server nor the load kept busy, what the hypervisor took included;",
+        f"  above {OTHERS_CORES_MAX:g} a row is measured again, up to {ATTEMPTS_MAX} times in all, and the quietest stands here",
         "- opened/s, sent MB/s: of the attackers; of `reconnects` what the server counted, without bytes",
         "- `..., at a sink`: the same attackers against another process on their own core, which only reads, and the honest devices on the",
         "  server: what that does to p99 is that core's and the kernel's share; the rates differ, as a sink reads fast",
@@ -305,11 +330,9 @@ def measure_all(kinds: list[str], rate: int, seconds: float, cores: list[int]) -
     with tempfile.TemporaryDirectory(prefix="headrace-hostile-") as name, site_on(cores[0], Path(name), None) as site:
         for kind in [None, *(kind for kind in kinds if kind != "bad-tokens"), None]:
             results.append(measure(site, kind, rate, seconds, cores[1], None))
-            print(results[-1], file=sys.stderr)
             if kind in CONTROLS:
                 with sink(*CONTROLS[kind], cores[1]) as target:
                     results.append(measure(site, kind, rate, seconds, cores[1], None, target))
-                print(results[-1], file=sys.stderr)
     if "bad-tokens" in kinds:
         with tempfile.TemporaryDirectory(prefix="headrace-hostile-") as name:
             token, record = new_token("dev-1")
@@ -318,7 +341,6 @@ def measure_all(kinds: list[str], rate: int, seconds: float, cores: list[int]) -
             with site_on(cores[0], Path(name), tokens) as site:
                 for kind in (None, "bad-tokens"):
                     results.append(measure(site, kind, rate, seconds, cores[1], f"Authorization: Bearer {token}"))
-                    print(results[-1], file=sys.stderr)
     return results
 
 

@@ -290,7 +290,7 @@ def test_requests_that_come_together_go_to_aiohttp_in_one_turn_after_the_other(
     kit: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def scenario() -> None:
-        async with kit.running() as site:
+        async with kit.running(clock=FakeClock()) as site:
             streams = [await asyncio.open_connection(*site.address) for _ in range(30)]
             await kit.until(lambda: places(site) == (30, 30))
             turns = Turns()

@@ -6,6 +6,8 @@ import asyncio
 import gc
 import json
 import random
+import socket
+import struct
 from types import SimpleNamespace
 
 import pytest
@@ -278,5 +280,51 @@ def test_c_takes_messages_up_to_the_rate_of_their_device(kit: SimpleNamespace, m
             assert (rejects, runs) == ([8, 9], [4])
             two.text(b"{}")
             assert (await acks(two, 6))[0]["code"] == "rate"
+
+    asyncio.run(scenario())
+
+
+def test_what_comes_behind_bytes_that_wait_is_never_taken_before_them(kit: SimpleNamespace) -> None:
+    async def scenario() -> None:
+        async with kit.running() as site:
+            client = await site.raw()
+            (connection,) = site.component._server._connections
+            client.send(kit.frame(1, b"bad") * 20_000)  # the slow lane holds what is read, and no read ends where a frame does
+            await kit.until(lambda: bool(connection._held))
+            client.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            client.writer.transport.abort()  # a reset is told even of a connection that is not to be read
+            await kit.until(lambda: site.metric("ingest_connections") == 0)
+            assert site.metric("ingest_connections_closed_total", code="1006") == 1
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("rate", [0.0, 1e6], ids=["any rate", "a rate"])
+def test_a_long_run_is_taken_by_c_in_pieces_and_what_is_refused_in_it_costs_no_more_than_a_piece(
+    kit: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, rate: float
+) -> None:
+    runs: list[int] = []
+    took_run = Connection.took_run
+
+    def seen(connection: Connection, run: bytes, count: int) -> None:
+        runs.append(count)
+        took_run(connection, run, count)
+
+    monkeypatch.setattr(Connection, "took_run", seen)
+
+    async def scenario() -> None:
+        async with kit.running(device_events_per_s_max=rate) as site:
+            client = await site.raw()
+            events = [b'{"n":%d}' % number for number in range(700)]
+            client.send(b"".join(kit.frame(1, event) for event in events))
+            while (await asyncio.wait_for(client.receive(), 10)) != (1, b'{"ack":700}'):
+                pass
+            assert (site.deliver.payloads, runs) == (events, [])
+            client.send(b"".join(kit.frame(1, event) for event in events[:300]) + kit.frame(1, b'{"n":}') * 300 + kit.frame(1, b"{}"))
+            while (await asyncio.wait_for(client.receive(), 10)) != (1, b'{"ack":1301}'):
+                pass
+            assert site.deliver.payloads == [*events, *events[:300], b"{}"]
+            assert max(runs) <= 64
+            assert site.metric("ingest_rejected_events_total", reason="payload_invalid") == 300
 
     asyncio.run(scenario())

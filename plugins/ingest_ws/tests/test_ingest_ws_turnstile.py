@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from headrace.testing import run
-from headrace_ingest_ws.turnstile import Turnstile
+from headrace_ingest_ws.turnstile import Turnstile, allowed
 
 
 class Turns:
@@ -71,3 +71,10 @@ def test_who_left_costs_nobody_a_turn() -> None:
         assert last.done()
 
     run(scenario())
+
+
+def test_a_busy_loop_gives_a_share_of_its_time_and_an_idle_one_the_least() -> None:
+    assert allowed(0.0, 0.0004, 0.25, 1, 8) == 1
+    assert allowed(0.001, 0.0004, 0.25, 1, 8) == 1
+    assert allowed(0.008, 0.0004, 0.25, 1, 8) == 5
+    assert allowed(60.0, 0.0004, 0.25, 1, 8) == 8

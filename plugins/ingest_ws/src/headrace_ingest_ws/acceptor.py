@@ -17,12 +17,17 @@ from headrace_ingest_ws.counters import Counters
 from headrace_ingest_ws.lobby import Lobby, Waiting
 from headrace_ingest_ws.places import Places
 from headrace_ingest_ws.protocol import QUOTA, Refusal
+from headrace_ingest_ws.turnstile import allowed
 
 #: So many sockets wait in the kernel while the loop is busy, for example after a restart under thousands of devices.
 BACKLOG: Final = 4096
 
-#: Sockets accepted in one turn of the loop. One costs about 0.15 ms, and those that are in already wait for it.
+#: Sockets accepted in one turn of the loop, at least and at most. One costs about 0.15 ms, and those that are in already wait for it;
+#: on a busy loop they get this share of its time.
 ACCEPTS_PER_TURN: Final = 2
+ACCEPTS_PER_TURN_MAX: Final = 8
+ACCEPT_S: Final = 0.000_15
+ACCEPT_RATIO: Final = 0.1
 
 #: Pause after the process or the machine ran out of files: accepting fails again at once before some are closed.
 FILES_AGAIN_S: Final = 0.5
@@ -58,6 +63,7 @@ class Acceptor:
         self._retry_after_s = retry_after_s
         self._loop = asyncio.get_running_loop()
         self._again: asyncio.TimerHandle | None = None
+        self._accepted_at = 0.0
         self._opening: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
@@ -82,10 +88,13 @@ class Acceptor:
             await asyncio.wait(self._opening)
 
     def _accept(self) -> None:
-        if self._places.full and not self._lobby.make_room(self._clock.monotonic()):
+        now = self._clock.monotonic()
+        most = allowed(now - self._accepted_at, ACCEPT_S, ACCEPT_RATIO, ACCEPTS_PER_TURN, ACCEPTS_PER_TURN_MAX)
+        self._accepted_at = now
+        if self._places.full and not self._lobby.make_room(now):
             self._pause(ROOM_AGAIN_S)
             return
-        for _ in range(ACCEPTS_PER_TURN):
+        for _ in range(most):
             if self._places.full:
                 return  # nobody makes room for a socket that may not be there
             try:

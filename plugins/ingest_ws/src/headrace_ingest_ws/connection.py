@@ -88,7 +88,7 @@ class Connection(WebSocket):
         self._counted = 0  # messages when the connection was last looked after
         self._pinged = False
         self._controls = 0  # pings and pongs since then
-        self._refused = False  # it was refused something since then, or has sent too many pings
+        self._refused = 0  # messages that were refused, and pings beyond CONTROLS_MAX, since then
         self._slow = False  # that, or the same before then: it goes by the slow lane
         self.rate: Rate | None = None
         """What its device may still send; None: anything."""
@@ -121,7 +121,12 @@ class Connection(WebSocket):
         gatherer.place(transport.descriptor, self._gathered, self.session_peer)
         if self.rate is not None:
             self._gathered.rate = self.rate.levels
-        self._gathered.gathers = self.identity.gateway is None and self._encoding is JSON
+        self._gathered.gathers = self._plain_json
+
+    @property
+    def _plain_json(self) -> bool:
+        """True where C knows what a message has to be."""
+        return self.identity.gateway is None and self._encoding is JSON
 
     @property
     def session_peer(self) -> SessionPeer | None:
@@ -193,8 +198,7 @@ class Connection(WebSocket):
     def heard_control(self) -> None:
         self._controls += 1
         if self._controls > CONTROLS_MAX:
-            self._slow = self._refused = True
-            self._intake.lane.spend()
+            self._misbehaves()
 
     def broke(self, code: int) -> None:
         if self._intake.stopped:
@@ -211,11 +215,18 @@ class Connection(WebSocket):
         self._counters.took(refusal.events, size)
         self._counters.rejected(refusal.code, refusal.events)
         if not self._refused:  # one line a second is enough, and costs more than the refusal
-            self._slow = self._refused = True
             self._log.warning("message refused", device=self._device, code=refusal.code, reason=refusal.reason)
-        self._intake.lane.spend()
+        self._misbehaves()
         # a refusal waits its turn in the intake: its ack must not overtake that of an earlier message
         self._add(self._session.refuse(refusal), JSON.stored, ())
+
+    def _misbehaves(self) -> None:
+        """It goes by the slow lane; and when that is no exception, all of it, so that C does not take from the same read."""
+        self._slow = True
+        self._refused += 1
+        if self._refused > SLICE and self._gathered is not None:
+            self._gathered.gathers = False
+        self._intake.lane.spend()
 
     def _add(self, number: int, encoding: int, events: Sequence[bytes], devices: Sequence[str] | None = None) -> None:
         if self._gathered is not None:
@@ -271,7 +282,9 @@ class Connection(WebSocket):
         if self._lost or self._transport is None:
             return None
         self.reads_again()
-        self._slow, self._refused, self._controls = self._refused, False, 0
+        self._slow, self._refused, self._controls = bool(self._refused), 0, 0
+        if self._gathered is not None and not self._slow and not self._refusing:
+            self._gathered.gathers = self._plain_json
         if not (self._session.ack_due or self._unread):
             self._stalled_since = now
         elif now - self._stalled_since > self._config.write_timeout_s:

@@ -19,7 +19,9 @@
 #include "wsframes.h"
 #include "gather.h"
 
-enum { EVENTS_MAX = 256, UNPARSED = -1, HEADER_BYTES = 2 };
+/* TAKEN_AT_ONCE: messages of a connection; so many at most are refused in one go, when the first of them has to be, and a refusal is
+ * ten times the work */
+enum { EVENTS_MAX = 256, UNPARSED = -1, HEADER_BYTES = 2, TAKEN_AT_ONCE = 64 };
 
 ws_gatherer *ws_gatherer_new(void) { return calloc(1, sizeof(ws_gatherer)); }
 
@@ -96,17 +98,26 @@ static double filled(double level, double per_s, double burst_s, double passed_s
     return grown < full ? grown : full;
 }
 
-int ws_rate_take(ws_rate *rate, double events, double bytes, double now) {
+static void refill(ws_rate *rate, double now) {
     double passed_s = now - rate->now;
     if (passed_s > 0) {
         rate->now = now;
         rate->events = filled(rate->events, rate->events_per_s, rate->burst_s, passed_s);
         rate->bytes = filled(rate->bytes, rate->bytes_per_s, rate->burst_s, passed_s);
     }
+}
+
+int ws_rate_take(ws_rate *rate, double events, double bytes, double now) {
+    refill(rate, now);
     if (rate->events < events || rate->bytes < bytes) return 0;
     rate->events -= events;
     rate->bytes -= bytes;
     return 1;
+}
+
+static int may_send(ws_rate *rate, double now) {
+    refill(rate, now);
+    return rate->events > 0 && rate->bytes > 0;
 }
 
 /* Takes a run of messages into the batch; 0 when one of them is not certainly an object, its device has sent too much, or there is
@@ -150,6 +161,35 @@ static int gather(ws_gatherer *g, ws_connection *c, int descriptor, const uint8_
     return 1;
 }
 
+/* Parses and gathers what was read, TAKEN_AT_ONCE messages at a time; 0 when all of it was taken, else `read` tells what is left. */
+static int take(ws_gatherer *g, ws_connection *c, int descriptor, uint8_t *bytes, size_t size, size_t rows_max, size_t bytes_max,
+                int64_t received_us, double now, ws_find *read) {
+    for (size_t begin = 0;;) {
+        size_t most = c->window - (c->count - c->acked), left = rows_max - g->rows;
+        if (most > left) most = left;
+        if (most > TAKEN_AT_ONCE) most = TAKEN_AT_ONCE;
+        ws_found found = {0};
+        read->event = ws_parse(c->parser, bytes + begin, size - begin, most, &found);
+        int taken = !found.run_count || gather(g, c, descriptor, bytes + begin, found.run_bytes, found.run_count, received_us, now);
+        if (taken && read->event == WS_MORE) return 0;
+        if (taken && read->event == WS_FULL && c->count - c->acked < c->window && g->rows < rows_max &&
+            g->payload_size + g->origin_size < bytes_max) {
+            begin += found.consumed;
+            continue;
+        }
+        read->start += (int64_t)begin;
+        read->size -= (int64_t)begin;
+        read->run_bytes = (int64_t)found.run_bytes;
+        read->run_count = taken ? 0 : (int64_t)found.run_count;
+        read->consumed = (int64_t)found.consumed;
+        read->code = found.code;
+        read->data = (int64_t)(intptr_t)found.data;
+        read->data_size = (int64_t)found.size;
+        read->assembled = found.assembled;
+        return 1;
+    }
+}
+
 int ws_read(ws_gatherer *g, int epoll, int events_max, uint8_t *buffer, size_t size, size_t read_max, size_t rows_max, size_t bytes_max,
             int64_t received_us, double now, ws_find *finds) {
     struct epoll_event events[EVENTS_MAX];
@@ -170,24 +210,11 @@ int ws_read(ws_gatherer *g, int epoll, int events_max, uint8_t *buffer, size_t s
         ws_connection *c = at(g, descriptor);
         ws_find read = {.descriptor = descriptor, .start = (int64_t)start, .size = got < 0 ? -errno : got, .event = UNPARSED};
         if (got > 0 && c) c->heard = 1;
-        if (got > 0 && c && c->gathers && c->later != g->number && c->count - c->acked < c->window) {
-            size_t most = c->window - (c->count - c->acked), left = rows_max - g->rows;
-            ws_found found = {0};
-            read.event = ws_parse(c->parser, buffer + start, (size_t)got, most < left ? most : left, &found);
-            if (found.run_count && gather(g, c, descriptor, buffer + start, found.run_bytes, found.run_count, received_us, now))
-                found.run_count = 0;
-            if (read.event == 0 && !found.run_count) continue; /* all of it was taken */
-            c->special = 1;
-            read.run_bytes = (int64_t)found.run_bytes;
-            read.run_count = (int64_t)found.run_count;
-            read.consumed = (int64_t)found.consumed;
-            read.code = found.code;
-            read.data = (int64_t)(intptr_t)found.data;
-            read.data_size = (int64_t)found.size;
-            read.assembled = found.assembled;
-        } else if (c) {
-            c->special = 1;
-        }
+        if (got > 0 && c && c->gathers && !c->paused && c->later != g->number && c->count - c->acked < c->window &&
+            (!c->rate || may_send(c->rate, now)) &&
+            !take(g, c, descriptor, buffer + start, (size_t)got, rows_max, bytes_max, received_us, now, &read))
+            continue;
+        if (c) c->special = 1;
         *find++ = read;
         if (got > 0) start += ((size_t)got + 63) & ~(size_t)63;
     }

@@ -23,6 +23,7 @@ typedef struct {
     uint8_t gathers;       /* its messages may be taken here */
     uint8_t special;       /* Python writes its acks */
     uint8_t heard;         /* it sent something */
+    uint8_t paused;        /* Python has read on ahead: what comes now belongs behind that */
     ws_parser *parser;
     ws_rate *rate; /* NULL: any */
     size_t device_size;

@@ -116,6 +116,7 @@ class Gatherer:
             raise MemoryError
         self._serial += 1
         made.serial = self._serial
+        made.paused = 1
         return made
 
     def levels(self, limit: Limit) -> Levels:

@@ -13,14 +13,20 @@ from typing import Any, Final, cast
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
+from headrace import Clock
 from headrace_ingest_ws.counters import Counters
 from headrace_ingest_ws.places import Place
+from headrace_ingest_ws.turnstile import allowed
 
 #: Longest request header; a bearer token takes a few KB of it at most.
 HEADER_BYTES_MAX: Final = 16_384
 
-#: Requests handed to aiohttp in one turn of the loop. One costs 0.3 to 0.5 ms from there to its answer, whoever asks.
+#: Requests handed to aiohttp in one turn of the loop, at least and at most. One costs 0.3 to 0.5 ms from there to its answer, whoever
+#: asks; on a busy loop they get this share of its time.
 BEGUN_PER_TURN: Final = 1
+BEGUN_PER_TURN_MAX: Final = 8
+BEGUN_S: Final = 0.0004
+BEGUN_RATIO: Final = 0.25
 
 #: Sockets closed in one turn of the loop: about 0.5 ms of work.
 CLOSED_PER_TURN: Final = 16
@@ -114,13 +120,21 @@ class Lobby:
     """
 
     def __init__(
-        self, server: web.Server, counters: Counters, header_timeout_s: float, write_timeout_s: float, refuse: Callable[[int], web.Response]
+        self,
+        server: web.Server,
+        counters: Counters,
+        clock: Clock,
+        header_timeout_s: float,
+        write_timeout_s: float,
+        refuse: Callable[[int], web.Response],
     ) -> None:
-        self._server, self._counters, self._refuse = server, counters, refuse
+        self._server, self._counters, self._clock, self._refuse = server, counters, clock, refuse
         self._header_timeout_s, self._write_timeout_s = header_timeout_s, write_timeout_s
         self._waiting: dict[Waiting, None] = {}
         self._asked: dict[Waiting, None] = {}  # their header is there, but others are first in this turn
-        self._begun = 0  # in this turn
+        self._left = BEGUN_PER_TURN  # so many may begin in this turn
+        self._turning = False
+        self._turned_at = 0.0
         self._loop = asyncio.get_running_loop()
 
     def enter(self, place: Place, now: float) -> Waiting:
@@ -132,7 +146,11 @@ class Lobby:
     def request_came(self, waiting: Waiting) -> None:
         """The header is there: aiohttp takes the connection, now or in a later turn of the loop."""
         self._waiting.pop(waiting, None)
-        if self._begun < BEGUN_PER_TURN and not self._asked:
+        if not self._turning:
+            self._turning = True
+            self._turned_at = self._clock.monotonic()
+            self._loop.call_soon(self._next_turn)
+        if self._left and not self._asked:
             self._begin(waiting)
         else:
             assert waiting.transport is not None
@@ -140,9 +158,7 @@ class Lobby:
             self._asked[waiting] = None
 
     def _begin(self, waiting: Waiting) -> None:
-        if not self._begun:
-            self._loop.call_soon(self._next_turn)
-        self._begun += 1
+        self._left -= 1
         transport = waiting.transport
         assert transport is not None
         handler = Handler(self._server, self._loop, waiting.place, self._refuse)
@@ -151,8 +167,14 @@ class Lobby:
         handler.data_received(bytes(waiting.header))
 
     def _next_turn(self) -> None:
-        self._begun = 0
-        while self._asked and self._begun < BEGUN_PER_TURN:
+        now = self._clock.monotonic()
+        self._left = allowed(now - self._turned_at, BEGUN_S, BEGUN_RATIO, BEGUN_PER_TURN, BEGUN_PER_TURN_MAX)
+        self._turned_at, self._turning = now, bool(self._asked)
+        if not self._turning:
+            self._left = BEGUN_PER_TURN
+            return
+        self._loop.call_soon(self._next_turn)
+        while self._asked and self._left:
             waiting = next(iter(self._asked))
             del self._asked[waiting]
             self._begin(waiting)

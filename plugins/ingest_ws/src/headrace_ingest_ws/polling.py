@@ -156,9 +156,13 @@ class PolledTransport(asyncio.Transport):
     # --- reading -----------------------------------------------------------------------------------------------------
 
     def pause_reading(self) -> None:
+        if self.gathered is not None:
+            self.gathered.paused = True
         self._watch(self._mask & ~select.EPOLLIN)
 
     def resume_reading(self) -> None:
+        if self.gathered is not None:
+            self.gathered.paused = False
         self._watch(self._mask | select.EPOLLIN)
 
     def _watch(self, mask: int) -> None:

@@ -110,7 +110,7 @@ class Server:
         await self._runner.setup()
         config, server = self._config, self._runner.server
         assert server is not None
-        self._lobby = Lobby(server, self._counters, config.request_timeout_s, config.write_timeout_s, self._refuse_malformed)
+        self._lobby = Lobby(server, self._counters, self._clock, config.request_timeout_s, config.write_timeout_s, self._refuse_malformed)
         self._acceptor = Acceptor(
             listening,
             self._admission.tls,

@@ -10,6 +10,15 @@ import asyncio
 from collections import deque
 
 
+def allowed(turn_s: float, each_s: float, ratio: float, least: int, most: int) -> int:
+    """How many pieces of work that take `each_s` are done in a turn when the last one took `turn_s`.
+
+    `least` while turns are short, so that nobody waits for long; on a loop that is busy otherwise, `ratio` of its time, or whoever
+    comes would wait for a turn each.
+    """
+    return max(least, min(most, int(turn_s * ratio / each_s)))
+
+
 class Turnstile:
     """Lets `per_turn` callers through in a turn of the loop, in the order in which they came. Used on that loop."""
 
