@@ -81,7 +81,10 @@ class ShadowMedium:
 
     def rename(self, old: str, new: str) -> None:
         self._step()
-        self.files[new] = self.files.pop(old)
+        if old in self.notes:
+            self.notes[new] = self.notes.pop(old)
+        else:
+            self.files[new] = self.files.pop(old)
 
     def remove(self, name: str) -> None:
         self._step()

@@ -137,7 +137,7 @@ def test_readers_are_listed_moved_and_removed(path, capsys):
 def test_a_path_without_a_queue_is_an_error(tmp_path, capsys):
     assert command(["info", str(tmp_path)]) == 1
     assert command(["info", str(tmp_path / "nowhere")]) == 1
-    assert "there is no queue here" in capsys.readouterr().err
+    assert "expected the directory of a queue" in capsys.readouterr().err
 
 
 def test_repair_sets_aside_what_is_damaged_in_a_sealed_segment_once(tmp_path, make, capsys):

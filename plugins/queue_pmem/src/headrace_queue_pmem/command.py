@@ -5,16 +5,18 @@ from __future__ import annotations
 import argparse
 import base64
 import json
+import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Final
 
 import pyarrow as pa
 
-from headrace import HeadraceError, QueueError, origins_of
+from headrace import RAW_SCHEMA, HeadraceError, QueueError, origins_of
 from headrace_queue_pmem.inspection import Content, Inspection, Verdict, check, contents, inspect
-from headrace_queue_pmem.lock import Lock, holder, is_held
+from headrace_queue_pmem.lock import Lock, holder
 from headrace_queue_pmem.marks import Marks
 from headrace_queue_pmem.medium import FileMedium, Medium
 from headrace_queue_pmem.pmem import PmemMedium
@@ -25,14 +27,34 @@ from headrace_queue_pmem.scanning import Report
 from headrace_queue_pmem.state import Options
 from headrace_queue_pmem.upkeep import close, store_cursors
 
-PROGRESS_EVENTS = 100_000
+#: How often long work says how far it is; short work says nothing.
+PROGRESS_S: Final = 2.0
+
+
+class Progress:
+    """Says on stderr how far a walk through a queue has got. Called with the bytes of each piece."""
+
+    def __init__(self, what: str, found: Inspection) -> None:
+        self._what, self._bytes, self._done, self._due = what, found.bytes, 0, time.monotonic() + PROGRESS_S
+
+    def __call__(self, length: int) -> None:
+        self._done += length
+        now = time.monotonic()
+        if now >= self._due:
+            self._due = now + PROGRESS_S
+            print(f"{self._what}: {self._done >> 20} of at most {self._bytes >> 20} MiB", file=sys.stderr, flush=True)
 
 
 def command(argv: list[str]) -> int:
     """Run `headrace queue ...`; 0 is well, 1 a problem found, 2 a wrong call."""
     options = _parser().parse_args(argv)
     try:
-        return int(options.run(options))
+        code = int(options.run(options))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever read the lines has seen enough; nothing may be written there when the program ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (HeadraceError, OSError) as error:
         print(f"headrace queue: {error}", file=sys.stderr)
         return 1
@@ -50,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
 
     info = add("info", _info, "What is in the queue: sizes, queue ids, readers. Also while it runs.")
     info.add_argument("--json", action="store_true", help="as one JSON object")
-    add("check", _check, "Check every frame and the head; exit code 1 when anything is wrong.")
+    add("check", _check, "Check every frame and the head; exit code 1 when anything is wrong. Also while it runs.")
     dump = add("dump", _dump, "Print events as NDJSON, one per line.")
     _range(dump)
     dump.add_argument("--limit", type=int, default=None, help="stop after so many events")
@@ -76,11 +98,11 @@ def _range(parser: argparse.ArgumentParser) -> None:
 
 def _info(options: argparse.Namespace) -> int:
     found = inspect(options.path)
-    facts = _facts(found, check(found))
+    facts = _facts(found, check(found, deep=False))
     if options.json:
         print(json.dumps(facts))
         return 0
-    for key in ("path", "medium", "held_by", "events", "first", "last", "frames", "bytes", "segments", "spare_segments"):
+    for key in ("path", "medium", "held_by", "events", "first", "last", "frames", "bytes", "segments", "spare_segments", "lost_events"):
         print(f"{key:16}{'nobody' if key == 'held_by' and facts[key] is None else facts[key]}")
     print("queue ids")
     for span in facts["queue_ids"]:
@@ -90,6 +112,7 @@ def _info(options: argparse.Namespace) -> int:
         print(f"  {reader['name']:24} cursor {reader['cursor']}, {reader['lag_events']} events behind" + _plan_text(reader["plan"]))
     for problem in facts["problems"]:
         print(f"problem: {problem}")
+    print("the frames of full segments were not looked at: headrace queue check does that")
     return 0
 
 
@@ -102,7 +125,7 @@ def _facts(found: Inspection, verdict: Verdict) -> dict[str, Any]:
     return {
         "path": str(found.directory),
         "medium": "libpmemobj pools" if found.pool else "files",
-        "held_by": holder(found.directory / "lock") if is_held(found.directory) else None,
+        "held_by": _held_by(found) if found.held else None,
         "events": verdict.events,
         "first": verdict.first,
         "last": verdict.last,
@@ -110,6 +133,8 @@ def _facts(found: Inspection, verdict: Verdict) -> dict[str, Any]:
         "bytes": verdict.bytes,
         "segments": len(found.segments),
         "spare_segments": found.spare,
+        "lost": [{"first": first, "last": last} for first, last in verdict.lost],
+        "lost_events": sum(last - first + 1 for first, last in verdict.lost),
         "queue_ids": [{"id": str(span.id), "first": span.first, "last": span.last} for span in found.spans.values()],
         "readers": [
             {
@@ -125,13 +150,20 @@ def _facts(found: Inspection, verdict: Verdict) -> dict[str, Any]:
     }
 
 
+def _held_by(found: Inspection) -> str:
+    return holder(found.directory / "lock")
+
+
 def _check(options: argparse.Namespace) -> int:
-    verdict = check(inspect(options.path))
+    found = inspect(options.path)
+    verdict = check(found, done=Progress("checked", found))
     for problem in verdict.problems:
         print(f"problem: {problem}")
-    for first, last in verdict.gaps:
-        print(f"gap: positions {first}-{last}")
-    print(f"{verdict.frames} frames with {verdict.events} events, {verdict.bytes} bytes: {'damaged' if verdict.problems else 'sound'}")
+    sound = f"damaged, {verdict.missing} events are damaged or lost" if verdict.problems else "sound"
+    print(f"{verdict.frames} frames with {verdict.events} events, {verdict.bytes} bytes: {sound}")
+    if verdict.problems:
+        who = f"stop what holds it ({_held_by(found)}), then" if found.held else "to have it set aside and mended:"
+        print(f"{who} headrace queue repair {options.path} (the next start of its tier does the same)")
     return 1 if verdict.problems else 0
 
 
@@ -139,8 +171,8 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _dump(options: argparse.Namespace) -> int:
-    left = options.limit
-    for line in _lines(inspect(options.path), options.first, options.last):
+    left, found = options.limit, inspect(options.path)
+    for line in _lines(found, options.first, options.last, Progress("read", found)):
         if left is not None:
             if left <= 0:
                 break
@@ -149,8 +181,8 @@ def _dump(options: argparse.Namespace) -> int:
     return 0
 
 
-def _lines(found: Inspection, first: int, last: int) -> Iterator[str]:
-    for content in contents(found, first, last):
+def _lines(found: Inspection, first: int, last: int, progress: Progress) -> Iterator[str]:
+    for content in contents(found, first, last, progress):
         origins = [origin._asdict() | {"note": None} for origin in origins_of(content.origins)]
         for row, values in enumerate(content.batch.to_pylist()):
             event = {"queue_id": content.queue_id, "position": content.header.first + row, **values}
@@ -171,14 +203,19 @@ def _plain(value: Any) -> Any:
 
 def _export(options: argparse.Namespace) -> int:
     found = inspect(options.path)
-    kind = options.output.suffix
-    if kind == ".ndjson":
-        with options.output.open("w") as out:
-            count = sum(_write_line(out, line) for line in _lines(found, options.first, options.last))
-    elif kind in (".parquet", ".arrow"):
-        count = _export_table(options.output, contents(found, options.first, options.last), kind)
-    else:
+    kind, progress = options.output.suffix, Progress("read", found)
+    if kind not in (".parquet", ".arrow", ".ndjson"):
         raise QueueError(f"cannot export to {options.output}: expected an ending .parquet, .arrow or .ndjson, got {kind or 'none'}")
+    part = options.output.with_name(options.output.name + ".part")  # a name that says events stands for all of them
+    try:
+        if kind == ".ndjson":
+            with part.open("w") as out:
+                count = sum(_write_line(out, line) for line in _lines(found, options.first, options.last, progress))
+        else:
+            count = _export_table(part, contents(found, options.first, options.last, progress), kind)
+        part.replace(options.output)
+    finally:
+        part.unlink(missing_ok=True)
     print(f"{count} events to {options.output}", file=sys.stderr)
     return 0
 
@@ -190,7 +227,7 @@ def _write_line(out: IO[str], line: str) -> int:
 
 def _export_table(output: Path, frames: Iterator[Content], kind: str) -> int:
     writer: Any = None
-    count = reported = 0
+    count = 0
     try:
         for content in frames:
             batch = _with_identity(content)
@@ -201,9 +238,10 @@ def _export_table(output: Path, frames: Iterator[Content], kind: str) -> int:
                 raise QueueError(f"position {content.header.first} has columns of its own ({batch.schema.names}): export to .ndjson")
             writer.write_batch(batch)
             count += batch.num_rows
-            if count - reported >= PROGRESS_EVENTS:
-                reported = count
-                print(f"{count} events", file=sys.stderr)
+        if writer is None:  # no event: a table without rows
+            names = pa.DictionaryArray.from_arrays(pa.array([], pa.int32()), pa.array([], pa.string())).type
+            identity = [pa.field("queue_id", names), pa.field("queue_position", pa.uint64())]
+            writer = _writer(output, pa.schema([*identity, *RAW_SCHEMA]), kind)
     finally:
         if writer is not None:
             writer.close()
@@ -232,13 +270,13 @@ def _with_identity(content: Content) -> pa.RecordBatch:
 
 def _open(path: Path, found: Inspection) -> tuple[Ring, Report]:
     medium: Medium = PmemMedium(path, "power") if found.pool else FileMedium(path, "power")
-    segment_bytes = found.head.segment_bytes if found.head else 64 << 20
+    segment_bytes = (found.head.segment_bytes if found.head else 0) or 64 << 20
     return recover(str(path), str(path), medium, Options(segment_bytes, 1 << 60), Marks(1 << 24, 1 << 24, 1 << 24))
 
 
 def _repair(options: argparse.Namespace) -> int:
     found = inspect(options.path)
-    before = check(found)
+    before = check(found, done=Progress("checked", found))
     if options.dry_run:
         for problem in before.problems:
             print(f"would mend or set aside: {problem}")
@@ -252,9 +290,12 @@ def _repair(options: argparse.Namespace) -> int:
         sealed = {segment.name for segment in found.segments if segment.sealed}
         known = {(damage.segment, damage.offset) for damage in report.damage}
         unseen = [damage for damage in before.damage if damage.segment in sealed and (damage.segment, damage.offset) not in known]
-        for damage in [*report.damage, *(one for one in unseen if not quarantine.has(one))]:
+        for damage in [one for one in [*report.damage, *unseen] if not one.length or not quarantine.has(one)]:
             where = quarantine.keep(damage)
-            print(f"set aside: positions {damage.first}-{damage.last} of {damage.segment} ({damage.reason}) {where}")
+            if damage.length:
+                print(f"set aside: positions {damage.first}-{damage.last} of {damage.segment} ({damage.reason}) {where}")
+            else:
+                print(f"lost: positions {damage.first}-{damage.last}: no file has them")
         for name, reason in report.set_aside:
             quarantine.set_aside(name, reason)
             print(f"set aside: {name}: {reason}")
@@ -264,15 +305,18 @@ def _repair(options: argparse.Namespace) -> int:
         ring.close()
     finally:
         lock.close()
-    after = check(inspect(options.path))
-    print(f"{after.events} events in {after.frames} frames are whole, {sum(last - first + 1 for first, last in after.gaps)} are lost")
+    found = inspect(options.path)
+    after = check(found, done=Progress("checked", found))
+    print(f"{after.events} events in {after.frames} frames are whole, {after.missing} are damaged or lost")
+    if after.missing:
+        print("readers are told that these are missing; until all have passed them, check goes on to report them")
     return 0
 
 
 def _readers(options: argparse.Namespace) -> int:
     found = inspect(options.path)
     if options.action == "list":
-        for reader in _facts(found, check(found))["readers"]:
+        for reader in _facts(found, check(found, deep=False))["readers"]:
             print(f"{reader['name']:24} cursor {reader['cursor']}, {reader['lag_events']} events behind" + _plan_text(reader["plan"]))
         return 0
     if options.name is None or (options.action == "rewind" and options.to is None):

@@ -143,14 +143,19 @@ def find_segments(path: str, medium: Medium, names: list[str], report: Report) -
         if not kept or segment.header.nonce != kept[-1].header.nonce:
             kept.append(segment)
             continue
-        better, worse = sorted((kept[-1], segment), key=_whole_bytes, reverse=True)
+        better, worse = better_copy(kept[-1], segment)
         kept[-1] = better
         set_aside(medium, worse.name, f"it is a copy of segment {better.name}", report)
     return kept, file_number
 
 
+def better_copy(one: Segment, other: Segment) -> tuple[Segment, Segment]:
+    """Of two copies of a segment the one of which more is intact, and the other."""
+    return (one, other) if _whole_bytes(one) >= _whole_bytes(other) else (other, one)
+
+
 def _whole_bytes(segment: Segment) -> int:
-    """Bytes of the frames in a segment that are intact: of two copies the better one counts."""
+    """Bytes of the frames in a segment that are intact."""
     area, nonce, whole, at = segment.area, segment.header.nonce, 0, SEGMENT_DATA_AT
     assert area is not None
     while (found := find_header(area.view, at, segment.header.data_end, nonce)) is not None:

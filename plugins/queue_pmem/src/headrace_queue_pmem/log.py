@@ -17,7 +17,7 @@ from headrace_queue_pmem.layout import BEGINS_COMMIT, LINE, OPEN, SEGMENT_DATA_A
 from headrace_queue_pmem.marks import marks_of
 from headrace_queue_pmem.medium import Medium
 from headrace_queue_pmem.ring import Ring
-from headrace_queue_pmem.scanning import Found, Report, learn_span, scan
+from headrace_queue_pmem.scanning import Found, Report, ends, learn_span, scan
 from headrace_queue_pmem.segment import Segment, read_seal
 from headrace_queue_pmem.state import Damage, damage_of
 
@@ -91,7 +91,7 @@ def _supersede(medium: Medium, segments: list[Segment], scanned: dict[str, list[
     for segment in reversed(segments):
         pieces = scanned.get(segment.name)
         if pieces is not None and not segment.sealed:
-            pieces = scanned[segment.name] = [piece for piece in pieces if piece.last < base and (piece.first < base or _ends(piece, base))]
+            pieces = scanned[segment.name] = [piece for piece in pieces if piece.last < base and (piece.first < base or ends(piece, base))]
         if segment.sealed or any(piece.header for piece in pieces or ()):
             kept.append(segment)
             base = min(base, segment.base)
@@ -100,13 +100,6 @@ def _supersede(medium: Medium, segments: list[Segment], scanned: dict[str, list[
         else:
             medium.remove(segment.name)
     segments[:] = reversed(kept)
-
-
-def _ends(piece: Found, base: int) -> bool:
-    """A frame of origins without rows right before the next segment. Were it of a commit that failed: every row before it is held,
-    so what its marks say is true."""
-    header = piece.header
-    return header is not None and header.origins_bytes > 0 and header.rows == 0 and piece.first == base
 
 
 def _drop_returned(ring: Ring, segments: list[Segment], scanned: dict[str, list[Found]], passed: int | None) -> None:

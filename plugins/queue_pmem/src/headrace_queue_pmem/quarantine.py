@@ -39,9 +39,10 @@ class Quarantine:
 
     def _keep(self, damage: Damage) -> str:
         self._directory.mkdir(exist_ok=True, mode=0o700)
-        side = ""
+        side, once = "", damage.length == 0
         if damage.length and self._bytes + damage.length <= BYTES_MAX and damage.content is not None:
             path = self._path(damage)
+            once = path.exists()
             path.write_bytes(damage.content)
             self._bytes += damage.length
             side = str(path)
@@ -54,8 +55,7 @@ class Quarantine:
             "reason": damage.reason,
             "kept": side,
         }
-        # Positions that are gone are met again by every open until their readers have passed them.
-        self._report(record, once=damage.length == 0)
+        self._report(record, once)  # every open meets the same again until the readers have passed it
         return side
 
     def set_aside(self, name: str, reason: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from headrace_queue_pmem.finding import find_segments, open_head, own_files
@@ -36,29 +36,34 @@ def recover(
     ring = Ring(name, medium, head, options, marks, fault)
     if not report.created:
         head.rewrite()
-    note = max(notes.values(), key=lambda note: (note.upto, note.given_back or 0), default=Note([], 0))
+    note = newest(notes.values())
     for mark in note.marks:
         marks.put(mark)
     ring.checkpoint_upto = note.upto
     told = [ring.checkpoint_upto, *(reader.cursor for reader in head.readers.values())]
     told += [span.last for span in head.spans if span.last is not None]
     told += [span.first - 1 for span in head.spans]
-    upto = read_log(ring, segments, report, max(told, default=0), _passed(head, note, any(name in names for name in MARKS)))
+    upto = read_log(ring, segments, report, max(told, default=0), passed(head, note, any(name in names for name in MARKS)))
     ring.take_segments(segments, upto, file_number, segment_number)
     resync(segments, report.unproven)
     report.events = upto - min((reader.cursor for reader in head.readers.values()), default=ring.given_back) - report.lost
     return ring, report
 
 
-def _passed(head: Head, note: Note, noted: bool) -> int | None:
+def newest(notes: Iterable[Note]) -> Note:
+    """The note that counts; an empty one where there is none."""
+    return max(notes, key=lambda note: (note.upto, note.given_back or 0), default=Note([], 0))
+
+
+def passed(head: Head | None, note: Note, noted: bool) -> int | None:
     """The last position that every reader has passed; what is not here above it was not given back, but lost. None: not known.
 
     Space is given back behind cursors and a note that are durable, so the higher of both counts. A queue that never wrote a note
     gave nothing back.
     """
-    cursors = [reader.cursor for reader in head.readers.values()]
+    cursors = [reader.cursor for reader in head.readers.values()] if head else []
     told = [*([min(cursors)] if cursors else []), *([note.given_back] if note.given_back is not None else [])]
-    return max(told, default=0 if head.owned_from == 1 and not noted else None)
+    return max(told, default=0 if head and head.owned_from == 1 and not noted else None)
 
 
 def resync(segments: list[Segment], unproven: list[Found]) -> None:

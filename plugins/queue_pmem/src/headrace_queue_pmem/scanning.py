@@ -70,6 +70,13 @@ def scan(segment: Segment, area: Area, spans: dict[int, Span], end: int) -> list
     return found
 
 
+def ends(piece: Found, base: int) -> bool:
+    """A frame of origins without rows right before the next segment. Were it of a commit that failed: every row before it is held,
+    so what its marks say is true."""
+    header = piece.header
+    return header is not None and header.origins_bytes > 0 and header.rows == 0 and piece.first == base
+
+
 def accepted(header: FrameHeader, spans: dict[int, Span], expected: int) -> bool:
     """Whether a frame is part of the log: its generation is known, and its positions are ones that this id was given.
 
