@@ -10,6 +10,7 @@ import pytest
 from headrace import NO_ORIGINS, Missing
 from headrace_queue_pmem import reading
 from headrace_queue_pmem.frame import encode
+from headrace_queue_pmem.inspection import check, inspect
 from headrace_queue_pmem.marks import Marks
 from headrace_queue_pmem.medium import FileMedium
 from headrace_queue_pmem.recovery import recover
@@ -125,3 +126,25 @@ def test_a_segment_that_every_reader_had_passed_may_go(tmp_path):
     ring, report = opened(tmp_path)
     assert report.damage == []
     assert declared(ring, 0)[1] == [Missing(1, built[0][2], "released")]
+
+
+def test_that_the_file_behind_a_sealed_one_is_gone_is_seen_after_a_crash_too(tmp_path):
+    """Nothing tells how far the log went, but a segment is sealed only behind a commit into the next one."""
+    built = build(tmp_path, True, 0, False)
+    (tmp_path / built[-1][0]).unlink()
+    first = built[-1][1]
+    for life in range(3):
+        verdict = check(inspect(tmp_path))
+        assert verdict.lost == [(first, first)]
+        ring, report = opened(tmp_path)
+        assert [(damage.first, damage.last, damage.reason) for damage in report.damage] == [(first, first, "lost")]
+        assert any("at least" in repair for repair in report.repairs) == (life == 0)
+        entry = encode(rows(1000 + life, 1, 900), NO_ORIGINS, 1)
+        ring.reserve(entry)
+        ring.commit([entry])
+        assert entry.first == first + 1 + life, "its positions are not given to other events"
+        found, missing = declared(ring, 0)
+        assert found == [*range(1, first), *range(1000, 1001 + life)]
+        assert missing == [Missing(first, first, "lost")]
+        close(ring)
+        ring.close()

@@ -233,12 +233,50 @@ def test_of_two_copies_of_a_segment_the_better_one_counts(tmp_path):
     content[content.index(b" 5", 8192)] ^= 1
     path.write_bytes(content)
     ring, report = opened(tmp_path)
-    assert (held(ring), report.damage) == (wanted, [])
+    assert (held(ring), report.damage, report.repairs) == (wanted, [], [])
     assert report.set_aside == [("segment-00000001", "it is a copy of segment segment-00000007")]
 
 
+def test_what_two_copies_of_a_segment_have_whole_together_is_held(tmp_path):
+    wanted = lives(tmp_path, 1, 2)
+    path = segments(tmp_path)[0]
+    shutil.copy(path, tmp_path / "segment-00000007")
+    for damaged, numbers_ in ((path, (3, 5)), (tmp_path / "segment-00000007", (4, 8, 9))):
+        content = bytearray(damaged.read_bytes())
+        for number in numbers_:
+            content[content.index(b" %d" % number, 8192)] ^= 1
+        damaged.write_bytes(content)
+    for _ in range(2):
+        ring, report = opened(tmp_path)
+        assert (held(ring), report.damage) == (wanted, [])
+        ring.close()
+
+
+def test_a_new_queue_whose_head_is_swapped_for_anothers_keeps_its_events(tmp_path):
+    """It has given nothing back and was never closed: its notes are those of its first open."""
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    wanted = lives(ours, 1, 1)
+    lives(theirs, 1001, 1)
+    shutil.copy(theirs / "head", ours / "head")
+    ring, report = opened(ours)
+    assert held(ring) == wanted
+    assert [name for name, _ in report.set_aside] == ["head"]
+
+
+def test_a_swapped_head_that_came_with_a_segment_of_its_own_is_outvoted(tmp_path):
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    wanted = lives(ours, 1, 3, each=30)
+    lives(theirs, 1001, 2)
+    shutil.copy(theirs / "head", ours / "head")
+    shutil.copy(segments(theirs)[-1], ours / "segment-00000040")
+    ring, report = opened(ours)
+    assert held(ring) == wanted
+    assert {name for name, _ in report.set_aside} == {"head", "segment-00000040"}
+
+
 def test_a_head_stands_against_notes_alone():
+    ours, theirs = b"a" * 16, b"b" * 16
     assert whose(b"", [], []) == b""
-    assert whose(b"a" * 16, [], []) == b"a" * 16
-    assert whose(b"", [Note([], 0, b"b" * 16, 0)], []) == b"b" * 16
-    assert whose(b"a" * 16, [Note([], 0, b"b" * 16, 0)], []) == b"a" * 16
+    assert whose(ours, [], []) == ours
+    assert whose(b"", [Note([], 0, theirs, 0)], []) == theirs
+    assert whose(ours, [Note([], 0, theirs, 0)] * 2, []) == ours

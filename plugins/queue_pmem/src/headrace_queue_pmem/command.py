@@ -161,7 +161,10 @@ def _check(options: argparse.Namespace) -> int:
         print(f"problem: {problem}")
     sound = f"damaged, {verdict.missing} events are damaged or lost" if verdict.problems else "sound"
     print(f"{verdict.frames} frames with {verdict.events} events, {verdict.bytes} bytes: {sound}")
-    if verdict.problems:
+    quarantine = Quarantine(options.path)
+    if verdict.problems and len(verdict.problems) == sum(quarantine.has(damage) for damage in verdict.damage):
+        print("all of it was set aside before; readers are told that it is missing, until they have passed it")
+    elif verdict.problems:
         who = f"stop what holds it ({_held_by(found)}), then" if found.held else "to have it set aside and mended:"
         print(f"{who} headrace queue repair {options.path} (the next start of its tier does the same)")
     return 1 if verdict.problems else 0
@@ -280,7 +283,7 @@ def _repair(options: argparse.Namespace) -> int:
     if options.dry_run:
         for problem in before.problems:
             print(f"would mend or set aside: {problem}")
-        print(f"{len(before.problems)} problems" if before.problems else "nothing to do")
+        print(f"problems: {len(before.problems)}" if before.problems else "nothing to do")
         return 1 if before.problems else 0
     lock = Lock(options.path)
     try:

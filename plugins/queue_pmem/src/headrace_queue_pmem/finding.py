@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import secrets
+from collections.abc import Iterator
 from typing import Final
 
 from headrace import QueueFormatError
 from headrace_queue_pmem.frame import any_frame, body_intact, find_header, read_header
 from headrace_queue_pmem.head import HEAD, Head
-from headrace_queue_pmem.layout import HEAD_BYTES, HEAD_FILE_BYTES, SEGMENT_DATA_AT, VERSION
+from headrace_queue_pmem.layout import HEAD_BYTES, HEAD_FILE_BYTES, LINE, SEGMENT_DATA_AT, VERSION
 from headrace_queue_pmem.marks import Note
 from headrace_queue_pmem.medium import Medium
 from headrace_queue_pmem.ownership import owned_from, stranger, whose
@@ -144,9 +146,34 @@ def find_segments(path: str, medium: Medium, names: list[str], report: Report) -
             kept.append(segment)
             continue
         better, worse = better_copy(kept[-1], segment)
+        _mend(medium, better, worse, report)
         kept[-1] = better
         set_aside(medium, worse.name, f"it is a copy of segment {better.name}", report)
     return kept, file_number
+
+
+def _mend(medium: Medium, segment: Segment, copy: Segment, report: Report) -> None:
+    """Write into a segment the frames that only its copy has whole."""
+    assert segment.area is not None
+    assert copy.area is not None
+    whole = list(_whole(copy))
+    lacking = [(at, size) for at, size in whole if not _is_whole(segment, at)]
+    if not lacking:
+        return
+    with contextlib.suppress(OSError):  # then they stay in the copy, which is set aside
+        writer = medium.open(segment.name)
+        for at, size in lacking:
+            if at + size <= min(segment.header.data_end, writer.size):
+                writer.write(at, bytes(copy.area.view[at : at + size]), size)
+                writer.persist(at, size)
+        segment.area = medium.read(segment.name)
+        report.repairs.append(f"{segment.name}: {len(lacking)} damaged frames were whole in {copy.name} and are taken from there")
+
+
+def _is_whole(segment: Segment, at: int) -> bool:
+    assert segment.area is not None
+    header = read_header(segment.area.view, at, segment.header.nonce)
+    return header is not None and body_intact(segment.area.view, at, header)
 
 
 def better_copy(one: Segment, other: Segment) -> tuple[Segment, Segment]:
@@ -156,14 +183,21 @@ def better_copy(one: Segment, other: Segment) -> tuple[Segment, Segment]:
 
 def _whole_bytes(segment: Segment) -> int:
     """Bytes of the frames in a segment that are intact."""
-    area, nonce, whole, at = segment.area, segment.header.nonce, 0, SEGMENT_DATA_AT
+    return sum(size for _, size in _whole(segment))
+
+
+def _whole(segment: Segment) -> Iterator[tuple[int, int]]:
+    """Where in a segment frames lie that are intact, and how long they are."""
+    area, nonce, at = segment.area, segment.header.nonce, SEGMENT_DATA_AT
     assert area is not None
     while (found := find_header(area.view, at, segment.header.data_end, nonce)) is not None:
         header = read_header(area.view, found, nonce)
         assert header is not None
-        whole += header.size if body_intact(area.view, found, header) else 0
-        at = found + header.size
-    return whole
+        if body_intact(area.view, found, header):
+            yield found, header.size
+            at = found + header.size
+        else:
+            at = found + LINE  # its length may be right or not
 
 
 def set_aside_foreign(medium: Medium, name: str, reason: str, report: Report) -> None:

@@ -115,6 +115,7 @@ def inspect(directory: Path) -> Inspection:
         names = []
     if HEAD not in names and not any(name.startswith(SEGMENT_PREFIX) for name in names):
         there = "it has neither a head file nor a segment" if directory.is_dir() else "there is no such directory"
+        there = "that is a file" if directory.is_file() else there
         raise QueueFormatError(
             str(directory), f"expected the directory of a queue, but {there}; the option path of the tier's queue names it"
         )
@@ -278,6 +279,8 @@ def check(found: Inspection, deep: bool = True, done: Callable[[int], None] = la
         verdict.events, verdict.bytes = verdict.events + events, verdict.bytes + piece.length
     if expected is not None and found.told >= expected:
         gone.append((expected, found.told))
+    elif expected is not None and found.segments and found.segments[-1].sealed and found.told <= found.segments[-1].last:
+        gone.append((expected, expected))  # at least: a segment is sealed behind the first commit into the next one
     if gone and found.held:
         gone = _still_gone(found, gone)
     for first, last in gone:

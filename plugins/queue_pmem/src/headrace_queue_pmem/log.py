@@ -77,8 +77,7 @@ def read_log(ring: Ring, segments: list[Segment], report: Report, told: int, pas
         reached = max(reached, piece.last)
     reached = max([reached, *(segment.last for segment in segments if segment.sealed)])
     _declare_gaps(ring, segments, report)
-    _end(ring, segments, reached, told, report)
-    return max(reached, told)
+    return _end(ring, segments, reached, told, report)
 
 
 def _supersede(medium: Medium, segments: list[Segment], scanned: dict[str, list[Found]], report: Report) -> None:
@@ -149,18 +148,28 @@ def _take(ring: Ring, piece: Found) -> None:
             ring.marks.put(mark)
 
 
-def _end(ring: Ring, segments: list[Segment], reached: int, told: int, report: Report) -> None:
-    """Make the last segment ready for appends, and drop those in which nothing was committed."""
+def _end(ring: Ring, segments: list[Segment], reached: int, told: int, report: Report) -> int:
+    """Make the last segment ready for appends, and drop those in which nothing was committed. Returns the last position there is."""
     while segments and segments[-1].end == SEGMENT_DATA_AT:
         ring.medium.remove(segments.pop().name)
+    if segments and segments[-1].sealed and told <= reached:
+        # A segment is sealed behind the first commit into the next one.
+        told = reached + 1
+        report.repairs.append(
+            f"the segment behind {segments[-1].name} is gone: what came from position {told} on, one event at least, is lost"
+        )
     if told > reached:
         where = segments[-1] if segments else None
         report.damage.append(Damage(where.name if where else "", where.end if where else 0, 0, reached + 1, told, "lost"))
         if where:
             # What may be left of the lost frames behind its end stays as it is, for whoever looks into it.
             where.writable = False
-    if not segments or segments[-1].sealed or not segments[-1].writable:
-        return
+    if segments and not segments[-1].sealed and segments[-1].writable:
+        _open_for_appends(ring, segments, report)
+    return max(reached, told)
+
+
+def _open_for_appends(ring: Ring, segments: list[Segment], report: Report) -> None:
     try:
         writer = ring.medium.open(segments[-1].name)
         if writer.size < segments[-1].header.data_end:

@@ -17,17 +17,18 @@ from headrace_queue_pmem.segment import Segment
 def whose(head: bytes, notes: Sequence[Note], segments: Sequence[Segment]) -> bytes:
     """The owner of a directory, by what its files say; empty when none says anything.
 
-    The head's word holds, but for a head that stands alone against notes and segments that agree: then it is the head that was
-    put here. Without a head the segments count, because they have the events; of two groups, the one that the notes know.
+    One file may have been put here, or several: the head has two votes, the segments two together (as most of them say), each
+    note one. Where votes are even the head's word holds; without a head, the segments' that a note knows, because they have
+    the events.
     """
     said = Counter(segment.owner for segment in segments if segment.owner)
-    noted = {note.owner for note in notes if note.owner}
-    of_segments = next((owner for owner, _ in said.most_common() if owner in noted), None) or next(
-        (owner for owner, _ in said.most_common(1)), b""
-    )
-    if head and not (noted == {of_segments} and head not in said):
-        return head
-    return of_segments or next(iter(noted), b"")
+    noted = Counter(note.owner for note in notes if note.owner)
+    most = next((owner for owner, _ in said.most_common(1)), b"")
+    votes = Counter(noted)
+    votes.update([head] * 2 + [most] * 2)
+    votes.pop(b"", None)
+    candidates = [head, *(owner for owner in noted if owner in said), most, *noted]
+    return max((owner for owner in candidates if owner), key=lambda owner: votes[owner], default=b"")
 
 
 def owned_from(owner: bytes, segments: Iterable[Segment]) -> int:

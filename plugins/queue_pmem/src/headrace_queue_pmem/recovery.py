@@ -9,7 +9,7 @@ from headrace_queue_pmem.finding import find_segments, open_head, own_files
 from headrace_queue_pmem.head import Head
 from headrace_queue_pmem.layout import SEGMENT_DATA_AT
 from headrace_queue_pmem.log import read_log
-from headrace_queue_pmem.marks import Marks, Note, unpack
+from headrace_queue_pmem.marks import Marks, Note, pack, unpack
 from headrace_queue_pmem.medium import Medium
 from headrace_queue_pmem.ring import Ring
 from headrace_queue_pmem.scanning import Found, Report
@@ -46,6 +46,10 @@ def recover(
     upto = read_log(ring, segments, report, max(told, default=0), passed(head, note, any(name in names for name in MARKS)))
     ring.take_segments(segments, upto, file_number, segment_number)
     resync(segments, report.unproven)
+    if not notes:
+        # From its first open on a queue has them: they are the third that tells which of its files are another queue's.
+        for note_name in MARKS:
+            medium.save(note_name, pack(Note([], 0, head.owner, ring.given_back)))
     report.events = upto - min((reader.cursor for reader in head.readers.values()), default=ring.given_back) - report.lost
     return ring, report
 
