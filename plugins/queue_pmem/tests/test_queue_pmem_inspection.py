@@ -137,11 +137,12 @@ def test_what_a_crash_cut_short_is_neither_damage_nor_dumped(tmp_path, capsys, t
     assert ring.upto == len(whole)
 
 
-def test_a_check_of_a_running_queue_finds_nothing_amiss(make, tmp_path):
+@pytest.mark.parametrize("medium", ["pmem", "file"])
+def test_a_check_of_a_running_queue_finds_nothing_amiss(make, tmp_path, medium):
     """Segments are begun, given back and used again while they are looked at."""
 
     async def body() -> None:
-        queue = make(medium="file", segment_bytes=8 * MIB, size_bytes_max=24 * MIB)
+        queue = make(medium=medium, segment_bytes=8 * MIB, size_bytes_max=24 * MIB)
         await queue.open()
         await queue.queue_reader_open("lake", "oldest")
         done = False
@@ -155,8 +156,11 @@ def test_a_check_of_a_running_queue_finds_nothing_amiss(make, tmp_path):
                 await queue.queue_release("lake", number)
                 await asyncio.sleep(0)
 
-        def look() -> list[list[str]]:
-            return [check(inspect(tmp_path / "queue")).problems for _ in range(25)]
+        def look() -> list[str]:
+            found: list[str] = []
+            while not found and queue.queue_info().tail < 5_000:  # some segments were given back, and used again
+                found += check(inspect(tmp_path / "queue")).problems
+            return found
 
         writing = asyncio.ensure_future(write())
         try:
@@ -164,8 +168,7 @@ def test_a_check_of_a_running_queue_finds_nothing_amiss(make, tmp_path):
         finally:
             done = True
             await writing
-        assert found == [[]] * 25
-        assert queue.queue_info().tail > 10_000, "many segments were given back meanwhile"
+        assert found == []
         await queue.close()
 
     run(body())

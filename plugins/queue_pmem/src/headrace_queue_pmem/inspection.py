@@ -15,7 +15,19 @@ from headrace import QueueFormatError
 from headrace_queue_pmem.finding import better_copy
 from headrace_queue_pmem.frame import FrameHeader, body_intact, decode_batch, decode_origins, read_header
 from headrace_queue_pmem.head import HEAD, Head, Span
-from headrace_queue_pmem.layout import BEGINS_COMMIT, HEAD_BYTES, KIND_SPAN, LINE, OPEN, SEGMENT_DATA_AT, VERSION, align
+from headrace_queue_pmem.layout import (
+    BEGINS_COMMIT,
+    HEAD_BYTES,
+    KIND_SPAN,
+    LINE,
+    MAGIC_AT,
+    OPEN,
+    PAGE,
+    SEGMENT_DATA_AT,
+    SEGMENT_MAGIC,
+    VERSION,
+    align,
+)
 from headrace_queue_pmem.lock import is_held
 from headrace_queue_pmem.marks import Note, unpack
 from headrace_queue_pmem.medium import FileMedium
@@ -171,11 +183,14 @@ def _inspect_segment(found: Inspection, medium: FileMedium, name: str) -> None:
     try:
         area = medium.read(name)
     except OSError as error:
-        found.problems.append(f"{name} cannot be read: {error}")
+        file = found.directory / name
+        if not found.held or (file.exists() and file.stat().st_size >= PAGE):  # else it is being made, or was just removed
+            found.problems.append(f"{name} cannot be read: {error}")
         return
     header, damaged = read_segment_header(area)
     if header is None:
-        if damaged:
+        # In a pool that is being made there is nothing of ours yet.
+        if damaged and not (found.held and not any(bytes(area.view[at : at + 8]) == SEGMENT_MAGIC for at in MAGIC_AT)):
             found.problems.append(f"{name}: both copies of its header are damaged")
         found.spare += 1
         return
