@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,9 @@ from headrace_queue_pmem.medium import Area
 from headrace_queue_pmem.messages import Ints, joined
 from headrace_queue_pmem.ring import Ring
 from headrace_queue_pmem.runs import Run
+
+#: Fewer frames are cheaper to decode one by one: gathering their columns costs what decoding so many does.
+TOGETHER_MIN: Final = 32
 
 
 class Pin:
@@ -78,7 +81,7 @@ def _raw(area: Area, parts: list[Part | Run]) -> list[pa.RecordBatch]:
     """Raw frames of one area, all their rows."""
     starts = np.concatenate([part.payload_at if isinstance(part, Run) else [part.payload_at] for part in parts])
     sizes = np.concatenate([part.payload_bytes if isinstance(part, Run) else [part.header.payload_bytes] for part in parts])
-    found = joined(area, starts, sizes, RAW_SCHEMA) if len(starts) > 1 else None
+    found = joined(area, starts, sizes, RAW_SCHEMA) if len(starts) >= TOGETHER_MIN else None
     if found is not None:
         return [found[0]]
     return [decode_batch(KIND_RAW, _payload(area, start, size, area)) for start, size in zip(starts.tolist(), sizes.tolist(), strict=True)]
