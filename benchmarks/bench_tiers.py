@@ -200,8 +200,8 @@ NOTES: Final = (
     "0 on a quiet machine. Where it is not, events/s are too low, and CPU us/event is the figure to compare",
     "- the consumers of Redis and NATS decode JSON in columns with pyarrow, write one file a second, and acknowledge behind fsync; "
     "they add no context and check no message",
-    "- device to live: edge -> middle -> fan-out -> live tier -> one WebSocket client; `read_wait_ms_max` 10 at the edge, "
-    "2 and 0 behind it, `tick_ms = 5`; "
+    "- device to live: edge -> middle -> fan-out -> live tier -> one WebSocket client; `read_wait_ms_max` 15 at the edge, "
+    "0 behind it, `tick_ms = 5`; the generator sleeps between events and may be a millisecond late; "
     "a moment is taken when the generator writes the event, by the millisecond",
     "- after every run the lake held exactly what was acked",
 )
