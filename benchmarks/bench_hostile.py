@@ -2,7 +2,8 @@
 
     python benchmarks/bench_hostile.py                      # about five minutes; writes results/hostile.md
     python benchmarks/bench_hostile.py --only reconnects    # quiet, and this attack; table only
-    python benchmarks/bench_hostile.py --only flood --keep FILE    # the same, kept in FILE; the report has all that is kept there
+    python benchmarks/bench_hostile.py --only flood --keep FILE    # the same, each row kept in FILE
+    python benchmarks/bench_hostile.py --keep FILE --report        # no run; the report of all that is kept there
 
 One `headrace run benchmarks/edge.toml` on one core; the honest devices (wsload) and the attackers share the other core. So that the
 figure is the server's, the honest devices run there under SCHED_FIFO and the attackers under SCHED_IDLE, and latency counts from a
@@ -38,8 +39,8 @@ HERE = Path(__file__).parent
 SITE = HERE / "edge.toml"
 REPORT = HERE / "results" / "hostile.md"
 DEVICES = 500
-#: A row is measured again, at most so often in all, while other processes kept more than so much of the cores busy; the quietest counts.
-ATTEMPTS_MAX, OTHERS_CORES_MAX = 3, 0.1
+#: A row is measured again while other processes kept more than so much of the cores busy; the quietest counts.
+OTHERS_CORES_MAX = 0.1
 WARMUP_S = 3.0  # the honest devices are connected, and the attack is under way when the measuring begins
 AFTER_S = 1.5  # what an attack has left behind is closed
 #: Attacks that need more time than the others: 10,000 handshakes are seconds of work.
@@ -117,17 +118,21 @@ def site_on(core: int, folder: Path, tokens: Path | None) -> Iterator[SiteProces
 
 
 def measure(
-    site: SiteProcess, kind: str | None, rate: int, seconds: float, core: int, header: str | None, target: tuple[str, int] | None = None
+    site: SiteProcess, kind: str | None, options: argparse.Namespace, core: int, header: str | None, target: tuple[str, int] | None = None
 ) -> Figures:
     """Honest devices for so long, with an attack or without; the quietest of some attempts.
 
     target: port and pid of another process to attack.
     """
     found: list[Figures] = []
-    while len(found) < ATTEMPTS_MAX and (not found or found[-1].others_cores > OTHERS_CORES_MAX):
-        found.append(attempt(site, kind, rate, seconds, core, header, target))
+    while len(found) < options.attempts and (not found or found[-1].others_cores > OTHERS_CORES_MAX):
+        found.append(attempt(site, kind, options.rate, options.seconds, core, header, target))
         print(found[-1], file=sys.stderr)
-    return min(found, key=lambda one: one.others_cores)
+    quietest = min(found, key=lambda one: one.others_cores)
+    if options.keep:
+        with options.keep.open("a") as out:
+            out.write(json.dumps(asdict(quietest)) + "\n")
+    return quietest
 
 
 def attempt(
@@ -259,13 +264,13 @@ def table(results: list[Figures]) -> str:
     return "\n".join(lines)
 
 
-def report(results: list[Figures], rate: int, seconds: float, command: str) -> str:
+def report(results: list[Figures], options: argparse.Namespace, command: str) -> str:
     date = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     kinds = [f"- `{name}`: {(kind.__doc__ or '').strip()}" for name, kind in KINDS.items() if name in {one.name for one in results}]
     return "\n".join([
         "# Honest devices under attack",
         "",
-        f"`{command}`, {date}. {DEVICES} honest devices send {rate:,} messages per second, {seconds:g} s for each row",
+        f"`{command}`, {date}. {DEVICES} honest devices send {options.rate:,} messages per second, {options.seconds:g} s for each row",
         f"({', '.join(f'{kind} {least:g} s' for kind, least in SECONDS_MIN.items())}).",
         "",
         table(results),
@@ -280,7 +285,7 @@ def report(results: list[Figures], rate: int, seconds: float, command: str) -> s
         "  late max: how late it sent at most",
         "- p99 / quiet: against the quiet row above it",
         "- others' cores: cores that neither the server nor the load kept busy, what the hypervisor took included;",
-        f"  above {OTHERS_CORES_MAX:g} a row is measured again, up to {ATTEMPTS_MAX} times in all, and the quietest stands here",
+        f"  above {OTHERS_CORES_MAX:g} a row is measured again, up to {options.attempts} times in all, and the quietest stands here",
         "- opened/s, sent MB/s: of the attackers; of `reconnects` what the server counted, without bytes",
         "- `..., at a sink`: the same attackers against another process on their own core, which only reads, and the honest devices on the",
         "  server: what that does to p99 is that core's and the kernel's share; the rates differ, as a sink reads fast",
@@ -294,45 +299,47 @@ def report(results: list[Figures], rate: int, seconds: float, command: str) -> s
 def main() -> int:
     """Measure, print the table, write the report; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", choices=sorted(KINDS), help="these attacks; without --keep no report is written")
-    parser.add_argument("--keep", type=Path, metavar="FILE", help="add the rows to FILE, and write the report of all that are there")
+    parser.add_argument("--only", nargs="*", choices=sorted(KINDS), help="these attacks; no report is written")
+    parser.add_argument("--keep", type=Path, metavar="FILE", help="add each row to FILE")
+    parser.add_argument("--report", action="store_true", help="no run: the report of the rows in the FILE of --keep")
+    parser.add_argument("--attempts", type=int, default=3, help="of each row while other processes are busy (default 3)")
     parser.add_argument("--rate", type=int, default=5000, help="messages per second of all honest devices (default 5000)")
     parser.add_argument("--seconds", type=float, default=5.0, help="measured time of each row (default 5)")
     options = parser.parse_args()
+    if options.report and not options.keep:
+        parser.error("--report needs the FILE of --keep")
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
         print(f"expected at least 2 cores, got {len(cores)}", file=sys.stderr)
         return 2
     kinds = [kind for kind in KINDS if not options.only or kind in options.only]
     try:
-        results = measure_all(kinds, options.rate, options.seconds, cores)
+        results = kept(options.keep) if options.report else measure_all(kinds, options, cores)
     except LoadError as error:
         print(f"no figure: {error}", file=sys.stderr)
         return 1
     print(table(results))
     command = "python " + " ".join(["benchmarks/bench_hostile.py", *sys.argv[1:]])
     if options.keep:
-        results, command = keep(results, options.keep), command.replace(str(options.keep), "FILE")
-    if options.keep or not options.only:
-        REPORT.write_text(report(results, options.rate, options.seconds, command))
+        results, command = kept(options.keep), command.replace(str(options.keep), "FILE")
+    if options.report or not options.only:
+        REPORT.write_text(report(results, options, command))
     return 0
 
 
-def keep(results: list[Figures], file: Path) -> list[Figures]:
-    """Add rows to a file of them; all that are there now."""
-    with file.open("a") as out:
-        out.writelines(json.dumps(asdict(one)) + "\n" for one in results)
+def kept(file: Path) -> list[Figures]:
+    """The rows in a file of `--keep`."""
     return [Figures(**json.loads(line)) for line in file.read_text().splitlines()]
 
 
-def measure_all(kinds: list[str], rate: int, seconds: float, cores: list[int]) -> list[Figures]:
+def measure_all(kinds: list[str], options: argparse.Namespace, cores: list[int]) -> list[Figures]:
     results = []
     with tempfile.TemporaryDirectory(prefix="headrace-hostile-") as name, site_on(cores[0], Path(name), None) as site:
         for kind in [None, *(kind for kind in kinds if kind != "bad-tokens"), None]:
-            results.append(measure(site, kind, rate, seconds, cores[1], None))
+            results.append(measure(site, kind, options, cores[1], None))
             if kind in CONTROLS:
                 with sink(*CONTROLS[kind], cores[1]) as target:
-                    results.append(measure(site, kind, rate, seconds, cores[1], None, target))
+                    results.append(measure(site, kind, options, cores[1], None, target))
     if "bad-tokens" in kinds:
         with tempfile.TemporaryDirectory(prefix="headrace-hostile-") as name:
             token, record = new_token("dev-1")
@@ -340,7 +347,7 @@ def measure_all(kinds: list[str], rate: int, seconds: float, cores: list[int]) -
             TokenFile(tokens).add([record])
             with site_on(cores[0], Path(name), tokens) as site:
                 for kind in (None, "bad-tokens"):
-                    results.append(measure(site, kind, rate, seconds, cores[1], f"Authorization: Bearer {token}"))
+                    results.append(measure(site, kind, options, cores[1], f"Authorization: Bearer {token}"))
     return results
 
 
