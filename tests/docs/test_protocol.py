@@ -25,7 +25,7 @@ def test_what_a_reader_pastes_gets_the_answers_shown(site: SiteProcess, lake: An
         # `;echo` ends each answer with a newline, as a terminal's prompt would
         block = "\n".join(f"{command};echo" for command in commands.replace("127.0.0.1:8080", address).splitlines())
         done = subprocess.run(["sh", "-eu", "-c", block], capture_output=True, text=True, timeout=60)
-        assert done.stdout == answers, done.stderr
+        assert done.stdout == answers, f"{done.stderr}\n{site.log_end()}"
     site.stop()
     stored = lake.query("select readings.temp from {lake} where device = 'boiler'")
     assert sorted(temp for (temp,) in stored) == [61.5, 61.6, 61.7, 61.8, 61.9, 62.0, 62.0, 62.0, 62.1, 62.2, 62.3]

@@ -15,6 +15,7 @@ from aiohttp.web_protocol import RequestHandler
 
 from headrace import Clock
 from headrace_ingest_ws.counters import Counters
+from headrace_ingest_ws.half_close import HalfClosable, half_closable
 from headrace_ingest_ws.places import Place
 from headrace_ingest_ws.turnstile import allowed
 
@@ -39,17 +40,21 @@ EVICTED_AFTER_RATIO: Final = 1 / 4
 class Waiting(asyncio.Protocol):
     """A socket of which no whole request header is there yet."""
 
-    __slots__ = ("_asked", "_lobby", "header", "opening", "place", "since", "transport")
+    __slots__ = ("_asked", "_lobby", "_tls", "header", "opening", "place", "since", "transport")
 
     def __init__(self, lobby: Lobby, place: Place, now: float) -> None:
         self._lobby, self.place, self.since = lobby, place, now
         self.header = bytearray()
         self._asked = False  # the header is there, and what is behind it waits with it
         self.transport: asyncio.Transport | None = None
+        self._tls: HalfClosable | None = None
         self.opening: asyncio.Task[Any] | None = None  # TLS may take its time
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's is none by its class
+        self._tls = half_closable(transport)
+        if self._tls is not None:
+            self._tls.transport = self.transport
 
     def data_received(self, data: bytes) -> None:
         header = self.header
@@ -65,7 +70,18 @@ class Waiting(asyncio.Protocol):
         elif len(header) > HEADER_BYTES_MAX:
             self._lobby.turn_out(self, "header_bytes")
 
+    def client_ended(self) -> bool:
+        """The client sends no more (over TLS; else nothing is read while it waits); False when it has not asked for anything."""
+        return self._asked
+
+    @property
+    def at_end(self) -> bool:
+        """True when the client has said over TLS that it sends no more."""
+        return self._tls is not None and self._tls.at_end
+
     def connection_lost(self, exc: Exception | None) -> None:
+        if self._tls is not None:
+            self._tls.transport = None
         self._lobby.gone(self)
 
     def cut_off(self) -> None:
@@ -84,12 +100,13 @@ def _complete(header: bytearray, searched: int) -> bool:
 class Handler(RequestHandler):
     """aiohttp's handler of a connection, which knows its place and counts what aiohttp refuses by itself."""
 
-    __slots__ = ("_refuse", "place", "unread_since")
+    __slots__ = ("_refuse", "_tls", "place", "unread_since")
 
     def __init__(self, server: web.Server, loop: asyncio.AbstractEventLoop, place: Place, refuse: Callable[[int], web.Response]) -> None:
         super().__init__(server, loop=loop, **server._kwargs)
         self.place: Place | None = place
         self._refuse = refuse
+        self._tls: HalfClosable | None = None
         self.unread_since: float | None = None  # the client leaves an answer unread
 
     @property
@@ -97,7 +114,39 @@ class Handler(RequestHandler):
         """True while it waits for a request."""
         return self._waiter is not None and not self._waiter.done()
 
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._tls = half_closable(transport)
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """As `client_ended`; over TLS the loop calls this only where nothing can be kept half open."""
+        return self.client_ended() and self.transport is not None and self.transport.can_write_eof()
+
+    def client_ended(self) -> bool:
+        """The client sends no more; True keeps the transport open for the answers to what it has sent whole."""
+        if self.idle or self._request_in_progress or self._messages:
+            return self._owes()
+        self._loop.call_soon(self._look_again)  # it takes a request, which it shows from its next turn on, or has answered its last
+        return True
+
+    def _look_again(self) -> None:
+        if self.transport is not None and not self._owes():
+            self.transport.close()
+
+    def _owes(self) -> bool:
+        """Is an answer due, and the request for it whole?"""
+        bodies = [body for _, body in self._messages]
+        if self._current_request is not None:
+            bodies.append(self._current_request.content)
+        if not (bodies or self._request_in_progress) or not all(body.is_eof() for body in bodies):
+            return False
+        if len(self._messages) + self._request_in_progress == 1:
+            self.close()  # behind this answer; where more are due, `keepalive_timeout` ends it
+        return True
+
     def connection_lost(self, exc: BaseException | None) -> None:
+        if self._tls is not None:
+            self._tls.transport = None  # a WebSocket that takes over sets it again
         super().connection_lost(exc)
         place, self.place = self.place, None
         if place is not None:  # a WebSocket connection has taken it along otherwise
@@ -165,6 +214,8 @@ class Lobby:
         transport.set_protocol(handler)
         handler.connection_made(transport)
         handler.data_received(bytes(waiting.header))
+        if waiting.at_end and not handler.client_ended():
+            transport.close()
 
     def _next_turn(self) -> None:
         now = self._clock.monotonic()
@@ -178,8 +229,9 @@ class Lobby:
             waiting = next(iter(self._asked))
             del self._asked[waiting]
             self._begin(waiting)
-            assert waiting.transport is not None
-            waiting.transport.resume_reading()
+            if not waiting.at_end:
+                assert waiting.transport is not None
+                waiting.transport.resume_reading()
 
     def turn_away(self, waiting: Waiting) -> None:
         """What came is no HTTP: answer without aiohttp, and close."""

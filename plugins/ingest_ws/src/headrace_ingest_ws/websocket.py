@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
+from headrace_ingest_ws.half_close import HalfClosable, half_closable
 from headrace_ingest_ws.parser import BINARY, CLOSE, ERROR, FULL, MORE, PING, PONG, READ_BYTES, TEXT, Found, FrameBuffer, Parser
 from headrace_ingest_ws.protocol import CLOSE_LOST, CLOSE_NO_CODE, CLOSE_NOT_TEXT, CLOSE_PROTOCOL, close_frame, pong_frame
 
@@ -24,8 +25,8 @@ class WebSocket(asyncio.BufferedProtocol):
     """One connection, from right behind the 101 on."""
 
     __slots__ = (
-        "_buffer", "_client_closed", "_close_code", "_close_timeout_s", "_continuing", "_deaf", "_ended", "_goodbye", "_heard", "_held",
-        "_loop", "_lost", "_parser", "_paused", "_refusing", "_said_goodbye", "_timer", "_transport", "_unread",
+        "_buffer", "_client_closed", "_close_code", "_close_timeout_s", "_continuing", "_deaf", "_end_behind", "_ended", "_goodbye",
+        "_heard", "_held", "_loop", "_lost", "_parser", "_paused", "_refusing", "_said_goodbye", "_timer", "_tls", "_transport", "_unread",
     )  # fmt: skip
 
     def __init__(self, buffer: FrameBuffer, message_bytes_max: int, close_timeout_s: float) -> None:
@@ -33,7 +34,9 @@ class WebSocket(asyncio.BufferedProtocol):
         self._parser: Parser | None = buffer.parser(message_bytes_max)
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
+        self._tls: HalfClosable | None = None
         self._held = b""  # read, but not taken yet; reading is paused while there is any
+        self._end_behind = False  # the client's end came behind what is held
         self._paused = self._continuing = False
         self._unread = False  # the client does not read what we write
         self._heard = True
@@ -90,6 +93,8 @@ class WebSocket(asyncio.BufferedProtocol):
         self._transport = transport
         self._paused = True
         transport.set_write_buffer_limits(high=UNREAD_BYTES_MAX)
+        if (tls := half_closable(transport)) is not None:
+            self._tls, tls.transport, self._end_behind = tls, transport, tls.at_end
         if greeting:
             transport.write(greeting)
         self._held = already_read
@@ -173,7 +178,12 @@ class WebSocket(asyncio.BufferedProtocol):
             if self._held:
                 self._held += held[start + READ_BYTES :]
                 return
-        if self._paused and self._transport is not None and not self._transport.is_closing():
+        if self._end_behind:
+            self._end_behind = False
+            if not self.client_ended() and self._transport is not None:
+                self._transport.close()
+            return
+        if self._paused and not self._client_closed and self._transport is not None and not self._transport.is_closing():
             self._paused = False
             self._transport.resume_reading()
 
@@ -218,7 +228,8 @@ class WebSocket(asyncio.BufferedProtocol):
         if transport is None or self._lost:
             return
         assert self._goodbye is not None
-        transport.write(self._goodbye)
+        if self._goodbye:
+            transport.write(self._goodbye)
         self._said_goodbye = True
         if self._timer is not None:
             self._timer.cancel()
@@ -263,15 +274,29 @@ class WebSocket(asyncio.BufferedProtocol):
             await asyncio.shield(self._ended)
 
     def eof_received(self) -> bool:
-        """The client sends no more; True keeps the transport open for what it is still owed before a close frame."""
+        """As `client_ended`; over TLS the loop calls this only where nothing can be kept half open."""
+        return self.client_ended() and self._transport is not None and self._transport.can_write_eof()
+
+    def client_ended(self) -> bool:
+        """The client sends no more; True keeps the transport open for what it is still owed."""
+        if self._held:
+            self._end_behind = True
+            return True
         self._client_closed = True
-        # over TLS nothing can be kept half open; the loop would only complain
-        half_open = self._transport is not None and self._transport.can_write_eof()
-        return half_open and self._goodbye is not None and not self._said_goodbye
+        if self._lost or self._said_goodbye:
+            return False
+        if self._goodbye is None and not self.quiet:
+            # it asked for no close frame, but may wait for its acks
+            self.refuses()
+            self._goodbye = b""
+            self._timer = self._loop.call_later(self._close_timeout_s, self._no_longer_wait)
+        return self._goodbye is not None
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost = self._deaf = True
         self._held, self._parser = b"", None
+        if self._tls is not None:
+            self._tls.transport = None
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from headrace_ingest_ws.auth.options import MtlsOptions, TlsOptions
 from headrace_ingest_ws.auth.rereading import Unreadable, read_file, stamp_of
+from headrace_ingest_ws.half_close import HalfClosable
 
 if TYPE_CHECKING:  # it needs the library cryptography, which TLS alone does not
     from headrace_ingest_ws.auth.authorities import Authorities
@@ -20,7 +21,9 @@ _VERSIONS: Final = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3
 
 
 class TlsContext(ssl.SSLContext):
-    """An SSL context that knows whom it trusts."""
+    """An SSL context that knows whom it trusts, and whose clients may end their side first."""
+
+    sslobject_class = HalfClosable
 
     authorities: Authorities | None = None
 
