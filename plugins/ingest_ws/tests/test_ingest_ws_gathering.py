@@ -328,3 +328,81 @@ def test_a_long_run_is_taken_by_c_in_pieces_and_what_is_refused_in_it_costs_no_m
             assert site.metric("ingest_rejected_events_total", reason="payload_invalid") == 300
 
     asyncio.run(scenario())
+
+
+def test_what_a_session_sends_is_taken_committed_and_acked_without_python(kit: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        async with kit.running() as site, site.connect("a", session="s") as ws:
+            await ws.recv()
+            await ws.send("{}")  # its ack is written by Python; from then on C takes over
+            await kit.receive_until_ack(ws, 1)
+            for name in ("took_run", "took", "join_at", "settled", "ack_begun"):
+                monkeypatch.setattr(SessionConnection, name, None)
+            for number in range(2, 40):
+                await ws.send("{}")
+                await kit.receive_until_ack(ws, number)
+            monkeypatch.undo()
+            assert site.deliver.marks["a/s"].last == 39
+
+    asyncio.run(scenario())
+
+
+def test_a_session_whose_connection_left_before_its_commit_is_left_behind_it(kit: SimpleNamespace) -> None:
+    async def scenario() -> None:
+        deliver = kit.FakeDeliver()
+        async with kit.running(deliver) as site:
+            for begun in range(1, 30, 4):
+                async with site.connect("a", session="s", acked=begun - 1) as ws:
+                    assert json.loads(await ws.recv())["hello"]["resume"] == begun - 1
+                    await ws.send("{}")
+                    await kit.receive_until_ack(ws, begun)
+                    deliver.gate.clear()
+                    for _ in range(3):
+                        await ws.send("{}")
+                    await kit.until(lambda: deliver.under_way)
+                    await kit.until(lambda last=begun + 3: site.metric("ingest_received_events_total") == last)
+                    ws.transport.abort()
+                await kit.until(lambda: site.metric("ingest_connections") == 0)
+                other = await site.raw()  # on the same descriptor
+                deliver.gate.set()
+                await kit.until(lambda last=begun + 3: "a/s" in deliver.marks and deliver.marks["a/s"].last == last)
+                other.writer.transport.abort()
+            gatherer = site.component._intake.gatherer
+            await kit.until(lambda: not gatherer._gone)
+            assert gatherer._peers == {}
+            await kit.until(lambda: not site.component._server.sessions._here._places)
+            assert [(origin.first, origin.last) for origin in deliver.origins][-1][1] == 32
+
+    asyncio.run(scenario())
+
+
+def test_origins_with_and_without_notes_stand_in_the_order_of_their_rows(kit: SimpleNamespace) -> None:
+    """Those with refusals are made by Python, and the others are not slower for it."""
+
+    async def scenario() -> None:
+        deliver = kit.FakeDeliver()
+        async with kit.running(deliver) as site:
+            clients = {}
+            for number in range(8):
+                clients[number] = ws = await site.connect(f"d{number}", session="s")
+                await ws.recv()
+                await ws.send("no json" if number % 3 == 0 else "{}")
+                await kit.receive_until_ack(ws, 1)
+            deliver.gate.clear()
+            await clients[7].send("{}")
+            await kit.until(lambda: deliver.under_way)
+            for taken, number in enumerate((3, 1, 6, 2, 0, 4), start=10):
+                await clients[number].send("{}")
+                await kit.until(lambda taken=taken: site.metric("ingest_received_events_total") == taken)
+            del deliver.origins[:]
+            deliver.gate.set()
+            for number, ws in clients.items():
+                if number != 5:
+                    await kit.receive_until_ack(ws, 2)
+                await ws.close()
+            together = [(origin.id, origin.first, origin.last, origin.note is not None, origin.row_offset) for origin in deliver.origins]
+            assert together[0] == ("d7/s", 2, 2, False, 0)
+            assert together[1:] == [(f"d{d}/s", 2, 2, d % 3 == 0, row) for row, d in enumerate((3, 1, 6, 2, 0, 4))]
+            assert {name: mark.last for name, mark in deliver.marks.items()} == {f"d{n}/s": 1 if n == 5 else 2 for n in range(8)}
+
+    asyncio.run(scenario())

@@ -115,7 +115,8 @@ class Connection(WebSocket):
 
     def _gather(self, gatherer: Gatherer, transport: PolledTransport) -> None:
         """Let C take what it may of this connection's messages."""
-        self._gathered = gatherer.connection(self._device, self._parser, self._session.window, self._session.count)
+        start = self._session.count
+        self._gathered = gatherer.connection(self._device, self._session.name, self._parser, self._session.window, start)
         self._session.share(self._gathered)
         transport.gathered = self._gathered
         gatherer.place(transport.descriptor, self._gathered, self.session_peer)

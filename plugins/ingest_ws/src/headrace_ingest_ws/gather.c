@@ -36,16 +36,18 @@ void ws_gatherer_delete(ws_gatherer *g) {
     free(g);
 }
 
-ws_connection *ws_connection_new(const uint8_t *device, size_t device_size, ws_parser *parser, uint32_t window, uint64_t start) {
-    ws_connection *c = calloc(1, sizeof *c + device_size);
+ws_connection *ws_connection_new(const uint8_t *name, size_t name_size, size_t device_size, ws_parser *parser, uint32_t window,
+                                 uint64_t start) {
+    ws_connection *c = calloc(1, sizeof *c + name_size);
     if (!c) return NULL;
-    c->count = c->settled = c->acked = start;
+    c->count = c->settled = c->acked = c->committed = start;
     c->chunk_batch = c->later = UINT64_MAX;
     c->window = window;
     c->special = 1; /* until Python has seen it plain */
     c->parser = parser;
     c->device_size = device_size;
-    memcpy(c->device, device, device_size);
+    c->name_size = name_size;
+    memcpy(c->name, name, name_size);
     return c;
 }
 
@@ -143,14 +145,18 @@ static int gather(ws_gatherer *g, ws_connection *c, int descriptor, const uint8_
         g->chunks[c->chunk] =
             (ws_chunk){.serial = c->serial, .descriptor = descriptor, .row = (uint32_t)g->rows, .member = c->origin_bytes != 0};
         g->origin_size += c->origin_bytes;
+        if (c->origin_bytes) {
+            g->member_count++;
+            g->member_size += c->name_size;
+        }
     }
     c->count += count;
-    g->chunks[c->chunk].last = c->count;
+    g->chunks[c->chunk].last = c->gathered = c->count;
     message = run;
     for (size_t i = 0; i < count; i++, g->rows++) {
         size_t length = (size_t)(g->payload_offsets[g->rows + 1] - g->payload_offsets[g->rows]);
         memcpy(g->payload + g->payload_size, message, length);
-        memcpy(g->device + g->device_size, c->device, c->device_size);
+        memcpy(g->device + g->device_size, c->name, c->device_size);
         g->device_offsets[g->rows] = (int32_t)g->device_size;
         g->received[g->rows] = received_us;
         g->payload_size += length;
@@ -228,16 +234,45 @@ void ws_rest(int64_t ns) {
     nanosleep(&time, NULL);
 }
 
+size_t ws_origins(ws_gatherer *g, int32_t *offsets, uint8_t *names, uint64_t *first, uint64_t *last, uint32_t *rows, int32_t *rest) {
+    size_t count = 0, size = 0;
+    for (size_t i = 0; i < g->chunk_count; i++) {
+        const ws_chunk *chunk = g->chunks + i;
+        if (!chunk->member) continue;
+        ws_connection *c = at(g, chunk->descriptor);
+        /* where Python added to the batch too, one origin is of both */
+        if (!c || c->serial != chunk->serial || c->noted || c->later == g->number) {
+            *rest++ = (int32_t)i;
+            continue;
+        }
+        offsets[count] = (int32_t)size;
+        memcpy(names + size, c->name, c->name_size);
+        size += c->name_size;
+        first[count] = c->committed + 1;
+        last[count] = c->committed = chunk->last;
+        rows[count++] = chunk->row;
+    }
+    offsets[count] = (int32_t)size;
+    return count;
+}
+
 void ws_next_batch(ws_gatherer *g) {
     g->number++;
-    g->rows = g->payload_size = g->device_size = g->origin_size = g->chunk_count = 0;
+    g->rows = g->payload_size = g->device_size = g->origin_size = g->chunk_count = g->member_count = g->member_size = 0;
 }
 
 int ws_acknowledge(ws_gatherer *g, const ws_chunk *chunks, size_t count, int32_t *rest) {
     int left = 0;
     for (const ws_chunk *chunk = chunks; chunk < chunks + count; chunk++) {
         ws_connection *c = at(g, chunk->descriptor);
-        if (!c || c->serial != chunk->serial || chunk->member) continue; /* it is gone, or Python settles it */
+        if (!c || c->serial != chunk->serial) { /* it is gone */
+            if (chunk->member) {
+                *rest++ = -1;
+                *rest++ = (int32_t)(chunk - chunks);
+                left++;
+            }
+            continue;
+        }
         if (chunk->last > c->settled) c->settled = chunk->last;
         if (c->settled <= c->acked) continue;
         int sent = 0;

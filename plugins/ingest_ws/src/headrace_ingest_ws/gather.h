@@ -18,16 +18,20 @@ typedef struct {
     uint64_t later;        /* the batch with this number is Python's: rows of one connection stay in their order */
     uint64_t chunk_batch;  /* the batch that has a chunk of it, and which one that is */
     size_t chunk;
+    uint64_t gathered;     /* the last message that was taken here */
+    uint64_t committed;    /* of a session: all up to here stand in an origin of a batch that was handed over */
     uint32_t window;       /* most messages without an ack */
     uint32_t origin_bytes; /* what a commit takes for it beside its rows; 0: it is no member of a session */
     uint8_t gathers;       /* its messages may be taken here */
     uint8_t special;       /* Python writes its acks */
     uint8_t heard;         /* it sent something */
     uint8_t paused;        /* Python has read on ahead: what comes now belongs behind that */
+    uint8_t noted;         /* of a session: its origin has a note, which Python makes */
     ws_parser *parser;
     ws_rate *rate; /* NULL: any */
     size_t device_size;
-    uint8_t device[];
+    size_t name_size;
+    uint8_t name[];        /* of the session; it begins with the device's, and is that where there is no session */
 } ws_connection;
 
 /* Messages of one connection in one batch: its rows begin at `row`, its last message is `last`. */
@@ -43,6 +47,7 @@ typedef struct {
 typedef struct {
     uint64_t number;
     size_t rows, payload_size, device_size, origin_size, chunk_count;
+    size_t member_count, member_size; /* chunks of sessions, and the bytes of their names */
     size_t row_room, payload_room, device_room, chunk_room;
     int32_t *payload_offsets, *device_offsets; /* rows + 1 each */
     int64_t *received;
@@ -61,7 +66,8 @@ typedef struct {
 
 ws_gatherer *ws_gatherer_new(void);
 void ws_gatherer_delete(ws_gatherer *g);
-ws_connection *ws_connection_new(const uint8_t *device, size_t device_size, ws_parser *parser, uint32_t window, uint64_t start);
+ws_connection *ws_connection_new(const uint8_t *name, size_t name_size, size_t device_size, ws_parser *parser, uint32_t window,
+                                 uint64_t start);
 void ws_connection_delete(ws_connection *c);
 
 /* Takes so much from the levels when all of it fits, else nothing; whether it did. */
@@ -79,11 +85,15 @@ int ws_read(ws_gatherer *g, int epoll, int events_max, uint8_t *buffer, size_t s
 /* Sleeps, for far less than a timer of the loop can. */
 void ws_rest(int64_t ns);
 
+/* The origins of the sessions in the batch, in the order of their rows, with room for `member_count` of them; their number. The
+ * indexes of the chunks whose origins Python has to make go to `rest`, the others are counted as committed. */
+size_t ws_origins(ws_gatherer *g, int32_t *offsets, uint8_t *names, uint64_t *first, uint64_t *last, uint32_t *rows, int32_t *rest);
+
 /* Begins the next batch. */
 void ws_next_batch(ws_gatherer *g);
 
-/* What these chunks hold is durable: acknowledge it, but for members of sessions. Pairs of descriptor and bytes that were sent
- * of the ack's frame go to `rest` for each connection whose ack Python has to write; their number. */
+/* What these chunks hold is durable: acknowledge it. Pairs of descriptor and bytes that were sent of the ack's frame go to `rest`
+ * for each connection whose ack Python has to write; -1 and the chunk's index for a session whose connection is gone. Their number. */
 int ws_acknowledge(ws_gatherer *g, const ws_chunk *chunks, size_t count, int32_t *rest);
 
 const uint8_t *ws_object(const uint8_t *at, const uint8_t *end);

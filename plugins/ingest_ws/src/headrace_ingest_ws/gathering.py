@@ -15,7 +15,8 @@ from typing import Any, Final, NamedTuple, Protocol
 import numpy as np
 import pyarrow as pa
 
-from headrace import ENCODING_JSON, RAW_SCHEMA
+from headrace import ENCODING_JSON, NO_ORIGINS, RAW_SCHEMA
+from headrace.position import ORIGIN_SCHEMA, ORIGIN_SESSION
 from headrace_ingest_ws.intake import CHUNK_BYTES, Member
 from headrace_ingest_ws.parser import Find, Parser
 from headrace_ingest_ws.parser_c import CFrameBuffer, CParser
@@ -46,21 +47,25 @@ class SessionPeer(Protocol):
         """As `intake.Peer`."""
 
 
-class Joined(NamedTuple):
-    """A connection with a device session that has rows in a batch, and its last message there."""
+class Gone(NamedTuple):
+    """A connection with a device session that is closed, and its last message that C took."""
 
     peer: SessionPeer
-    last: int
+    gathered: int
 
 
 @dataclass(slots=True)
 class Gathered:
-    """One batch: its columns, who is to be acknowledged once it is durable, and the sessions in it."""
+    """One batch: its columns, who is to be acknowledged once it is durable, and the sessions in it.
+
+    origins: of the sessions, but for those in `members`, which have to be asked for theirs; both in the order of their rows.
+    """
 
     rows: int
     columns: list[pa.Array]
     chunks: bytes
-    joined: list[Joined]
+    origins: pa.RecordBatch
+    members: list[Member]
 
 
 class Gatherer:
@@ -73,7 +78,7 @@ class Gatherer:
             raise MemoryError
         self._serial = 0
         self._peers: dict[int, SessionPeer] = {}
-        self._left: list[int] = []  # sessions whose connection is gone; their rows may be in this batch
+        self._gone: dict[int, Gone] = {}  # until what C took of them is settled
         self._rest = _ffi.new("int32_t[]", 2 * 1024)
 
     @property
@@ -107,11 +112,14 @@ class Gatherer:
 
     # --- connections -------------------------------------------------------------------------------------------------
 
-    def connection(self, device: str, parser: Parser | None, window: int, start: int) -> Any:
-        """A ws_connection (gather.h) whose messages count from `start` + 1; nothing is gathered of it before `gathers` is set."""
+    def connection(self, device: str, session: str, parser: Parser | None, window: int, start: int) -> Any:
+        """A ws_connection (gather.h) whose messages count from `start` + 1; nothing is gathered of it before `gathers` is set.
+
+        session: `<device>/<session>`, or empty.
+        """
         assert isinstance(parser, CParser)
-        name = device.encode()
-        made = _ffi.gc(_lib.ws_connection_new(name, len(name), parser.state, window, start), _lib.ws_connection_delete)
+        name, device_size = (session or device).encode(), len(device.encode())
+        made = _ffi.gc(_lib.ws_connection_new(name, len(name), device_size, parser.state, window, start), _lib.ws_connection_delete)
         if made == _ffi.NULL:
             raise MemoryError
         self._serial += 1
@@ -134,12 +142,10 @@ class Gatherer:
     def remove(self, descriptor: int, connection: Any) -> None:
         """The descriptor is closed."""
         _lib.ws_place(self._c, descriptor, _ffi.NULL)
-        if connection is None or connection.serial not in self._peers:
+        if connection is None or (peer := self._peers.pop(connection.serial, None)) is None:
             return
-        if connection.chunk_batch == self._c.number:
-            self._left.append(connection.serial)  # the batch that gathers has messages of it
-        else:
-            del self._peers[connection.serial]
+        if connection.gathered > connection.settled:
+            self._gone[connection.serial] = Gone(peer, connection.gathered)
 
     # --- batches -----------------------------------------------------------------------------------------------------
 
@@ -161,20 +167,34 @@ class Gatherer:
             _texts(pa.binary(), rows, c.payload_offsets, c.payload, c.payload_size),
         ]
         chunks = bytes(_ffi.buffer(c.chunks, CHUNK.itemsize * c.chunk_count)) if c.chunk_count else b""
+        origins, members = self._origins(chunks) if c.member_count else (NO_ORIGINS, [])
         _lib.ws_next_batch(c)
-        return Gathered(rows, columns, chunks, self._joined(chunks) if self._peers else [])
+        return Gathered(rows, columns, chunks, origins, members)
 
-    def _joined(self, chunks: bytes) -> list[Joined]:
-        found = np.frombuffer(chunks, CHUNK)
-        joined = []
-        for serial, last, _, row, _, _ in found[found["member"] != 0].tolist():
-            peer = self._peers[serial]
-            peer.join_at(row)
-            joined.append(Joined(peer, last))
-        for serial in self._left:
-            self._peers.pop(serial, None)
-        self._left.clear()
-        return joined
+    def _origins(self, chunks: bytes) -> tuple[pa.RecordBatch, list[Member]]:
+        room = self._c.member_count
+        offsets, names = np.empty(room + 1, np.int32), np.empty(self._c.member_size, np.uint8)
+        first, last, rows, rest = np.empty(room, np.uint64), np.empty(room, np.uint64), np.empty(room, np.uint32), np.empty(room, np.int32)
+        count = _lib.ws_origins(
+            self._c,
+            _ffi.from_buffer("int32_t[]", offsets),
+            _ffi.from_buffer("uint8_t[]", names),
+            _ffi.from_buffer("uint64_t[]", first),
+            _ffi.from_buffer("uint64_t[]", last),
+            _ffi.from_buffer("uint32_t[]", rows),
+            _ffi.from_buffer("int32_t[]", rest),
+        )
+        ids = pa.Array.from_buffers(pa.string(), count, [None, pa.py_buffer(offsets), pa.py_buffer(names)])
+        kinds = pa.array(np.full(count, ORIGIN_SESSION, np.uint8))
+        columns = [kinds, ids, *map(pa.array, (first[:count], last[:count], rows[:count])), pa.nulls(count, pa.binary())]
+        members = []
+        if count < room:
+            found = np.frombuffer(chunks, CHUNK)
+            for serial, row in found[["serial", "row"]][rest[: room - count]].tolist():
+                peer = self._peers[serial] if serial in self._peers else self._gone[serial].peer
+                peer.join_at(row)
+                members.append(peer.member)
+        return pa.RecordBatch.from_arrays(columns, schema=ORIGIN_SCHEMA), members
 
     def acknowledge(self, chunks: bytes, begin: int, end: int) -> list[int]:
         """Chunks `begin` to `end` are durable: write their acks.
@@ -184,7 +204,23 @@ class Gatherer:
         count = min(end, len(chunks) // CHUNK.itemsize) - begin
         at = _ffi.cast("ws_chunk *", _ffi.from_buffer(chunks)) + begin
         left = _lib.ws_acknowledge(self._c, at, count, self._rest)
-        return _ffi.unpack(self._rest, 2 * left) if left else []
+        if not left:
+            return []
+        rest, acks = iter(_ffi.unpack(self._rest, 2 * left)), []
+        for descriptor, value in zip(rest, rest, strict=True):
+            if descriptor >= 0:
+                acks += [descriptor, value]
+            else:
+                self._settle_gone(at[value].serial, at[value].last)
+        return acks
+
+    def _settle_gone(self, serial: int, last: int) -> None:
+        gone = self._gone.get(serial)
+        if gone is None:
+            return
+        if last >= gone.gathered:
+            del self._gone[serial]
+        gone.peer.settled(last)
 
 
 def _copy(at: Any, size: int) -> pa.Buffer:

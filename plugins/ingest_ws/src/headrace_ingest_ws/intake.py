@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+import numpy as np
 import pyarrow as pa
 
 from headrace import NO_ORIGINS, RAW_SCHEMA, Clock, Deliver, Origin, QueueFull, TransientError, origin_batch
@@ -288,13 +289,11 @@ class Intake:
         gathered = self.gatherer.take() if self.gatherer is not None and self.gatherer.rows else None
         before = gathered.rows if gathered is not None else 0
         rows = before + self._builder.rows
-        origins = self._origins(gathered) if self._members or (gathered is not None and gathered.joined) else NO_ORIGINS
+        origins = self._origins(gathered)
         # refused messages of a session make a commit of their own: their device must not send them again after a reconnect
         batch = self._batch(gathered) if rows or origins.num_rows else None
         chunks = gathered.chunks if gathered is not None else b""
         peers, self._peers = self._peers, {}
-        for peer, last in gathered.joined if gathered is not None else ():
-            peers[peer] = max(last, peers.get(peer, 0))
         commit = Commit(batch, origins, rows, peers, chunks, self._since)
         self._unsettled += 1
         self._work.clear()
@@ -314,13 +313,19 @@ class Intake:
     def _origins(self, gathered: Gathered | None) -> pa.RecordBatch:
         """Of the sessions in the batch, in the order of their first rows; those of Python stand behind what C gathered."""
         members, self._members = self._members, []
-        joined = [peer.member for peer, _ in gathered.joined] if gathered is not None else []
+        in_c = gathered.origins if gathered is not None else NO_ORIGINS
+        if not members and (gathered is None or not gathered.members):
+            return in_c
         rows_before = gathered.rows if gathered is not None else 0
-        origins = [origin for member in joined if (origin := member.origin()) is not None]
+        origins = [origin for member in gathered.members if (origin := member.origin()) is not None] if gathered is not None else []
         for member in members:
             if (origin := member.origin()) is not None:
                 origins.append(origin._replace(row_offset=origin.row_offset + rows_before))
-        return origin_batch(origins)
+        in_python = origin_batch(origins)
+        if not in_c.num_rows:
+            return in_python
+        both = pa.concat_batches([in_c, in_python])
+        return both.take(pa.array(np.argsort(both.column("row_offset").to_numpy(), kind="stable")))
 
     def _let_in(self) -> None:
         self._room.set()

@@ -29,23 +29,30 @@ class Counts(Protocol):
     """All up to here are durable or were refused."""
     acked: int
     """The ack of all up to here is handed out."""
+    committed: int
+    """Of a device session: all up to here stand in an origin of a batch that was handed over."""
+    noted: int
+    """Of a device session: not 0 when its next origin has a note."""
 
 
 class PythonCounts:
     """Counts that nobody else moves."""
 
-    __slots__ = ("acked", "count", "settled")
+    __slots__ = ("acked", "committed", "count", "noted", "settled")
 
     def __init__(self, start: int) -> None:
-        self.count = self.settled = self.acked = start
+        self.count = self.settled = self.acked = self.committed = start
+        self.noted = 0
 
 
 class Session:
     """The bookkeeping of one connection; at most `window` messages are without an ack."""
 
-    __slots__ = ("_counts", "_rejects", "window")
+    __slots__ = ("_counts", "_rejects", "name", "window")
 
-    def __init__(self, window: int, start: int = 0) -> None:
+    def __init__(self, window: int, start: int = 0, name: str = "") -> None:
+        self.name = name
+        """Of a device session."""
         self.window = window
         self._counts: Counts = PythonCounts(start)
         # bounded by the window: a reject lives until the ack that covers it is handed out
@@ -53,6 +60,7 @@ class Session:
 
     def share(self, counts: Counts) -> None:
         """Go on with these counts, which begin where the present ones are."""
+        counts.noted = self._counts.noted
         self._counts = counts
 
     @property
@@ -140,15 +148,13 @@ class DeviceSession(Session):
     know yet. It knows of those that lie a window back, for it leaves at most a window of messages without an ack.
     """
 
-    __slots__ = ("_committed", "_refusals", "_row", "name")
+    __slots__ = ("_refusals", "_row")
 
     def __init__(self, window: int, name: str, start: int = 0, refused: Iterable[RefusedMessage] = ()) -> None:
-        super().__init__(window, start)
-        self.name = name
+        super().__init__(window, start, name)
         self._refusals: Refusals | None = None  # few sessions ever need it
         for message in refused:
             self._keep(message)
-        self._committed = start
         self._row: int | None = None
 
     @property
@@ -174,15 +180,17 @@ class DeviceSession(Session):
         if self._refusals is None:
             self._refusals = Refusals()
         self._refusals.add(message)
+        self._counts.noted = 1
 
     def origin(self) -> Origin | None:
         """What the batch that is handed over now holds of this session, None for nothing; `join` comes again before the next."""
         row, self._row = self._row, None
-        first, last = self._committed + 1, self.count
+        first, last = self._counts.committed + 1, self.count
         if row is None or last < first:
             return None
-        self._committed, note = last, None
+        self._counts.committed, note = last, None
         if self._refusals is not None:
             self._refusals.forget(last - self.window)
             note = self._refusals.note()
+            self._counts.noted = int(note is not None)
         return Origin(self.name, first, last, row, ORIGIN_SESSION, note)

@@ -80,6 +80,13 @@ class SessionConnection(Connection):
 
     def settled(self, last: int) -> None:
         super().settled(last)
+        self._look_settled()
+
+    def ack_begun(self, sent: int) -> None:
+        super().ack_begun(sent)
+        self._look_settled()
+
+    def _look_settled(self) -> None:
         if self._session.settled:
             if self._handed_over is not None and not self._handed_over.done():
                 self._handed_over.set_result(None)
