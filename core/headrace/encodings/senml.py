@@ -38,9 +38,9 @@ _TYPES: Final[Mapping[str, frozenset[type]]] = {
     "vb": frozenset((bool,)),
 }
 _TYPE_NAMES: Final = {int: "a number", str: "a string", bool: "a boolean"}
-_BASE: Final = ("bn", "bt", "bu", "bv", "bs")
+_BASE: Final = frozenset(("bn", "bt", "bu", "bv", "bs"))
 _REGULAR: Final = frozenset(("n", "u", "v", "vs", "vb", "vd", "s", "t", "ut"))
-_VALUES: Final = ("v", "vs", "vb", "vd")
+_VALUES: Final = frozenset(("v", "vs", "vb", "vd"))
 
 #: RFC 8428, table 4: the labels of CBOR.
 _CBOR_LABELS: Final[Mapping[int | str, str]] = {
@@ -140,19 +140,21 @@ class _Pack:
         self._sent = sent
         self._base: Record = {}
         self._version: int | None = None
+        self._names: dict[str, tuple[str, str]] = {}  # by whole name: packs repeat them
         self._latest: dict[tuple[str, float | None], Readings] = {}
 
     def add(self, record: Any) -> None:
         if not isinstance(record, dict):
             raise Unreadable("expected an object")
         _check_types(record)
-        self._check_version(record)
-        for label in _BASE:
-            if label in record:
-                self._base[label] = record[label]
+        if self._version is None or "bver" in record:
+            self._check_version(record)
+        for label in _BASE & record.keys():
+            self._base[label] = record[label]
         if _REGULAR.isdisjoint(record):
             return  # base fields for the records that follow
-        urn, name = self._named(record)
+        whole = self._base.get("bn", "") + record.get("n", "")
+        urn, name = self._names.get(whole) or self._named(whole)
         self._put(urn, self._time(record), self._readings(record, name))
 
     def _check_version(self, record: Record) -> None:
@@ -163,9 +165,8 @@ class _Pack:
             raise Unreadable(f"bver: expected one version in the whole pack, got {self._version} and {version}")
         self._version = version
 
-    def _named(self, record: Record) -> tuple[str, str]:
+    def _named(self, whole: str) -> tuple[str, str]:
         """The URN of the thing ("" when it is the device, or has none), and the name of the reading."""
-        whole = self._base.get("bn", "") + record.get("n", "")
         if not whole:
             raise Unreadable("n: expected a name, here or as bn")
         if not _NAME.fullmatch(whole):
@@ -176,7 +177,8 @@ class _Pack:
             rest = whole[len(device) + 1 :]
         elif match := _URN.fullmatch(whole):
             urn, rest = "" if match[2] == device else match[1], match[3] or ""
-        return urn, f"{rest}.value" if rest in RESERVED else rest or "value"
+        named = self._names[whole] = urn, f"{rest}.value" if rest in RESERVED else rest or "value"
+        return named
 
     def _time(self, record: Record) -> float | None:
         time: float = self._base.get("bt", 0) + record.get("t", 0)
@@ -185,13 +187,13 @@ class _Pack:
         return time if time >= ABSOLUTE_S else round(self._sent.received_s + time, 6)
 
     def _readings(self, record: Record, name: str) -> Readings:
-        values = [label for label in _VALUES if label in record]
+        values = _VALUES & record.keys()
         if len(values) > 1:
-            raise Unreadable(f"expected one value, got {' and '.join(values)}")
+            raise Unreadable(f"expected one value, got {' and '.join(label for label in record if label in values)}")
         base_value, base_sum = self._base.get("bv"), self._base.get("bs")
         readings: Readings = {}
-        if values and values[0] != "v":
-            readings[name] = record[values[0]]
+        if values and "v" not in values:
+            readings[name] = record[next(iter(values))]
         elif values or base_value is not None:
             readings[name] = _finite("v", (base_value or 0) + record.get("v", 0))
         if "s" in record or base_sum is not None:
