@@ -18,8 +18,10 @@ from headrace_ingest_ws.auth.command import main as token_command
 from headrace_ingest_ws.auth.credential import BEARER_SUBPROTOCOL
 from headrace_ingest_ws.auth.token_file import TokenFile, replace_file
 
-#: On the host's loop alone: what is tested here does not depend on it.
-pytestmark = [pytest.mark.usefixtures("each_loop"), pytest.mark.parametrize("each_loop", ["uvloop-c"], indirect=True)]
+pytestmark = pytest.mark.usefixtures("each_loop")
+
+#: On the host's loop alone: what is tested there depends neither on it nor on the parser.
+on_one_loop = pytest.mark.parametrize("each_loop", ["uvloop-c"], indirect=True)
 
 Add = Callable[..., str]
 
@@ -104,6 +106,7 @@ def test_a_device_with_its_token_writes_as_itself_and_as_nobody_else(kit: Simple
     asyncio.run(scenario())
 
 
+@on_one_loop
 def test_a_browser_offers_its_token_as_a_subprotocol(kit: SimpleNamespace, file: Path, add: Add) -> None:
     import base64
 
@@ -121,6 +124,7 @@ def test_a_browser_offers_its_token_as_a_subprotocol(kit: SimpleNamespace, file:
     asyncio.run(scenario())
 
 
+@on_one_loop
 def test_a_token_in_the_url_is_not_looked_at_and_not_logged(
     kit: SimpleNamespace, file: Path, add: Add, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -252,6 +256,7 @@ def test_a_revoked_token_ends_its_connections_after_their_acks_and_no_others(kit
     asyncio.run(scenario())
 
 
+@on_one_loop
 @pytest.mark.usefixtures("looking_often")
 def test_a_new_token_is_known_soon_and_another_pattern_ends_a_gateway(kit: SimpleNamespace, file: Path, add: Add) -> None:
     token = add("gw", "--writes-for", "m-*")
@@ -272,6 +277,7 @@ def test_a_new_token_is_known_soon_and_another_pattern_ends_a_gateway(kit: Simpl
     asyncio.run(scenario())
 
 
+@on_one_loop
 @pytest.mark.usefixtures("looking_often")
 @pytest.mark.parametrize("broken", ["", "id,sha256,name,devices,created\nx,y\n", "\0\xff", None])
 def test_a_broken_file_keeps_the_last_tokens_and_degrades(kit: SimpleNamespace, file: Path, add: Add, broken: str | None) -> None:
@@ -300,6 +306,7 @@ def test_a_broken_file_keeps_the_last_tokens_and_degrades(kit: SimpleNamespace, 
     asyncio.run(scenario())
 
 
+@on_one_loop
 @pytest.mark.usefixtures("looking_often")
 def test_without_tokens_at_the_start_devices_are_told_to_come_again(kit: SimpleNamespace, file: Path, add: Add) -> None:
     async def scenario() -> None:
@@ -314,6 +321,7 @@ def test_without_tokens_at_the_start_devices_are_told_to_come_again(kit: SimpleN
     asyncio.run(scenario())
 
 
+@on_one_loop
 def test_a_post_whose_token_is_revoked_while_its_body_comes_is_refused(kit: SimpleNamespace, file: Path, add: Add) -> None:
     token = add("d1")
 
@@ -346,6 +354,7 @@ def database_token(url: str, name: str, capsys: pytest.CaptureFixture[str]) -> s
     return capsys.readouterr().out.split()[-1]
 
 
+@on_one_loop
 @pytest.mark.usefixtures("looking_often")
 def test_tokens_in_sqlite(kit: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     url = f"sqlite:///{tmp_path}/tokens.db"
@@ -364,6 +373,7 @@ def test_tokens_in_sqlite(kit: SimpleNamespace, tmp_path: Path, capsys: pytest.C
     asyncio.run(scenario())
 
 
+@on_one_loop
 @pytest.mark.xdist_group("postgres")
 @pytest.mark.usefixtures("looking_often")
 def test_tokens_in_postgresql_that_dies_and_comes_back(
@@ -398,6 +408,7 @@ def test_tokens_in_postgresql_that_dies_and_comes_back(
     asyncio.run(scenario())
 
 
+@on_one_loop
 def test_no_database_is_asked_for_an_attempt(
     kit: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:

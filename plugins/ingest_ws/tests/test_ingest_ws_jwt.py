@@ -232,7 +232,6 @@ def bearer(token: str) -> dict[str, Any]:
 
 
 @pytest.mark.usefixtures("each_loop")
-@pytest.mark.parametrize("each_loop", ["uvloop-c"], indirect=True)
 def test_a_connection_ends_when_its_token_expires(kit: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("headrace_ingest_ws.auth.admission.ASK_S", 0.02)
     (tmp_path / "key").write_bytes(pem(EC))
@@ -257,7 +256,6 @@ def test_a_connection_ends_when_its_token_expires(kit: SimpleNamespace, tmp_path
 
 
 @pytest.mark.usefixtures("each_loop")
-@pytest.mark.parametrize("each_loop", ["uvloop-c"], indirect=True)
 def test_a_new_key_set_takes_in_new_tokens_and_ends_those_of_a_withdrawn_key(kit: SimpleNamespace, tmp_path: Path) -> None:
     file = tmp_path / "jwks.json"
 

@@ -14,8 +14,10 @@ import pki
 import pytest
 import websockets
 
-#: On the host's loop alone: test_ingest_ws_tls.py has both.
-pytestmark = [pytest.mark.usefixtures("each_loop"), pytest.mark.parametrize("each_loop", ["uvloop-c"], indirect=True)]
+pytestmark = pytest.mark.usefixtures("each_loop")
+
+#: On the host's loop alone: what is tested there depends neither on it nor on the parser.
+on_one_loop = pytest.mark.parametrize("each_loop", ["uvloop-c"], indirect=True)
 
 
 class Site:
@@ -77,6 +79,7 @@ def test_the_certificate_says_who_it_is(kit: SimpleNamespace, pem: Site) -> None
     asyncio.run(scenario())
 
 
+@on_one_loop
 def test_no_certificate_or_one_that_nobody_vouches_for_gets_nowhere(kit: SimpleNamespace, pem: Site, tmp_path: Path) -> None:
     stranger = pki.Authority(tmp_path, "a stranger").device("pump-7")
     late = pem.devices.issue("late", [pki.x509.DNSName("late")], datetime.timedelta(hours=-1))
@@ -91,6 +94,7 @@ def test_no_certificate_or_one_that_nobody_vouches_for_gets_nowhere(kit: SimpleN
     asyncio.run(scenario())
 
 
+@on_one_loop
 @pytest.mark.parametrize(
     ("san", "names", "device"),
     [
@@ -112,6 +116,7 @@ def test_the_name_stands_where_the_config_says(kit: SimpleNamespace, pem: Site, 
     asyncio.run(scenario())
 
 
+@on_one_loop
 def test_a_certificate_without_a_name_is_refused_with_the_reason(kit: SimpleNamespace, pem: Site) -> None:
     bare, other = pem.client(pem.devices.issue("bare", [])), pem.client(pem.devices.issue("mail", [pki.x509.RFC822Name("d1@example")]))
 
@@ -158,6 +163,7 @@ def test_a_revoked_certificate_ends_its_connection_and_gets_no_other(kit: Simple
     asyncio.run(scenario())
 
 
+@on_one_loop
 def test_a_list_that_is_out_of_date_shows_in_health(kit: SimpleNamespace, pem: Site) -> None:
     device = pem.devices.device("d1")
 
@@ -173,6 +179,7 @@ def test_a_list_that_is_out_of_date_shows_in_health(kit: SimpleNamespace, pem: S
     asyncio.run(scenario())
 
 
+@on_one_loop
 def test_an_authority_that_is_taken_out_ends_its_devices_and_one_that_comes_does_not(
     kit: SimpleNamespace, pem: Site, tmp_path: Path
 ) -> None:
@@ -196,6 +203,7 @@ def test_an_authority_that_is_taken_out_ends_its_devices_and_one_that_comes_does
     asyncio.run(scenario())
 
 
+@on_one_loop
 def test_who_comes_by_an_intermediate_comes_again_only_when_the_authorities_change(kit: SimpleNamespace, pem: Site, tmp_path: Path) -> None:
     between = pki.Authority(tmp_path, "between", parent=pem.devices)
     issued, extra = between.device("d1"), pki.Authority(tmp_path, "extra")
@@ -223,6 +231,7 @@ def test_who_comes_by_an_intermediate_comes_again_only_when_the_authorities_chan
     asyncio.run(scenario())
 
 
+@on_one_loop
 def test_a_connection_ends_with_its_certificate(kit: SimpleNamespace, pem: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("headrace_ingest_ws.auth.admission.ASK_S", 0.02)
     lasts = datetime.datetime.now(datetime.UTC) - pki.NOW + datetime.timedelta(seconds=3)
@@ -246,6 +255,7 @@ async def post(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> tu
     return int(head.split()[1]), head
 
 
+@on_one_loop
 @pytest.mark.parametrize("how", ["revoked", "authority"])
 def test_a_connection_that_stays_for_posts_does_not_outlive_its_certificate(
     kit: SimpleNamespace, pem: Site, tmp_path: Path, how: str
@@ -277,6 +287,7 @@ def test_a_connection_that_stays_for_posts_does_not_outlive_its_certificate(
     asyncio.run(scenario())
 
 
+@on_one_loop
 def test_nor_its_expiry(kit: SimpleNamespace, pem: Site) -> None:
     lasts = datetime.datetime.now(datetime.UTC) - pki.NOW + datetime.timedelta(seconds=3)
     issued = pem.devices.issue("d1", [pki.x509.DNSName("d1")], lasts)
