@@ -159,6 +159,29 @@ def test_posts_max_refuses_with_503(kit: SimpleNamespace) -> None:
     asyncio.run(scenario())
 
 
+def test_a_post_whose_body_ends_in_a_full_queue_waits_no_longer_than_it_may(kit: SimpleNamespace) -> None:
+    async def scenario() -> None:
+        deliver = kit.FakeDeliver("full")
+        async with kit.running(deliver, post_wait_s=0.2, posts_max=2) as site:
+            reader, writer = await asyncio.open_connection(*site.address)
+            writer.write(b"POST /v1/devices/d1/events HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{")
+            await kit.until(lambda: site.component._server and site.component._server._posting._posts)
+            async with site.connect("d2") as ws:
+                await ws.send("{}")
+                await kit.until(lambda: site.component._intake.paused)
+                writer.write(b"}")
+                head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)).decode()
+                assert head.startswith("HTTP/1.1 503 ")
+                assert "Retry-After: 5" in head
+                deliver.has_room.set()
+                await kit.receive_until_ack(ws, 1)
+            writer.close()
+            assert deliver.payloads == [b"{}"]
+            assert site.metric("ingest_refused_requests_total", status="503", reason="queue_full") == 1
+
+    asyncio.run(scenario())
+
+
 def test_posts_and_connections_share_commits(kit: SimpleNamespace) -> None:
     async def scenario() -> None:
         deliver = kit.FakeDeliver()

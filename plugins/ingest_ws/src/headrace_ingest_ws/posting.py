@@ -69,10 +69,10 @@ class Post:
         """Call back once the events are durable, or nobody can tell any more."""
         self._settled.add_done_callback(lambda _: call())
 
-    async def durable(self, wait_s: float) -> bool:
-        """True when the events are durable, False when nobody can tell, or not within `wait_s`."""
+    async def durable(self, until: float) -> bool:
+        """True when the events are durable, False when nobody can tell, or not until then (a time of the loop)."""
         try:
-            async with asyncio.timeout(wait_s):
+            async with asyncio.timeout_at(until):
                 await asyncio.shield(self._settled)
         except TimeoutError:
             return False
@@ -204,12 +204,17 @@ class Posting:
     # --- storing -----------------------------------------------------------------------------------------------------
 
     async def _store(self, request: web.Request, post: Post, raw: bytes, body: Body, origin: Origin | None = None) -> web.Response:
-        await self._intake.room()
+        until = asyncio.get_running_loop().time() + self._config.post_wait_s
+        try:
+            async with asyncio.timeout_at(until):
+                await self._intake.room()
+        except TimeoutError:
+            raise Refused(503, Refusal(BUSY, "the queue is full"), reason="queue_full") from None
         self._admit_still(request)  # draining may have begun meanwhile, or the credentials have ended
         self._count(raw, body)
         if body.events:
             post.hand_in(self._intake, body, origin)
-            if not await post.durable(self._config.post_wait_s):
+            if not await post.durable(until):
                 problem = "the queue is full or the server restarts; it is unknown whether the events were stored"
                 raise Refused(503, Refusal(BUSY, problem), reason="post_wait")
         if body.status != 200:
