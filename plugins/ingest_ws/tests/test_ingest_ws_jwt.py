@@ -188,6 +188,17 @@ BAD_KEYS: list[list[Any]] = [
 ]
 
 
+def test_keys_that_change_their_names_make_another_set(tmp_path: Path) -> None:
+    first, second = jwk(EC, "a"), jwk(ec.generate_private_key(ec.SECP256R1()), "b")
+    file = tmp_path / "keys"
+    sets = []
+    for names in (("a", "b"), ("a", "b"), ("b", "a")):
+        file.write_text(json.dumps({"keys": [{**key, "kid": kid} for key, kid in zip((first, second), names, strict=True)]}))
+        sets.append(KeyFile(JwtOptions(algorithms=["ES256"], jwks_file=str(file))).read())
+    assert sets[0] == sets[1]
+    assert sets[0] != sets[2]
+
+
 @pytest.mark.parametrize("text", ["", "{}", '{"keys":' + "[" * 3000, *(json.dumps({"keys": keys}) for keys in BAD_KEYS)], ids=count())
 def test_a_bad_key_set_is_no_key_set(tmp_path: Path, text: str) -> None:
     file = tmp_path / "jwks.json"
@@ -285,5 +296,24 @@ def test_a_new_key_set_takes_in_new_tokens_and_ends_those_of_a_withdrawn_key(kit
                 assert site.component.health().status == "degraded"
                 async with site.connect(**bearer(new)):
                     pass
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.usefixtures("each_loop")
+def test_a_key_file_that_is_replaced_ends_its_connections_without_a_signal(kit: SimpleNamespace, tmp_path: Path) -> None:
+    """With the real pace of looking: within the 5 s that the docs promise."""
+    file, newer = tmp_path / "key", ec.generate_private_key(ec.SECP256R1())
+    file.write_bytes(pem(EC))
+
+    async def scenario() -> None:
+        options = {"algorithms": ["ES256"], "key_file": str(file)}
+        async with kit.running(auth="jwt", jwt=options) as site, site.connect(**bearer(signed())) as ws:
+            file.write_bytes(pem(newer))
+            await asyncio.wait_for(ws.wait_closed(), 5.0)
+            assert (ws.close_code, ws.close_reason) == (1008, "credentials revoked")
+            async with site.connect(**bearer(signed(key=newer))) as again:
+                await again.send("{}")
+                await kit.receive_until_ack(again, 1)
 
     asyncio.run(scenario())

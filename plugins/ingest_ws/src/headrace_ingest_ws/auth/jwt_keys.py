@@ -48,12 +48,13 @@ class KeySet:
             raise ValueError("expected each `kid` once")
         self._only = keys[0] if len(keys) == 1 else None
         self.fingerprints = frozenset(key.fingerprint for key in keys)
+        self._named = frozenset((key.kid, key.fingerprint) for key in keys)
 
     def __len__(self) -> int:
         return len(self.fingerprints)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, KeySet) and (self._by_kid.keys(), self.fingerprints) == (other._by_kid.keys(), other.fingerprints)
+        return isinstance(other, KeySet) and self._named == other._named
 
     __hash__ = None  # type: ignore[assignment]
 
