@@ -110,6 +110,15 @@ def test_nesting_is_bounded_alike(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ENCODE)
+def test_whatever_the_depth_that_is_allowed_the_readings_are_the_same(name: str) -> None:
+    inner: Any = [0.5] * 9000  # more than the values of other types that one message may hold
+    for _ in range(15):
+        reading = {"a": inner, "n": -7, "t": "text"}
+        assert events_of(name, ENCODE[name](reading)) == [reading]
+        inner = {"a": inner}
+
+
+@pytest.mark.parametrize("name", ENCODE)
 def test_bytes_behind_the_end_and_missing_ones_are_refused(name: str) -> None:
     for whole in (ENCODE[name]({"a": [1, "xyz"]}), ENCODE[name]([{"a": 1}, {"b": "xyz"}])):
         assert "invalid" in refusal(name, whole + whole).reason

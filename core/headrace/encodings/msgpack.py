@@ -7,6 +7,7 @@ text; NaN and infinities stay numbers. Keys are strings.
 from __future__ import annotations
 
 import datetime
+import functools
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -17,6 +18,7 @@ from headrace.encodings.message import (
     PLAIN_TYPES,
     SCALAR,
     SMALL_BYTES,
+    USUAL_LEVELS,
     Budget,
     Readings,
     Sent,
@@ -28,7 +30,7 @@ from headrace.encodings.message import (
     too_deep,
 )
 
-_plain = msgspec.msgpack.Decoder(dict[str, nested(DEPTH_MAX - 1)])  # type: ignore[misc]
+_plain = msgspec.msgpack.Decoder(dict[str, nested(USUAL_LEVELS - 1)])  # type: ignore[misc]
 _members = msgspec.msgpack.Decoder(dict[str, msgspec.Raw])
 _scalars = msgspec.msgpack.Decoder(list[SCALAR])
 _elements = msgspec.msgpack.Decoder(list[msgspec.Raw])
@@ -80,10 +82,25 @@ def _readings(payload: bytes, budget: Budget | None) -> Readings:
     try:
         plain: Readings = _plain.decode(payload)
     except msgspec.ValidationError:
-        return _with_other_types(payload, budget or Budget())
+        return _deep_or_other(payload, budget)
     except _REFUSED as error:
         raise _unreadable(error) from None
     return plain
+
+
+@functools.cache
+def _deep() -> msgspec.msgpack.Decoder[Readings]:
+    return msgspec.msgpack.Decoder(dict[str, nested(DEPTH_MAX - 1)])  # type: ignore[misc]
+
+
+def _deep_or_other(payload: bytes, budget: Budget | None) -> Readings:
+    # as many bytes begin an array or a map, or look like it
+    if len(payload) - len(payload.translate(None, _NESTING)) > USUAL_LEVELS:
+        try:
+            return _deep().decode(payload)
+        except _REFUSED:
+            pass  # what it is, the others say
+    return _with_other_types(payload, budget or Budget())
 
 
 def _with_other_types(payload: bytes, budget: Budget) -> Readings:
@@ -157,6 +174,9 @@ def _unreadable(error: Exception) -> Unreadable:
 
 
 # The first byte tells the type: fixed ranges, and a code for each wider form.
+
+
+_NESTING: Final = bytes((*range(0x80, 0xA0), *range(0xDC, 0xE0)))
 
 
 def _is_map(payload: bytes) -> bool:
