@@ -16,6 +16,7 @@ from headrace import NO_ORIGINS, Component, Origin, PermanentError, RangeKey, Tr
 from headrace.config import Engine
 from headrace.engine.output_sending import SendingOutput
 from headrace.engine.output_streaming import StreamingOutput
+from headrace.engine.pacing import Pace
 from headrace.engine.pipeline_thread import check_driven
 from headrace.engine.reading import RawReading
 from headrace.errors import ConfigError
@@ -189,6 +190,37 @@ def test_a_window_of_calls_is_under_way_and_the_cursor_waits_for_the_first(bench
     assert Far.keys[0] == "1-1"
     assert Far.keys == sorted(Far.keys, key=lambda key: int(key.partition("-")[0])), "started in order"
     assert released[-1] == 8
+    assert Far.numbers() == list(range(1, 9))
+
+
+def test_a_backlog_gives_way_between_its_batches_until_the_process_drains(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int, int]] = []
+
+    def pause_s(pace: Pace, rows: int, info: Any, attempted: int) -> float:
+        asked.append((rows, info.head, attempted))
+        return 0.001
+
+    monkeypatch.setattr(Pace, "pause_s", pause_s)
+
+    class Far(FarSide):
+        pass
+
+    async def main() -> None:
+        pipeline = bench.pipeline()
+        async with bench.running(pipeline) as tasks:
+            (output,) = bench.outputs(pipeline, [(SendingOutput, bench.unit(Far))])
+            running = asyncio.ensure_future(output.run())
+            await bench.feed(tasks, [3])
+            await until(lambda: Far.numbers() == [1, 2, 3])
+            await bench.feed(tasks, [4])
+            await until(lambda: Far.numbers() == list(range(1, 8)))
+            output.drain()
+            await bench.feed(tasks, [1])
+            await running
+
+    asyncio.run(main())
+    assert asked == [(3, 3, 3), (4, 7, 7)]
+    assert bench.counted("output_paused_seconds_total", tier="t", component="far", plugin="Far") == pytest.approx(0.002)
     assert Far.numbers() == list(range(1, 9))
 
 

@@ -15,6 +15,7 @@ from typing import Any, Final
 from headrace.component import Component
 from headrace.engine.output_resuming import ResumingOutput
 from headrace.engine.outputs import CRASH, Activity, OutputServices, StoreError, resume_floor, rows_at
+from headrace.engine.pacing import Pace
 from headrace.engine.reading import Events, Reading
 from headrace.engine.supervisor import Supervised
 from headrace.errors import PermanentError, TransientError
@@ -60,6 +61,10 @@ class SendingOutput(ResumingOutput):
         self._hurried: Flight | None = None
         self._share = services.shares.get(self.id)
         self._behind: list[str] = []
+        self._pace = Pace(services.waits)
+        self._count_paused = self._metrics.counter(
+            "output_paused_seconds_total", "Seconds that a backlog gave way to the devices that send."
+        )
 
     def _doing(self, activity: Activity) -> None:
         # a link waits for its far side by nature: that alone must not make the process look stuck
@@ -106,9 +111,18 @@ class SendingOutput(ResumingOutput):
                 events = await self._next()
                 if events is not None:
                     self._start(events)
+                    await self._give_way(events.batch.num_rows)
         except asyncio.CancelledError:
             self._abandon()
             raise
+
+    async def _give_way(self, rows: int) -> None:
+        """After a batch of a backlog, while devices wait for acks. What the queue holds for a window only must not wait."""
+        if self.draining or self.keys.hold != "always" or not (pause_s := self._pace.pause_s(rows, self._info(), self.attempted)):
+            return
+        self._count_paused.inc(pause_s)
+        self._doing("waiting")
+        await asyncio.sleep(pause_s)
 
     def _drained(self) -> bool:
         return self.draining and not self._flights and self._rest is None and self.attempted >= self._info().head

@@ -18,6 +18,7 @@ import pyarrow as pa
 from headrace.component import Clock, Component
 from headrace.config import Engine
 from headrace.engine.narrowing import Narrowing
+from headrace.engine.pacing import Waits
 from headrace.engine.pipeline import Pipeline
 from headrace.engine.quarantine import Refused, SettingAside
 from headrace.engine.reading import Events, RawReading, Reading
@@ -53,7 +54,8 @@ Activity = Literal["idle", "working", "waiting"]
 
 @dataclass
 class OutputServices:
-    """What a tier shares with its outputs. `released` is called after each move of a cursor. shares: what those take that share events."""
+    """What a tier shares with its outputs. `released` is called after each move of a cursor. shares: what those take that share events;
+    waits: of the sources' thread, for a core."""
 
     queue: Any
     pipeline: Pipeline
@@ -66,6 +68,7 @@ class OutputServices:
     backoff: Callable[[], Backoff]
     released: Callable[[], None]
     shares: Mapping[str, Share] = field(default_factory=dict)
+    waits: Callable[[], Waits | None] = lambda: None
 
 
 class StoreError(Exception):

@@ -25,6 +25,7 @@ from headrace.engine.output_publishing import PublishingOutput
 from headrace.engine.output_sending import SendingOutput
 from headrace.engine.output_streaming import StreamingOutput
 from headrace.engine.outputs import Activity, Output, OutputServices, StoreError
+from headrace.engine.pacing import CoreWaits, Waits
 from headrace.engine.pipeline import Pipeline
 from headrace.engine.quarantine import Quarantine
 from headrace.engine.reading import RawReading
@@ -71,6 +72,7 @@ class PipelineThread:
         self.turned = services.clock.monotonic()
         self._released: Callable[[], None] = lambda: None
         self._replaying: Replaying | None = None
+        self._waits: Callable[[], Waits | None] = lambda: None
         self._shares: dict[str, Share] = {}
         self._gone: list[str] = []
         for unit in self._units.values():
@@ -87,6 +89,7 @@ class PipelineThread:
     def start(self, released: Callable[[], None]) -> None:
         """Start the thread; `released` is called (on that thread) whenever a cursor moved. ConfigError: outputs cannot share so."""
         self._released = released
+        self._waits = CoreWaits()
         self._spread()
         self._thread = threading.Thread(target=self._run, name=f"{self._tier.name}.pipeline", daemon=True)
         self._thread.start()
@@ -214,6 +217,7 @@ class PipelineThread:
             self._backoff,
             self._released,
             self._shares,
+            self._waits,
         )
         try:
             await self._serve()

@@ -6,7 +6,7 @@ import asyncio
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +161,32 @@ def test_frames_that_came_together_are_all_taken_however_many_they_are(bench: Be
             assert not counted, "each took its turn"
             assert deliver.calls < 50, "and they were appended together"
         assert numbers(deliver) == list(range(1, 701))
+
+    run(check())
+
+
+def test_what_came_from_several_edges_is_one_append(bench: Bench) -> None:
+    edges = {f"edge-{number}": QUEUE[:-1] + f"{number}" for number in range(4)}
+
+    async def check() -> None:
+        deliver = ScriptedDeliver(info=info())
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(bench.far(deliver))
+            nears = {}
+            for name, queue in edges.items():
+                nears[queue] = await stack.enter_async_context(bench.near(name, secret=queue[:16].encode(), dead_after_s=20.0))
+                await nears[queue].transport_resume(queue)
+            for number in range(1, 21):
+                keys = [RangeKey(queue, number, number) for queue in nears]
+                sending = [asyncio.create_task(nears[key.queue_id].transport_send(raw_batch(1, number), NO_ORIGINS, key)) for key in keys]
+                for _ in range(3):
+                    await asyncio.sleep(0)
+                time.sleep(0.05)  # noqa: ASYNC251  nobody reads meanwhile: what all have sent is there
+                await asyncio.gather(*sending)
+                appended = [{origin.id.partition("/")[0] for origin in origins_of(taken.origins)} for taken in deliver.committed]
+                if set(edges.values()) in appended:
+                    return
+        raise AssertionError(f"no append for all of them, the largest was for {max(map(len, appended))}")
 
     run(check())
 
