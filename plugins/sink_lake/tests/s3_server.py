@@ -1,6 +1,7 @@
 """An S3 server of this process (moto's), and a proxy before it that makes trouble as networks and servers do.
 
-The server holds everything in memory. `Trouble` forwards each request and answers as it is told: an error in place of the
+The server holds everything in memory. HEADRACE_TEST_S3 names another one on this machine (`127.0.0.1:40080`), whose key is `key` and
+whose secret `secret`; its bucket is emptied. `Trouble` forwards each request and answers as it is told: an error in place of the
 request, an error behind it, a request that is carried out only after its error was answered, a delay beyond the client's
 patience, a connection that breaks off. "refused" answers with a code that clients do not try again.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import http.client
 import logging
+import os
 import random
 import threading
 import time
@@ -19,12 +21,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import boto3
+import botocore.config
+import botocore.exceptions
 import obstore
 from moto.server import ThreadedMotoServer
 
 from headrace_sink_lake.objects import ObjectStore, open_objects
 
 BUCKET = "lake-bucket"
+REAL = os.environ.get("HEADRACE_TEST_S3", "")
 KINDS = ("error", "slow down", "answer lost", "late", "hang", "reset")
 SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
 BROKEN = b"<Error><Code>InternalError</Code><Message>We encountered an internal error. Please try again.</Message></Error>"
@@ -33,6 +39,11 @@ BROKEN = b"<Error><Code>InternalError</Code><Message>We encountered an internal 
 @contextmanager
 def s3_server() -> Iterator[int]:
     """The port of an S3 server with one empty bucket."""
+    if REAL:
+        port = int(REAL.rpartition(":")[2])
+        _empty(port)
+        yield port
+        return
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
@@ -63,9 +74,31 @@ def download(port: int, folder: str, target: Path) -> Path:
     return target
 
 
-def unfinished_uploads(port: int) -> bytes:
-    """S3's list of uploads in parts that were begun and not completed."""
-    return _request(port, "GET", f"/{BUCKET}?uploads", b"", {})[2]
+def unfinished_uploads(port: int) -> list[str]:
+    """The keys of uploads in parts that were begun and not completed."""
+    try:
+        return [upload["Key"] for upload in _client(port).list_multipart_uploads(Bucket=BUCKET).get("Uploads", [])]
+    except botocore.exceptions.ClientError as error:
+        if REAL and error.response["Error"]["Code"] == "NotImplemented":  # nobody can see them there, then
+            return []
+        raise
+
+
+def _client(port: int) -> Any:
+    """Somebody else's client: what it sees does not come from ours."""
+    return boto3.client(
+        "s3", endpoint_url=f"http://127.0.0.1:{port}", region_name="us-east-1", aws_access_key_id="key", aws_secret_access_key="secret",
+        config=botocore.config.Config(s3={"addressing_style": "path"}),
+    )  # fmt: skip
+
+
+def _empty(port: int) -> None:
+    client = _client(port)
+    if BUCKET not in [bucket["Name"] for bucket in client.list_buckets()["Buckets"]]:
+        client.create_bucket(Bucket=BUCKET)
+    for page in client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET):
+        for entry in page.get("Contents", []):
+            client.delete_object(Bucket=BUCKET, Key=entry["Key"])
 
 
 def _request(port: int, method: str, path: str, body: bytes, headers: dict[str, str]) -> tuple[int, dict[str, str], bytes]:
@@ -118,7 +151,7 @@ class Trouble:
             return kind
 
     def forward(self, method: str, path: str, body: bytes, headers: dict[str, str]) -> tuple[int, dict[str, str], bytes]:
-        if "if-none-match" not in {name.lower() for name in headers}:
+        if REAL or "if-none-match" not in {name.lower() for name in headers}:
             return _request(self._server_port, method, path, body, headers)
         with self._lock:  # moto looks first and creates then; S3 does both at once
             return _request(self._server_port, method, path, body, headers)

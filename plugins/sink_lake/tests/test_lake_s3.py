@@ -51,7 +51,7 @@ def complete(port: int, folder: str, tmp_path: Path, total: int = TOTAL) -> None
     found, absent = lake_driver.held(copy, "q")
     assert found == [p for p in range(1, total + 1) if p % 11 and p % 13 != 1]
     assert sorted(found + absent) == list(range(1, total + 1))
-    assert b"<Upload>" not in unfinished_uploads(port)
+    assert unfinished_uploads(port) == []
 
 
 def test_the_store_does_what_a_lake_needs(port: int, folder: str) -> None:
@@ -103,6 +103,27 @@ def test_a_store_without_conditional_create_is_told(port: int, folder: str, monk
         assert lake.put_new("record", b"one", "")
         assert not lake.put_new("record", b"two", "")
     assert list(lake_driver.make_lake(uri(port, folder), data=tmp_path).check()) == []
+
+
+def test_a_store_that_deletes_one_object_a_request_and_says_when_there_is_none_is_enough(port: int, folder: str) -> None:
+    class Plain(Trouble):
+        def forward(self, method: str, path: str, body: bytes, headers: dict[str, str]) -> tuple[int, dict[str, str], bytes]:
+            if method == "POST":
+                return 501, {}, b"<Error><Code>NotImplemented</Code></Error>"
+            if method == "DELETE" and super().forward("HEAD", path, b"", {})[0] == 404:
+                return 404, {}, b"<Error><Code>NoSuchKey</Code></Error>"
+            return super().forward(method, path, body, headers)
+
+    with Plain(port, 1, 0.0) as proxy:
+        lake = store_at(proxy.port, folder)
+        lake.probe("_tmp")
+        for number in range(3):
+            lake.put(f"a/{number}", b"x", "")
+        assert lake.move("a/0", "b")
+        lake.remove("a/1")
+        lake.remove("a/1")
+        assert lake.remove_tree("a") == 1
+        assert [path for path, _ in lake.walk()] == ["b"]
 
 
 def test_what_cannot_be_reached_or_is_wrong_is_an_error_without_secrets(folder: str, tmp_path: Path) -> None:

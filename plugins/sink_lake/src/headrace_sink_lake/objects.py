@@ -48,6 +48,7 @@ def open_objects(uri: str, shown: str) -> ObjectStore:
     store = S3Store(
         parts.hostname or "",
         prefix=unquote(parts.path).strip("/") or None,
+        disable_bulk_delete=True,  # not every such store has it, and few files go at a time
         virtual_hosted_style_request=options.get("force_virtual_addressing", "false").lower() == "true",
         client_options={
             "allow_http": scheme == "http",
@@ -92,7 +93,7 @@ class ObjectStore:
                 self.exclusive = True
             except (NotSupportedError, NotImplementedError):
                 self.exclusive = False
-            obstore.delete(self._store, [path])
+            self._delete([path])
 
     def make_dirs(self, path: str) -> None:
         """Nothing to do: there are no folders."""
@@ -109,7 +110,7 @@ class ObjectStore:
                 obstore.copy(self._store, source, target, overwrite=True)
             except FileNotFoundError:
                 return False
-            obstore.delete(self._store, [source])
+            self._delete([source])
         return True
 
     def put_new(self, path: str, data: bytes, temporary: str) -> bool:
@@ -157,8 +158,17 @@ class ObjectStore:
         paths = [inner for inner, _ in self._list(path)]
         if paths:
             with self._errors(path):
-                obstore.delete(self._store, paths)
+                self._delete(paths)
         return len(paths)
+
+    def _delete(self, paths: list[str]) -> None:
+        """Each by a request of its own. One that is not there is no error, whether the store says so or not."""
+        try:
+            obstore.delete(self._store, paths)
+        except FileNotFoundError:
+            for path in paths:
+                with contextlib.suppress(FileNotFoundError):
+                    obstore.delete(self._store, path)
 
     def walk(self) -> Iterator[tuple[str, int]]:
         return self._list(None)
@@ -187,8 +197,8 @@ class ObjectStore:
                 obstore.copy(self._store, source, target, overwrite=True)
 
     def remove(self, path: str) -> None:
-        with self._errors(path), contextlib.suppress(FileNotFoundError):
-            obstore.delete(self._store, [path])
+        with self._errors(path):
+            self._delete([path])
 
     @contextlib.contextmanager
     def _errors(self, path: str) -> Iterator[None]:
