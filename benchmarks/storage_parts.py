@@ -94,10 +94,11 @@ def clashing(number: int) -> dict[str, Any]:
     return {**readings(number), **({"humidity": "n/a"} if number % 100 == 7 else {})}
 
 
-def raw(event: Callable[[int], dict[str, Any]], devices: list[str]) -> pa.RecordBatch:
-    """One read of the queue."""
-    received = pa.array(np.arange(BATCH_ROWS) * 10_000 + START_S * 1_000_000, pa.int64()).cast(pa.timestamp("us", "UTC"))
-    payloads = pa.array([json.dumps(event(number)).encode() for number in range(BATCH_ROWS)], pa.binary())
+def raw(event: Callable[[int], dict[str, Any]], devices: list[str], first: int = 0) -> pa.RecordBatch:
+    """One read of the queue: the events from number `first` on, received when they say that they were."""
+    numbers = range(first, first + BATCH_ROWS)
+    received = pa.array(np.array(numbers) * 10_000 + START_S * 1_000_000, pa.int64()).cast(pa.timestamp("us", "UTC"))
+    payloads = pa.array([json.dumps(event(number)).encode() for number in numbers], pa.binary())
     return pa.RecordBatch.from_arrays([pa.array(devices), received, pa.array([1] * BATCH_ROWS, pa.uint8()), payloads], schema=RAW_SCHEMA)
 
 
@@ -195,7 +196,7 @@ def lake(folder: Path, rounds: int) -> LakeFigures:
     async def prepare() -> None:
         for number in range(count):
             names = [f"sensor-{(row * 7 + number) % 5000:08}" for row in range(BATCH_ROWS)]
-            batch = raw(lambda row, number=number: readings(number * BATCH_ROWS + row), names)  # type: ignore[misc]
+            batch = raw(readings, names, number * BATCH_ROWS)
             events = await made.events(read_of(batch, number * BATCH_ROWS + 1))
             batches.append(events.batch)
 
