@@ -16,7 +16,7 @@ import pytest
 import websockets
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jwt.algorithms import ECAlgorithm, HMACAlgorithm, RSAAlgorithm
 
@@ -207,6 +207,7 @@ def test_a_bad_key_set_is_no_key_set(tmp_path: Path, text: str) -> None:
         KeyFile(JwtOptions(algorithms=["RS256", "ES256"], jwks_file=str(file))).read()
 
 
+@settings(deadline=None)
 @given(st.one_of(st.text(max_size=80), st.lists(st.binary(max_size=40), min_size=3, max_size=3), st.integers(1, 6000)))
 def test_any_bytes_at_all_are_refused_and_nothing_else(tmp_path_factory: Any, made: Any) -> None:
     def encoded(part: bytes) -> str:

@@ -104,7 +104,7 @@ names = st.text(st.characters(categories=["L", "N", "P", "S", "Zs"], exclude_cha
 )
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(name=names, patterns=st.lists(names, max_size=3))
 def test_records_come_back_from_a_set(name: str, patterns: list[str]) -> None:
     record = new_token(name, "/".join(patterns))[1]
@@ -133,6 +133,7 @@ def test_patterns(pattern: str, yes: list[str], no: list[str]) -> None:
     assert [name for name in no if patterns.allow(name)] == []
 
 
+@settings(deadline=None)
 @given(st.text("ab*", min_size=1, max_size=8), st.text("ab", max_size=10))
 def test_a_pattern_matches_as_a_plain_glob_does(pattern: str, name: str) -> None:
     import fnmatch
@@ -214,6 +215,7 @@ def test_anything_else_is_refused(headers: list[str], offers: list[str], why: st
     assert refused.value.why == why
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.one_of(st.text(max_size=60), st.text(max_size=60).map("Bearer {}".format)), max_size=3),
     st.lists(st.text(max_size=60).map(lambda text: BEARER_SUBPROTOCOL + text), max_size=3),
