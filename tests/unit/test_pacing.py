@@ -56,8 +56,9 @@ def test_where_nobody_waits_it_grows_faster_step_by_step_and_slower_again() -> N
     assert drain.rate(0.2) < 2 * RATE_MIN, "it begins slowly"
     drain.rate(5.0)
     assert drain.rate(1.0) > 0.8 * FULL
+    drain.rate(60.0)
     drain.wait_s = 0.0003
-    drain.rate(5.0)
+    drain.rate(2.0)
     assert drain.rate(1.0) < 0.5 * FULL
 
 

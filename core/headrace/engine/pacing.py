@@ -23,6 +23,8 @@ BACKLOG_EVENTS: Final = 65_536
 FILL_MAX: Final = 0.5
 #: Events per second that a backlog gets in any case, and begins with.
 RATE_MIN: Final = 80_000.0
+#: More than an output sends at full speed: a rate that grew beyond would take as long to come down again.
+RATE_MAX: Final = 10_000_000.0
 #: To what comes in: so that it ends.
 TO_INTAKE_MIN: Final = 2.0
 #: A mean wait for a core that is none, in seconds. On an idle machine it is 20 us, with more threads than cores 300 and more.
@@ -86,7 +88,8 @@ class Pace:
             self._rate, self._came = RATE_MIN, now  # as if somebody were there, until that is known
         else:
             intake = (head - self._head) / (now - self._looked)
-            self._rate = max(RATE_MIN, TO_INTAKE_MIN * intake, self._rate * (SLOWER if self._waited(known) else FASTER))
+            rate = min(RATE_MAX, self._rate * (SLOWER if self._waited(known) else FASTER))
+            self._rate = max(RATE_MIN, TO_INTAKE_MIN * intake, rate)
             if intake:
                 self._came = now
         self._known, self._head, self._looked = known, head, now
