@@ -79,7 +79,7 @@ class Pace:
             self._look(now, info.head)
         if now - self._came > QUIET_S:
             return 0.0
-        self._free_at = max(self._free_at, now) + rows / self._rate
+        self._free_at = max(self._free_at + rows / self._rate, now)  # the time that the batch took counts
         return min(PAUSE_S_MAX, self._free_at - now)
 
     def _look(self, now: float, head: int) -> None:
