@@ -20,7 +20,7 @@ from headrace.event_time import TIME
 from headrace.reading_columns import Cells, Gathered, flat
 from headrace.reading_types import ReadingTypes
 
-__all__ = ["TypedJson"]
+__all__ = ["ESCAPED", "TypedJson"]
 
 #: Fields of the struct: each costs every event a few nanoseconds. A batch with more names goes the general way.
 NAMES_MAX: Final = 64
@@ -39,7 +39,7 @@ _FIELDS: Final[dict[str, Any]] = {
 }
 _PYTHON: Final[dict[str, type]] = {"number": float, "integer": int, "boolean": bool, "string": str}
 #: What JSON has to escape in a name: msgspec has no fields of such names.
-_ESCAPED: Final = re.compile(r'["\\\x00-\x1f]')
+ESCAPED: Final = re.compile(r'["\\\x00-\x1f]')
 _NOTHING: Final = type(None)
 _REFUSALS: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
@@ -71,7 +71,7 @@ class TypedJson:
         """These names came; the next batches may have them too."""
         self._batch += 1
         for name in names:
-            if name in self._types.types and name != TIME and not _ESCAPED.search(name):
+            if name in self._types.types and name != TIME and not ESCAPED.search(name):
                 self._seen[name] = self._batch
         self._seen = {name: last for name, last in self._seen.items() if last > self._batch - FORGET_BATCHES}
         expected = tuple(self._seen)

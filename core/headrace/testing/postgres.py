@@ -10,22 +10,18 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import os
-import pwd
 import shutil
 import signal
-import socket
-import subprocess
-import tempfile
-import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 
+from headrace.testing.server_process import ServerProcess, new_folder
+
 PASSWORD = "not-to-be-printed"
-START_TIMEOUT_S = 30.0
 
 
 def find_programs() -> Path | None:
@@ -36,29 +32,24 @@ def find_programs() -> Path | None:
     return next((folder for folder in folders if (folder / "initdb").exists() and (folder / "postgres").exists()), None)
 
 
-class PostgresServer:
-    """One cluster in a folder of its own below the temporary directory, on a free port of the loopback."""
+class PostgresServer(ServerProcess):
+    """One cluster."""
+
+    name = "PostgreSQL"
 
     def __init__(self, programs: Path, folder: Path, run_as: dict[str, Any]) -> None:
-        self._programs, self._run_as = programs, run_as
-        self._process: subprocess.Popen[bytes] | None = None
-        #: belongs to the user that the server runs as
-        self.folder = folder
-        self.port = free_port()
+        super().__init__(folder, run_as)
+        self._programs = programs
 
     @classmethod
     def create(cls, programs: Path) -> PostgresServer:
-        folder = Path(tempfile.mkdtemp(prefix="headrace-pg-"))
-        run_as: dict[str, Any] = {}
-        if os.geteuid() == 0:  # PostgreSQL refuses to run as root
-            user = next((name for name in ("postgres", "nobody") if _exists(name)), "nobody")
-            shutil.chown(folder, user)
-            run_as = {"user": user, "group": pwd.getpwnam(user).pw_gid, "extra_groups": []}
+        folder, run_as = new_folder("headrace-pg-", ("postgres", "nobody"))
         password_file = folder / "password"
         password_file.write_text(PASSWORD)
         password_file.chmod(0o644)
         server = cls(programs, folder, run_as)
-        server._run("initdb", "-D", folder / "data", "-U", "site", "-A", "scram-sha-256", "--pwfile", password_file, "-E", "UTF8", "-N")
+        data = ("-D", folder / "data", "-U", "site", "-A", "scram-sha-256", "--pwfile", password_file, "-E", "UTF8", "-N")
+        server.run(programs / "initdb", *data)
         return server
 
     @property
@@ -66,24 +57,9 @@ class PostgresServer:
         """What goes into `database`, password included."""
         return f"postgresql+psycopg://site:{PASSWORD}@127.0.0.1:{self.port}/postgres"
 
-    def start(self) -> None:
-        """Start the server unless it runs; return when it takes connections."""
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while not self._answers():
-            if self._process is None or self._process.poll() is not None:
-                # After a SIGKILL the old server's children may hold its memory for a moment; it is started again then.
-                self._process = self._spawn()
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"PostgreSQL did not start:\n{(self.folder / 'log').read_text()[-2000:]}")
-            time.sleep(0.05)
-
-    def kill(self) -> None:
-        """SIGKILL, as when the machine dies."""
-        self._end(signal.SIGKILL)
-
     def stop(self) -> None:
         """An immediate stop, connections cut."""
-        self._end(signal.SIGQUIT)
+        self.end(signal.SIGQUIT)
 
     def execute(self, *statements: str) -> list[tuple[Any, ...]]:
         """Run statements in one transaction; the rows of the last one."""
@@ -97,33 +73,18 @@ class PostgresServer:
         self.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _connect(self) -> psycopg.Connection[Any]:
-        return psycopg.connect(host="127.0.0.1", port=self.port, user="site", password=PASSWORD, dbname="postgres", connect_timeout=5)
+    def command(self) -> Sequence[str | Path]:
+        settings = ["fsync=off", "listen_addresses=127.0.0.1", f"unix_socket_directories={self.folder}", "max_connections=20"]
+        options = [part for setting in settings for part in ("-c", setting)]
+        return [self._programs / "postgres", "-D", self.folder / "data", "-p", str(self.port), *options]
 
-    def _answers(self) -> bool:
+    def answers(self) -> bool:
         with contextlib.suppress(psycopg.OperationalError), self._connect():
             return True
         return False
 
-    def _spawn(self) -> subprocess.Popen[bytes]:
-        settings = ["fsync=off", "listen_addresses=127.0.0.1", f"unix_socket_directories={self.folder}", "max_connections=20"]
-        options = [part for setting in settings for part in ("-c", setting)]
-        command: list[str | Path] = [self._programs / "postgres", "-D", self.folder / "data", "-p", str(self.port), *options]
-        with (self.folder / "log").open("ab") as log:
-            process: subprocess.Popen[bytes] = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder, **self._run_as)
-            return process
-
-    def _end(self, how: signal.Signals) -> None:
-        if self._process is not None:
-            self._process.send_signal(how)
-            self._process.wait()
-            self._process = None
-
-    def _run(self, program: str, *arguments: str | Path) -> None:
-        command = [self._programs / program, *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=self.folder, check=False, **self._run_as)
-        if done.returncode:
-            raise RuntimeError(f"{program}: {done.stdout}{done.stderr}")
+    def _connect(self) -> psycopg.Connection[Any]:
+        return psycopg.connect(host="127.0.0.1", port=self.port, user="site", password=PASSWORD, dbname="postgres", connect_timeout=5)
 
 
 _shared: list[PostgresServer] = []
@@ -147,17 +108,3 @@ def postgres(postgres_server: PostgresServer) -> PostgresServer:
     postgres_server.start()
     postgres_server.execute("DROP SCHEMA IF EXISTS public CASCADE", "CREATE SCHEMA public", "DROP SCHEMA IF EXISTS plant CASCADE")
     return postgres_server
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
-
-
-def _exists(user: str) -> bool:
-    try:
-        pwd.getpwnam(user)
-    except KeyError:
-        return False
-    return True

@@ -1,4 +1,4 @@
-"""The contract of sinks, against SQLite and a real PostgreSQL."""
+"""The contract of sinks, against SQLite and a real PostgreSQL and MariaDB."""
 
 from __future__ import annotations
 
@@ -84,18 +84,18 @@ class TestSqlite(SqlContract):
         (context.data_dir / "away").rename(context.data_dir / "events.db")
 
 
-@pytest.mark.xdist_group("postgres")
-class TestPostgres(SqlContract):
-    server: ClassVar[PostgresServer | None] = None
+class ServerContract(SqlContract):
+    """Against a server that is killed and started again. `variable` names it to the processes that are killed."""
 
-    @pytest.fixture(autouse=True)
-    def _server(self, postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch) -> None:
-        type(self).server = postgres
-        # the processes that are killed find the server by this
-        monkeypatch.setenv("HEADRACE_TEST_POSTGRES", postgres.url)
+    variable: ClassVar[str]
+    server: ClassVar[PostgresServer | MariadbServer | None] = None
+
+    def use(self, server: PostgresServer | MariadbServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        type(self).server = server
+        monkeypatch.setenv(self.variable, server.url)
 
     def url(self, context: Context) -> str:
-        return os.environ["HEADRACE_TEST_POSTGRES"]
+        return os.environ[self.variable]
 
     def table(self, context: Context) -> str:
         return "t" + hashlib.sha256(str(context.data_dir).encode()).hexdigest()[:20]
@@ -109,30 +109,22 @@ class TestPostgres(SqlContract):
         self.server.start()
 
 
+@pytest.mark.xdist_group("postgres")
+class TestPostgres(ServerContract):
+    variable = "HEADRACE_TEST_POSTGRES"
+
+    @pytest.fixture(autouse=True)
+    def _server(self, postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.use(postgres, monkeypatch)
+
+
 @pytest.mark.xdist_group("mariadb")
-class TestMariadb(SqlContract):
+class TestMariadb(ServerContract):
+    variable = "HEADRACE_TEST_MARIADB"
     if "HEADRACE_FULL" not in os.environ:  # the same points of the same code as over PostgreSQL
         test_kill_9_at_every_fault_point_loses_and_doubles_nothing = None  # type: ignore[assignment]
         test_kill_9_at_random_moments_loses_and_doubles_nothing = None  # type: ignore[assignment]
 
-    server: ClassVar[MariadbServer | None] = None
-
     @pytest.fixture(autouse=True)
     def _server(self, mariadb: MariadbServer, monkeypatch: pytest.MonkeyPatch) -> None:
-        type(self).server = mariadb
-        # the processes that are killed find the server by this
-        monkeypatch.setenv("HEADRACE_TEST_MARIADB", mariadb.url)
-
-    def url(self, context: Context) -> str:
-        return os.environ["HEADRACE_TEST_MARIADB"]
-
-    def table(self, context: Context) -> str:
-        return "t" + hashlib.sha256(str(context.data_dir).encode()).hexdigest()[:20]
-
-    def break_store(self, context: Context) -> None:
-        assert self.server is not None
-        self.server.kill()
-
-    def heal_store(self, context: Context) -> None:
-        assert self.server is not None
-        self.server.start()
+        self.use(mariadb, monkeypatch)

@@ -6,7 +6,6 @@ become null, as JSON knows no better.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Final
@@ -15,6 +14,8 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
+from headrace.typed_json import ESCAPED
+
 #: Render so many events before other tasks of the loop get their turn: about a millisecond.
 RENDER_ROWS: Final = 512
 #: Names of a struct's children for which a class is made: one of more takes longer to make than it saves.
@@ -22,8 +23,6 @@ NAMES_MAX: Final = 64
 
 # Binary becomes base64, times RFC 3339, decimals strings: msgspec's rules. What it does not know becomes its text.
 _encode = msgspec.json.Encoder(enc_hook=str).encode
-#: What JSON has to escape in a name: msgspec has no fields of such names.
-_ESCAPED: Final = re.compile(r'["\\\x00-\x1f]')
 
 
 class _Event(msgspec.Struct, gc=False):
@@ -66,7 +65,7 @@ def struct_rows(column: pa.StructArray) -> list[Any]:
     # flatten, not field: a null struct has no values below it
     children = {field.name: child for field, child in zip(column.type, column.flatten(), strict=True) if child.null_count < len(child)}
     names = tuple(children)
-    if not names or len(names) > NAMES_MAX or _ESCAPED.search("".join(names)):
+    if not names or len(names) > NAMES_MAX or ESCAPED.search("".join(names)):
         return _dictionaries(len(column), children)
     values = [_values(child) if child.null_count == 0 else _with_nulls(child) for child in children.values()]
     return list(map(_class_of(names), *values))
