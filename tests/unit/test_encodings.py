@@ -83,6 +83,17 @@ def test_one_bad_element_refuses_the_message_and_is_named(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ENCODE)
+def test_bad_elements_cost_the_others_nothing_where_each_is_taken_by_itself(name: str) -> None:
+    sent = [{}, 7, {"a": 1}, [{}]]
+    each = ENCODINGS[name].each(ENCODE[name](sent), SENT)
+    assert [one if isinstance(one, bytes) else one.index for one in each] == [ENCODE[name]({}), 1, ENCODE[name]({"a": 1}), 3]
+    assert ENCODINGS[name].each(ENCODE[name]({"a": 1}), SENT) == [ENCODE[name]({"a": 1})]
+    for whole in (ENCODE[name](sent)[:-2], ENCODE[name]([]), ENCODE[name]([{}] * 101), ENCODE[name](7)):
+        with pytest.raises(Unreadable):
+            ENCODINGS[name].each(whole, SENT)
+
+
+@pytest.mark.parametrize("name", ENCODE)
 @pytest.mark.parametrize("value", [None, True, 7, -1, 1.5, "text", ""])
 def test_what_is_neither_object_nor_array_is_refused(name: str, value: object) -> None:
     assert refusal(name, ENCODE[name](value)).reason.startswith("expected a ")

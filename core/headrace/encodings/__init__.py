@@ -29,10 +29,19 @@ class Encoding(NamedTuple):
     binary: bool
     module: str
     function: str = "events"
+    function_each: str = "each"
 
     def events(self, message: bytes, sent: Sent) -> list[bytes]:
         """The payload of each event of a message, already checked to decode; or Unreadable, and nothing of it is taken."""
         read: Callable[[bytes, Sent], list[bytes]] = _function(self.module, self.function)
+        return read(message, sent)
+
+    def each(self, message: bytes, sent: Sent) -> list[bytes | Unreadable]:
+        """As `events`, for sources that refuse elements of an array one by one: for each its payload, or why it is refused.
+
+        Unreadable is raised where there are no elements to speak of; a pack of SenML, whose records depend on each other, is one.
+        """
+        read: Callable[[bytes, Sent], list[bytes | Unreadable]] = _function(self.module, self.function_each)
         return read(message, sent)
 
 
@@ -40,10 +49,10 @@ ENCODINGS: Final[Mapping[str, Encoding]] = {
     encoding.name: encoding
     for encoding in (
         Encoding("json", ENCODING_JSON, False, "json_text"),
-        Encoding("senml", ENCODING_JSON, False, "senml"),
+        Encoding("senml", ENCODING_JSON, False, "senml", function_each="events"),
         Encoding("msgpack", ENCODING_MSGPACK, True, "msgpack"),
         Encoding("cbor", ENCODING_CBOR, True, "cbor"),
-        Encoding("senml-cbor", ENCODING_JSON, True, "senml", "events_cbor"),
+        Encoding("senml-cbor", ENCODING_JSON, True, "senml", "events_cbor", "events_cbor"),
     )
 }
 

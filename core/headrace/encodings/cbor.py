@@ -22,6 +22,7 @@ from headrace.encodings.message import (
     Readings,
     Sent,
     Unreadable,
+    all_good,
     plain_readings,
     require_count,
 )
@@ -46,22 +47,41 @@ def check(payload: bytes) -> str | None:
 
 def events(message: bytes, sent: Sent) -> list[bytes]:
     """The payload of each event of a message, or Unreadable."""
+    return all_good(_each(message, sent))
+
+
+def each(message: bytes, sent: Sent) -> list[bytes | Unreadable]:
+    """Each event of a message, or why it is refused; Unreadable when that is so for all of it: where an element is not even
+    CBOR, nobody knows where the next begins."""
+    return list(_each(message, sent))
+
+
+def _each(message: bytes, sent: Sent) -> Iterator[bytes | Unreadable]:
     if message[:1] < _FIRST_ARRAY or (message[:1] >= _FIRST_MAP and not message.startswith(_SELF_DESCRIBED)):
         whole(message)
-        return [message]
+        yield message
+        return
     reader = Reader(message)
     if reader.major != _ARRAY:
         whole(message)
-        return [message]
-    found: list[bytes] = []
+        yield message
+        return
     for index in reader.elements(sent):
         start = reader.at
         try:
-            _readings(reader.item(), reader.budget)
+            item = reader.item()
         except Unreadable as error:
-            raise Unreadable(f"event {index} of the array: {error}", index, reader.count or index + 1) from None
-        found.append(message[start : reader.at])
-    return found
+            raise _in_array(error, index, reader) from None
+        try:
+            _readings(item, reader.budget)
+        except Unreadable as error:
+            yield _in_array(error, index, reader)
+        else:
+            yield message[start : reader.at]
+
+
+def _in_array(error: Unreadable, index: int, reader: Reader) -> Unreadable:
+    return Unreadable(f"event {index} of the array: {error}", index, reader.count or index + 1)
 
 
 def decode(payloads: Iterable[bytes]) -> tuple[list[Readings], list[int]]:

@@ -5,12 +5,22 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 import msgspec
 
-from headrace.encodings.message import DEPTH_MAX, USUAL_LEVELS, Readings, Sent, Unreadable, nested, require_count, too_deep
+from headrace.encodings.message import (
+    DEPTH_MAX,
+    USUAL_LEVELS,
+    Readings,
+    Sent,
+    Unreadable,
+    all_good,
+    nested,
+    require_count,
+    too_deep,
+)
 
 SPACE: Final = b" \t\r\n"
 
@@ -49,12 +59,20 @@ def events(message: bytes, sent: Sent) -> list[bytes]:
         if (reason := check(message)) is not None:
             raise Unreadable(reason)
         return [message]
-    elements = split(message)
+    return all_good(_each(message, sent))
+
+
+def each(message: bytes, sent: Sent) -> list[bytes | Unreadable]:
+    """Each event of a message, or why it is refused; Unreadable when that is so for all of it."""
+    return list(_each(message, sent) if message.lstrip(SPACE)[:1] == b"[" else events(message, sent))
+
+
+def _each(array: bytes, sent: Sent) -> Iterator[bytes | Unreadable]:
+    elements = split(array)
     require_count(len(elements), sent)
     for index, element in enumerate(elements):
-        if (reason := check(element)) is not None:
-            raise Unreadable(f"event {index} of the array: {reason}", index, len(elements))
-    return elements
+        reason = check(element)
+        yield element if reason is None else Unreadable(f"event {index} of the array: {reason}", index, len(elements))
 
 
 def split(payload: bytes) -> list[bytes]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final, NamedTuple
 
 #: Deeper nesting is refused before the ack: every level is a dot in a column's name.
@@ -29,7 +29,7 @@ class Sent(NamedTuple):
 
 
 class Unreadable(ValueError):
-    """A message is refused, all of it.
+    """A message is refused, all of it; or one element of an array, where they are taken one by one.
 
     index: of the element at fault in a message of several. events: how many the message held, 1 where that cannot be told.
     too_many: it holds more than `events_max`.
@@ -46,6 +46,16 @@ def require_count(count: int, sent: Sent) -> None:
         raise Unreadable("expected at least one event, got an empty array")
     if count > sent.events_max:
         raise Unreadable(f"expected at most {sent.events_max} events in a message, got {count}", events=count, too_many=True)
+
+
+def all_good(elements: Iterable[bytes | Unreadable]) -> list[bytes]:
+    """The elements of an array of which none is refused; else the first that is, raised."""
+    payloads: list[bytes] = []
+    for element in elements:
+        if isinstance(element, Unreadable):
+            raise element
+        payloads.append(element)
+    return payloads
 
 
 PLAIN_TYPES: Final = frozenset((float, int, bool, str, type(None)))

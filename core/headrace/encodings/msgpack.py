@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 import msgspec
@@ -23,6 +23,7 @@ from headrace.encodings.message import (
     Readings,
     Sent,
     Unreadable,
+    all_good,
     binary_text,
     nested,
     plain_readings,
@@ -50,18 +51,27 @@ def check(payload: bytes) -> str | None:
 
 def events(message: bytes, sent: Sent) -> list[bytes]:
     """The payload of each event of a message, or Unreadable."""
-    budget = Budget()
     if not _is_array(message):
-        _readings(message, budget)
+        _readings(message, Budget())
         return [message]
-    elements = _raw_elements(message)
+    return all_good(_each(message, sent))
+
+
+def each(message: bytes, sent: Sent) -> list[bytes | Unreadable]:
+    """Each event of a message, or why it is refused; Unreadable when that is so for all of it."""
+    return list(_each(message, sent) if _is_array(message) else events(message, sent))
+
+
+def _each(array: bytes, sent: Sent) -> Iterator[bytes | Unreadable]:
+    budget, elements = Budget(), _raw_elements(array)
     require_count(len(elements), sent)
     for index, element in enumerate(elements):
         try:
             _readings(element, budget)
         except Unreadable as error:
-            raise Unreadable(f"event {index} of the array: {error}", index, len(elements)) from None
-    return elements
+            yield Unreadable(f"event {index} of the array: {error}", index, len(elements))
+        else:
+            yield element
 
 
 def decode(payloads: Iterable[bytes]) -> tuple[list[Readings], list[int]]:

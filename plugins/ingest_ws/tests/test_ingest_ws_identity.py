@@ -207,8 +207,13 @@ def test_a_post_of_a_gateway(kit: SimpleNamespace, file: Path, add: Add) -> None
             assert (status, body["accepted"]) == (200, 3)
             assert [(one["code"], one["index"]) for one in body["rejected"]] == [("not_authorized", 1)]
             assert [device for device, _ in site.deliver.rows] == ["m-1", "m-2", "gw"]
-            status, body, _ = await post(kit, site, "gw", b'[{"device":"m-1"},{"device":"x"}]', token)
-            assert (status, body["accepted"], body["rejected"][0]["index"]) == (403, 0, 1)
+            status, body, _ = await post(kit, site, "gw", b'[{"device":"m-1"},{"device":"x"},{"device":7},3,{}]', token)
+            assert (status, body["accepted"]) == (200, 2)
+            codes = [("not_authorized", 1), ("payload_invalid", 2), ("payload_invalid", 3)]
+            assert [(one["code"], one["index"]) for one in body["rejected"]] == codes
+            assert [device for device, _ in site.deliver.rows][3:] == ["m-1", "gw"]
+            status, body, _ = await post(kit, site, "gw", b'[{"device":"y"},{"device":"x"}]', token)
+            assert (status, body["accepted"], [one["index"] for one in body["rejected"]]) == (403, 0, [0, 1])
 
     asyncio.run(scenario())
 

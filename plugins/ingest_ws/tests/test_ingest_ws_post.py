@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 from types import SimpleNamespace
 from typing import Any
 
+import cbor2
+import msgspec
+import pyarrow as pa
 import pytest
 from aiohttp import ClientSession
 
 from headrace import TransientError
+from headrace.encodings import decode
 
 pytestmark = pytest.mark.usefixtures("each_loop")
 
@@ -63,13 +68,70 @@ def test_bad_lines_of_ndjson_are_named_and_the_good_ones_stored(kit: SimpleNames
     asyncio.run(scenario())
 
 
+ARRAYS = {
+    JSON: b'[{"a":1},3,{"a":2},[{}]]',
+    "application/msgpack": msgspec.msgpack.encode([{"a": 1}, 3, {"a": 2}, [{}]]),
+    "application/cbor": cbor2.dumps([{"a": 1}, 3, {"a": 2}, [{}]]),
+}
+
+
+@pytest.mark.parametrize("compressed", [False, True], ids=["plain", "gzip"])
+@pytest.mark.parametrize("kind", ARRAYS)
+def test_bad_events_of_an_array_are_named_and_the_good_ones_stored(kit: SimpleNamespace, kind: str, compressed: bool) -> None:
+    async def scenario() -> None:
+        async with kit.running() as site:
+            body = gzip.compress(ARRAYS[kind]) if compressed else ARRAYS[kind]
+            status, answer = await post(site, body, kind, **({"Content-Encoding": "gzip"} if compressed else {}))
+            assert (status, answer["accepted"]) == (200, 2)
+            assert [(item["index"], item["code"]) for item in answer["rejected"]] == [(1, "payload_invalid"), (3, "payload_invalid")]
+            batch = pa.Table.from_batches(site.deliver.durable)
+            rows, bad = decode(batch.column("payload").to_pylist(), batch.column("encoding")[0].as_py())
+            assert (rows, bad) == ([{"a": 1}, {"a": 2}], [])
+            assert site.deliver.calls == 1
+            assert site.metric("ingest_rejected_events_total", reason="payload_invalid") == 2
+            assert site.metric("ingest_received_events_total") == 4
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (b'[{"n":"a","v":1},{"n":"b"}]', "application/senml+json"),
+        (b"\x82\xa0\x1c", "application/cbor"),
+        (b"\x92\x80", "application/msgpack"),
+    ],
+    ids=["pack", "cbor", "msgpack"],
+)
+def test_what_cannot_be_taken_apart_is_refused_as_a_whole(kit: SimpleNamespace, body: bytes, kind: str) -> None:
+    async def scenario() -> None:
+        async with kit.running() as site:
+            status, answer = await post(site, body, kind)
+            assert (status, answer["accepted"], len(answer["rejected"])) == (400, 0, 1)
+            assert site.deliver.calls == 0
+
+    asyncio.run(scenario())
+
+
+def test_a_repetition_names_the_same_bad_events(kit: SimpleNamespace) -> None:
+    async def scenario() -> None:
+        async with kit.running() as site:
+            first, again = [await post(site, b'[{"a":1},3]', **{"Idempotency-Key": "k"}) for _ in range(2)]
+            assert first == again
+            assert (first[0], first[1]["accepted"], first[1]["rejected"][0]["index"]) == (200, 1, 1)
+            assert site.deliver.payloads == [b'{"a":1}']
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize(
     ("body", "kind", "status", "code"),
     [
         (b"", JSON, 400, "payload_invalid"),
         (b"nope", JSON, 400, "payload_invalid"),
         (b'{"a":"\xff"}', JSON, 400, "payload_invalid"),
-        (b"[{},1]", JSON, 400, "payload_invalid"),
+        (b"[{},", JSON, 400, "payload_invalid"),
+        (b"[1,[{}]]", JSON, 400, "payload_invalid"),
         (b"[]", JSON, 400, "payload_invalid"),
         (b"a\nb\n", NDJSON, 400, "payload_invalid"),
         (b"\n\n", NDJSON, 400, "payload_invalid"),

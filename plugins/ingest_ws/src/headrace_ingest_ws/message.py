@@ -38,7 +38,20 @@ def events_of(message: bytes, encoding: Encoding, sent: Sent) -> list[bytes] | R
     try:
         return encoding.events(message, sent)
     except Unreadable as error:
-        return Refusal(TOO_LARGE if error.too_many else PAYLOAD_INVALID, error.reason, error.index, events=error.events)
+        return _refusal(error, error.events)
+
+
+def each_of(body: bytes, encoding: Encoding, sent: Sent) -> list[bytes | Refusal] | Refusal:
+    """As `events_of`, for a body of which each event of an array is taken or refused by itself."""
+    try:
+        each = encoding.each(body, sent)
+    except Unreadable as error:
+        return _refusal(error, error.events)
+    return [_refusal(one, 1) if isinstance(one, Unreadable) else one for one in each]
+
+
+def _refusal(error: Unreadable, events: int) -> Refusal:
+    return Refusal(TOO_LARGE if error.too_many else PAYLOAD_INVALID, error.reason, error.index, events=events)
 
 
 def lines_of(body: bytes, lines_max: int) -> list[tuple[int, bytes]] | Refusal:

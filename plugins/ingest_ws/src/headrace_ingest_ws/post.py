@@ -8,9 +8,9 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from headrace.encodings import ENCODINGS, Encoding, Sent
-from headrace_ingest_ws.auth.gateway import devices_of
+from headrace_ingest_ws.auth.gateway import device_of, devices_of
 from headrace_ingest_ws.auth.identity import Identity
-from headrace_ingest_ws.message import JSON, events_of, lines_of
+from headrace_ingest_ws.message import JSON, each_of, events_of, lines_of
 from headrace_ingest_ws.protocol import NOT_AUTHORIZED, TOO_LARGE, Refusal
 
 NDJSON_TYPES: Final = frozenset({"application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines"})
@@ -46,15 +46,32 @@ class Body:
         #: One for each event, where the sender is a gateway.
         self.devices: list[str] | None = None if identity.gateway is None else []
 
-    def take(self, events: list[bytes]) -> Refusal | None:
-        """Take one message's events, or say why they are refused."""
-        if self.devices is not None:
+    def take_message(self, events: list[bytes] | Refusal, line: int) -> None:
+        """Take the events of one line, or refuse them all."""
+        if not isinstance(events, Refusal) and self.devices is not None:
             devices = devices_of(events, self.identity, self.encoding.stored)
-            if isinstance(devices, Refusal):
-                return devices
-            self.devices += devices
-        self.events += events
-        return None
+            if not isinstance(devices, Refusal):
+                self.devices += devices
+            else:
+                events = devices
+        if isinstance(events, Refusal):
+            self.refused.append(events._replace(at=line))
+        else:
+            self.events += events
+
+    def take_each(self, events: list[bytes | Refusal]) -> None:
+        """Take or refuse each of these by itself."""
+        for index, event in enumerate(events):
+            if not isinstance(event, Refusal) and self.devices is not None:
+                device = device_of(event, index, self.identity, self.encoding.stored)
+                if not isinstance(device, Refusal):
+                    self.devices.append(device)
+                else:
+                    event = device
+            if isinstance(event, Refusal):
+                self.refused.append(event)
+            else:
+                self.events.append(event)
 
     def answer(self) -> bytes:
         rejected: list[dict[str, Any]] = [refusal.fields() for refusal in self.refused]
@@ -70,10 +87,15 @@ class Body:
 
 
 def read_body(body: bytes, content_type: str, identity: Identity, received_s: float, events_max: int) -> Body:
-    """The events of a body. Any but NDJSON is one message, and atomic; each line of NDJSON is a message of its own."""
+    """The events of a body. Each line of NDJSON is a message, which is atomic; else each event is taken or refused by itself, but
+    for a SenML pack."""
     if content_type not in NDJSON_TYPES:
         result = Body(identity, ENCODING_TYPES[content_type])
-        _take(result, events_of(body, result.encoding, Sent(identity.name, received_s, events_max)), None)
+        each = each_of(body, result.encoding, Sent(identity.name, received_s, events_max))
+        if isinstance(each, Refusal):
+            result.refused.append(each)
+        else:
+            result.take_each(each)
         return result
     result = Body(identity, JSON)
     lines = lines_of(body, events_max)
@@ -81,14 +103,8 @@ def read_body(body: bytes, content_type: str, identity: Identity, received_s: fl
         result.refused.append(lines)
         return result
     for index, line in lines:
-        _take(result, events_of(line, JSON, Sent(identity.name, received_s, events_max - len(result.events))), index)
+        result.take_message(events_of(line, JSON, Sent(identity.name, received_s, events_max - len(result.events))), index)
     return result
-
-
-def _take(body: Body, events: list[bytes] | Refusal, line: int | None) -> None:
-    refusal = events if isinstance(events, Refusal) else body.take(events)
-    if refusal is not None:
-        body.refused.append(refusal if line is None else refusal._replace(at=line))
 
 
 def type_problem(content_type: str) -> str | None:

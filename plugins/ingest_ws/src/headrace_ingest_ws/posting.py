@@ -7,7 +7,7 @@ known after a crash too: the directory of sessions lets one request of a key in 
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -28,8 +28,8 @@ from headrace_ingest_ws.protocol import BUSY, PAYLOAD_INVALID, RATE, TOO_LARGE, 
 from headrace_ingest_ws.rates import Rate, Rates
 from headrace_ingest_ws.turnstile import Turnstile
 
-#: A longer body is read on another thread: a message of this size takes a millisecond or more.
-BLOCKING_BYTES: Final = 32_768
+#: A longer body is read on another thread: one of this size may hold 512 events, each of which takes 4 us to be refused.
+BLOCKING_BYTES: Final = 1024
 
 #: About what the origin of a key takes in a commit.
 ORIGIN_BYTES: Final = 200
@@ -275,9 +275,12 @@ class Posting:
         counters = self._counters
         counters.received_bytes.inc(len(raw))
         counters.received.inc(len(body.events))
+        refused = Counter[str]()
         for refusal in body.refused:
-            counters.received.inc(refusal.events)
-            counters.rejected(refusal.code, refusal.events)
+            refused[refusal.code] += refusal.events
+        for code, events in refused.items():
+            counters.received.inc(events)
+            counters.rejected(code, events)
         if body.refused:
             first = body.refused[0]
             self._log.warning("message refused", device=body.identity.name, code=first.code, reason=first.reason)

@@ -24,22 +24,28 @@ def devices_of(events: Sequence[bytes], identity: Identity, encoding: int = ENCO
 
     Refused whole for one event that the credentials do not allow.
     """
-    allow = identity.gateway.allow if identity.gateway is not None else _nobody
     devices = []
     for index, event in enumerate(events):
-        try:
-            device = _named(event).device if encoding == ENCODING_JSON else _device_in(event, encoding)
-        except msgspec.DecodeError:
-            return _refused(PAYLOAD_INVALID, index, events, "expected `device` to be a string")
-        if device is msgspec.UNSET:
-            device = identity.name
-        elif device != identity.name:
-            if problem := device_problem(device):
-                return _refused(PAYLOAD_INVALID, index, events, f"`device`: {problem}")
-            if not allow(device):
-                return _refused(NOT_AUTHORIZED, index, events, f"this gateway may not write for {device!r}")
+        device = device_of(event, index, identity, encoding)
+        if isinstance(device, Refusal):
+            return device._replace(events=len(events))
         devices.append(device)
     return devices
+
+
+def device_of(event: bytes, index: int, identity: Identity, encoding: int = ENCODING_JSON) -> str | Refusal:
+    """The device of one event. index: its own in what was sent, for the refusal."""
+    try:
+        device = _named(event).device if encoding == ENCODING_JSON else _device_in(event, encoding)
+    except msgspec.DecodeError:
+        return _refused(PAYLOAD_INVALID, index, "expected `device` to be a string")
+    if device is msgspec.UNSET or device == identity.name:
+        return identity.name
+    if problem := device_problem(device):
+        return _refused(PAYLOAD_INVALID, index, f"`device`: {problem}")
+    if identity.gateway is None or not identity.gateway.allow(device):
+        return _refused(NOT_AUTHORIZED, index, f"this gateway may not write for {device!r}")
+    return device
 
 
 def _device_in(event: bytes, encoding: int) -> str | msgspec.UnsetType:
@@ -51,9 +57,5 @@ def _device_in(event: bytes, encoding: int) -> str | msgspec.UnsetType:
     return device
 
 
-def _refused(code: str, index: int, events: Sequence[bytes], reason: str) -> Refusal:
-    return Refusal(code, f"event {index}: {reason}", index, events=len(events))
-
-
-def _nobody(device: str) -> bool:
-    return False
+def _refused(code: str, index: int, reason: str) -> Refusal:
+    return Refusal(code, f"event {index}: {reason}", index)
