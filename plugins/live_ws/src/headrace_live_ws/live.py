@@ -53,8 +53,10 @@ class LiveWs(Component):
         """A tick as soon as there are events, and then one in `tick_ms` at most."""
         while True:
             await self._hub.wake.wait()
+            begun = self.context.clock.monotonic()
             await self._hub.tick()
-            await self.context.clock.sleep(self.config.tick_ms / 1000)
+            # from its beginning: what came while it rendered has waited for that already
+            await self.context.clock.sleep(max(0.0, begun + self.config.tick_ms / 1000 - self.context.clock.monotonic()))
 
     async def drain(self, deadline_s: float) -> None:
         """Send what waits, and close every client with 1012 (service restart)."""

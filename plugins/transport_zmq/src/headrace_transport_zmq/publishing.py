@@ -73,6 +73,8 @@ class Publishing:
         self._count = PublishingCounters(context.metrics)
         self._numbering = Numbering(context.random.randbytes(16))
         self._wanted = Wanted()
+        #: what goes out at the loop's next turn
+        self._outbox: list[list[Any]] = []
         self._zmq = zmq.asyncio.Context()
         self._guard = Guard(config, context, self._zmq)
         self._socket = self._zmq.socket(zmq.XPUB)
@@ -105,22 +107,30 @@ class Publishing:
                     self._guard.nonsense(part)
 
     def publish(self, batch: pa.RecordBatch, topic: str) -> None:
-        """Put it on the wire for those who want it, and forget it."""
+        """Have it put on the wire for those who want it, together with what else is published in this turn of the loop: a subscriber
+        that is woken by the first of several topics would take each of the others by itself."""
         if not self._wanted.wants(topic):
             return
         published_us = int(self._context.clock.wall() * 1_000_000)
         for piece in pieces(batch, self._config.message_bytes_max):
             first, payload = pack(topic, piece)
             parts = message(first, self._numbering.next(topic, piece.num_rows, published_us), payload)
+            if not self._outbox:
+                asyncio.get_running_loop().call_soon(self._flush)
+            self._outbox.append(parts)
+            self._count.messages.inc()
+            self._count.events.inc(piece.num_rows)
+            self._count.bytes.inc(sum(len(part) for part in parts))
+
+    def _flush(self) -> None:
+        outbox, self._outbox = self._outbox, []
+        for parts in outbox:
             if not self._sent(parts):
                 # who is behind loses it, all others get it
                 self._count.slow.inc()
                 self._socket.setsockopt(zmq.XPUB_NODROP, 0)
                 self._sent(parts)
                 self._socket.setsockopt(zmq.XPUB_NODROP, 1)
-            self._count.messages.inc()
-            self._count.events.inc(piece.num_rows)
-            self._count.bytes.inc(sum(len(part) for part in parts))
 
     def _sent(self, parts: list[Any]) -> bool:
         sending = cast("asyncio.Future[Any]", self._socket.send_multipart(parts, flags=zmq.NOBLOCK))
@@ -139,6 +149,7 @@ class Publishing:
 
     def close(self) -> None:
         """Safe twice."""
+        self._outbox.clear()
         self._guard.close()
         self._socket.close(linger=0)
         self._zmq.destroy(linger=0)
