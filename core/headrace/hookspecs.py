@@ -349,7 +349,8 @@ class SinkHooks(Protocol):
         """Take one event batch. It need not be safe yet. Keys follow each other without a hole until `sink_flush`.
 
         `batch` has a row for each position of `key` that is neither in `key.missing` nor in `key.dead`; it may have none.
-        An event batch may be kept: its memory is no part of the queue.
+        An event batch may be kept: its memory is no part of the queue. Where the store can tell what it holds, small ones are
+        gathered first: it need not gather itself.
         """
 
     @hookspec(firstresult=True)

@@ -122,6 +122,41 @@ def test_named_rows_go_to_the_dead_letters_and_the_others_are_stored(bench: Any,
     assert [told[3] for told in bench.quarantined] == [1, 1]
 
 
+def test_small_reads_are_one_write_and_its_named_rows_are_found(bench: Any, stores: Any) -> None:
+    writes: list[tuple[int, int]] = []
+
+    class Store(stores[1]):
+        def refuse(self, at: str, numbers: list[float], key: RangeKey) -> None:
+            if at == "write":
+                writes.append((key.first, key.last))
+                if 8 in numbers:
+                    raise PermanentError("odd", {str(key): [numbers.index(8)]})
+
+    run(drain(bench, StreamingOutput, Store, [3, 3, 3, 3], flush_interval_s=5.0))
+    # the first range after a start is alone, for it may be what killed the process
+    assert writes == [(1, 3), (4, 12), (4, 12)]
+    assert Store.rows == [1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12]
+    assert bench.letters.positions(bench.buffer.queue_info().queue_id, 1, 100, "store") == {8}
+
+
+def test_raw_reads_are_written_one_by_one_for_they_hold_the_queues_space(bench: Any, stores: Any) -> None:
+    sizes: list[int] = []
+
+    class Archive(stores[1]):
+        takes = "raw"
+
+        @hookimpl
+        async def sink_write(self, batch: pa.RecordBatch, key: RangeKey) -> None:
+            sizes.append(batch.num_rows)
+
+        @hookimpl
+        async def sink_flush(self, key: RangeKey) -> None:
+            self.held[key.queue_id] = key.last
+
+    run(drain(bench, StreamingOutput, Archive, [3, 2, 1], flush_interval_s=5.0))
+    assert sizes == [3, 2, 1]
+
+
 @pytest.mark.parametrize("kind", [StreamingOutput, PlannedOutput])
 def test_a_refusal_without_rows_is_narrowed_down_by_halving(bench: Any, stores: Any, kind: Any) -> None:
     class Store(stores[1]):

@@ -121,7 +121,8 @@ class StreamingOutput(ResumingOutput):
         self._gathered.append(events)
         self._rows += events.batch.num_rows
         self._bytes += events.batch.nbytes
-        if sum(one.batch.num_rows for one in self._gathered) >= WRITE_ROWS_MIN:
+        # raw events are views into the queue: kept, they would keep its space from being used again (DELIVERY 11)
+        if self._reads is self._s.raw or sum(one.batch.num_rows for one in self._gathered) >= WRITE_ROWS_MIN:
             await self._write()
 
     async def _write(self) -> None:
