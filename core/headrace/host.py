@@ -42,6 +42,10 @@ from headrace.workers.plan import Process, queue_paths
 
 #: How long Python lets one thread run before another may: the pipeline must not keep the loop that acks waiting.
 SWITCH_INTERVAL_S: Final = 0.000_5
+
+#: The collector looks at everything behind so many looks at what is younger. With 10,000 connections that holds up all threads for a
+#: tenth of a second, and with Python's 10 a rush of newcomers makes for one every ten seconds.
+FULL_COLLECTION_EVERY: Final = 100
 EXIT_FAULT: Final = 70  # EX_SOFTWARE
 #: `spread` and `spread_retired` of an output that is not there, or shares nothing.
 _NOT_SPREAD: Final = (None, False)
@@ -193,6 +197,7 @@ class Host:
         self.started.set()
         # what lives now lives long: the collector need not look at it again and again
         gc.freeze()
+        gc.set_threshold(*gc.get_threshold()[:2], FULL_COLLECTION_EVERY)
         self._facts.tell("host_started")
         self._log.info("started", tiers=[tier.name for tier in self.tiers], pid=os.getpid())
 

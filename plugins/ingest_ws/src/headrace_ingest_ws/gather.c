@@ -20,8 +20,8 @@
 #include "gather.h"
 
 /* TAKEN_AT_ONCE: messages of a connection; so many at most are refused in one go, when the first of them has to be, and a refusal is
- * ten times the work */
-enum { EVENTS_MAX = 256, UNPARSED = -1, HEADER_BYTES = 2, TAKEN_AT_ONCE = 64 };
+ * ten times the work. READ_MIN: what one connection may be read in a turn, however many others are ready */
+enum { EVENTS_MAX = 256, UNPARSED = -1, HEADER_BYTES = 2, TAKEN_AT_ONCE = 64, READ_MIN = 8192 };
 
 ws_gatherer *ws_gatherer_new(void) { return calloc(1, sizeof(ws_gatherer)); }
 
@@ -204,6 +204,10 @@ int ws_read(ws_gatherer *g, int epoll, int events_max, uint8_t *buffer, size_t s
     int count = epoll_wait(epoll, events, events_max < EVENTS_MAX ? events_max : EVENTS_MAX, 0);
     if (count < 0) return errno == EINTR ? 0 : -errno;
     if (g) g->more = count == events_max;
+    /* who has much to send leaves the others their share of the turn */
+    size_t share = count ? size / (size_t)count : size;
+    if (share < READ_MIN) share = READ_MIN;
+    if (read_max > share) read_max = share;
     for (int i = 0; i < count; i++) {
         int descriptor = events[i].data.fd;
         if (events[i].events & EPOLLOUT) *find++ = (ws_find){.descriptor = descriptor, .size = INT64_MIN, .event = UNPARSED};

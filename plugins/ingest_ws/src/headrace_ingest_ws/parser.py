@@ -18,6 +18,9 @@ READ_BYTES: Final = 65_536
 #: Reads of one turn lie one behind the other in the buffer, as long as there is room for a whole one.
 BUFFER_BYTES: Final = 4 * READ_BYTES
 
+#: What one connection may be read in a turn, however many others are ready; gather.c has the same number.
+READ_MIN_BYTES: Final = 8192
+
 #: So many connections are read in one turn of the loop: about 1 ms of work.
 READS_PER_TURN: Final = 256
 

@@ -18,6 +18,7 @@ from headrace_ingest_ws.parser import (
     PING,
     PONG,
     READ_BYTES,
+    READ_MIN_BYTES,
     READS_PER_TURN,
     RUN_BRACES_MAX,
     TEXT,
@@ -51,15 +52,18 @@ class PythonFrameBuffer:
     def read(self, epoll: select.epoll) -> list[Find]:
         finds: list[Find] = []
         start = 0
-        for descriptor, event in epoll.poll(0, READS_PER_TURN):
+        ready = epoll.poll(0, READS_PER_TURN)
+        # who has much to send leaves the others their share of the turn
+        read_max = min(READ_BYTES, max(READ_MIN_BYTES, BUFFER_BYTES // max(1, len(ready))))
+        for descriptor, event in ready:
             if event & select.EPOLLOUT:
                 finds.append(Find(descriptor, 0, WRITABLE))
             if not event & ~select.EPOLLOUT:
                 continue
-            if BUFFER_BYTES - start < READ_BYTES:
+            if BUFFER_BYTES - start < read_max:
                 break  # what was not read is ready again in the next turn
             try:
-                size = os.readv(descriptor, [self.view[start : start + READ_BYTES]])
+                size = os.readv(descriptor, [self.view[start : start + read_max]])
             except BlockingIOError:
                 continue
             except OSError as error:
