@@ -68,22 +68,20 @@ def test_the_python_device_tells_of_what_is_refused_and_sends_later_what_may_com
     async def scenario() -> None:
         listening = await websockets.serve(server, "127.0.0.1", 0, subprotocols=[websockets.Subprotocol("headrace.v1.json")])
         port = listening.sockets[0].getsockname()[1]
-        device = example().Device(f"ws://127.0.0.1:{port}", "d")
-        for number in (1, 2, 3):
-            device.measure({"n": number})
-        running = asyncio.create_task(device.run())
+        held = [json.dumps({"n": number}) for number in (1, 2, 3)]
+        running = asyncio.create_task(example().run(f"ws://127.0.0.1:{port}/v1/devices/d/events?session=s", held))
         async with asyncio.timeout(20):
-            while device.acked < 4:
+            while held:
                 await asyncio.wait([running], timeout=0.005)
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
         listening.close()
-        assert (device.acked, len(device.held)) == (4, 0)
-        assert query == [f"{device.url}0".partition("?")[2]]
+        assert query == ["session=s&acked=0"]
 
     asyncio.run(scenario())
     assert [json.loads(text)["n"] for text in got] == [1, 2, 3, 2]
     assert "payload_invalid" in capsys.readouterr().err
+    assert len((EXAMPLES / "device.py").read_text().splitlines()) <= 60
 
 
 # --- C for microcontrollers ------------------------------------------------------------------------------------------
@@ -192,7 +190,7 @@ def test_the_examples_lose_and_double_nothing_when_the_site_is_killed(site: Site
         return ends[2][0].decode(), ends[2][1].decode()
 
     out, err = asyncio.run(scenario())
-    assert out == "acked 250, held 0\n", err
+    assert out == "held 0\n", err
     assert (sketch.facts.acked, sketch.facts.refused, sketch.facts.unsure) == (total, len(bad), 0)
     site.stop()
     good = total - len(bad)
