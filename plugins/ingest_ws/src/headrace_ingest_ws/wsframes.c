@@ -228,6 +228,7 @@ int ws_parse(ws_parser *p, uint8_t *bytes, size_t size, size_t messages_max, ws_
         if (p->left && at == end) break;
         event = payload(p, &at, end, &out, found);
     }
+    if (event == WS_ERROR) ws_release(p); /* now, for the parsers that the same read comes to next */
     found->consumed = (size_t)(at - bytes);
     found->run_bytes = (size_t)(out - bytes);
     return event;
