@@ -66,14 +66,14 @@ def decode_rows(rows: list[Readings], received: pa.Array, past_max_s: int, futur
     return Decoded(gather(rows), times, [])
 
 
-def decode_typed(payloads: list[bytes], received: pa.Array, typed: TypedJson, past_max_s: int, future_max_s: int) -> Decoded | None:
+def decode_typed(payloads: pa.BinaryArray, received: pa.Array, typed: TypedJson, past_max_s: int, future_max_s: int) -> Decoded | None:
     """JSON payloads of mostly known readings; None where they are to be decoded as rows. The outcome is the same."""
     read = typed.read(payloads)
     if read is None:
         return None
     times, kept = judge(read.claims, received, past_max_s, future_max_s)
     if kept:
-        values = [read.claims[index] for index in kept]
+        values = [read.claims.values[index] for index in kept]
         read.gathered.cells[TIME], read.gathered.kinds[TIME] = Cells(values, kept), set(map(type, values))
     return Decoded(read.gathered, times, read.bad)
 

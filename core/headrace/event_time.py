@@ -13,8 +13,9 @@ import pyarrow as pa
 
 from headrace.encodings import Readings
 from headrace.schema import TIMESTAMP
+from headrace.typed_columns import packed
 
-__all__ = ["CLOCK_FLOOR_US", "TIME", "Times", "judge", "parse_time", "take_times"]
+__all__ = ["CLOCK_FLOOR_US", "TIME", "Claims", "Times", "judge", "parse_time", "read_claims", "take_times"]
 
 #: The reading that claims a time.
 TIME: Final = "ts"
@@ -40,36 +41,40 @@ class Times(NamedTuple):
     unreadable: int
 
 
+class Claims(NamedTuple):
+    """The times that events claim: as they stand there (None: no claim), and read (`read_claims`)."""
+
+    values: list[Any]
+    microseconds: Microseconds
+
+
 def take_times(rows: list[Readings], received: pa.Array, past_max_s: int, future_max_s: int) -> Times:
     """Take `ts` out of the rows where it is believed; elsewhere `received` is the time and `ts` stays a reading."""
     # taken from all rows at once, and given back to the few that are not believed
     claims: list[Any] = list(map(dict.pop, rows, itertools.repeat(TIME), itertools.repeat(None)))
-    times, kept = judge(claims, received, past_max_s, future_max_s)
+    times, kept = judge(Claims(claims, read_claims(claims)), received, past_max_s, future_max_s)
     for index in kept:
         rows[index][TIME] = claims[index]
     return times
 
 
-def judge(claims: list[Any], received: pa.Array, past_max_s: int, future_max_s: int) -> tuple[Times, list[int]]:
-    """The times of events that claim these (None: no claim), and which claims stay readings."""
-    arrived = received.cast(pa.int64()).to_numpy()
-    claimed = _claimed(claims)
+def judge(claims: Claims, received: pa.Array, past_max_s: int, future_max_s: int) -> tuple[Times, list[int]]:
+    """The times of events that claim these, and which claims stay readings."""
+    arrived, claimed = received.cast(pa.int64()).to_numpy(), claims.microseconds
     readable = claimed != _NO_TIME
     early, late = arrived - past_max_s * 1_000_000, arrived + future_max_s * 1_000_000
     believed = readable & ((arrived < CLOCK_FLOOR_US) | ((claimed >= early) & (claimed <= late)))
-    count, legible, claims_made = int(believed.sum()), int(readable.sum()), len(claims) - claims.count(None)
-    kept: list[int] = []
-    if claims_made > count:
-        kept = [index for index in np.flatnonzero(~believed).tolist() if claims[index] is not None]
+    kept = [index for index in np.flatnonzero(~believed).tolist() if claims.values[index] is not None]
+    outside = int(readable.sum()) - int(believed.sum())
     time = pa.array(np.where(believed, claimed, arrived), pa.int64()).cast(TIMESTAMP)
-    return Times(time, legible - count, claims_made - legible), kept
+    return Times(time, outside, len(kept) - outside), kept
 
 
-def _claimed(claims: list[Any]) -> Microseconds:
+def read_claims(claims: list[Any]) -> Microseconds:
     """`parse_time` of all claims, _NO_TIME where it finds none; numbers all at once."""
     there = set(map(type, claims))
     if there == {float}:
-        return _of_floats(np.fromiter(claims, np.float64, len(claims)))
+        return _of_floats(packed(claims))
     if there == {int}:
         return _of_integers(claims)
     claimed = np.full(len(claims), _NO_TIME, np.int64)
@@ -87,6 +92,9 @@ def _of_floats(claims: npt.NDArray[np.float64]) -> Microseconds:
     least = -1.0
     for bound, times, over in _EPOCH_UNITS:
         among = (size < bound) & (size >= least)  # NaN is in none
+        if among.all():
+            whole: Microseconds = np.rint(claims * times / over).astype(np.int64)
+            return whole
         if among.any():
             claimed[among] = np.rint(claims[among] * times / over).astype(np.int64)
         least = bound

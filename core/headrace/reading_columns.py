@@ -13,13 +13,14 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from headrace.encodings import Readings
 from headrace.event_time import TIME
 from headrace.reading_types import ARROW_TYPES, FITTING, OTHER, ReadingTypes
 
-__all__ = ["Cells", "Gathered", "columns_of", "flat", "gather", "readings_array"]
+__all__ = ["Cells", "Gathered", "Regular", "columns_of", "flat", "gather", "gather_odd", "readings_array"]
 
 _encode = msgspec.json.Encoder()
 _NOTHING: Final = type(None)
@@ -31,6 +32,8 @@ _NUMBERS: Final[dict[tuple[str | type, ...], Any]] = {
 }
 _INT64: Final = range(-(2**63), 2**63)
 
+#: Of each value of a column, the row that it stands in.
+Rows = Sequence[int] | npt.NDArray[np.int64]
 #: What fits no column, by row and name.
 Others = dict[int, Readings]
 
@@ -46,17 +49,27 @@ class Cells(NamedTuple):
         return place if self.rows is None else self.rows[place]
 
 
+class Regular(NamedTuple):
+    """Columns of readings that were read as what they are, and the rows that they stand in (None: one value in each row)."""
+
+    columns: dict[str, pa.Array]
+    rows: Rows | None
+
+
 class Gathered(NamedTuple):
     """The values of so many `events` by name, names in order of appearance.
 
     kinds: the types of each name's values. rows: the events that hold a name that is new, or a value that does not fit, as they are,
-    for the order in which they name things (others may be left out).
+    for the order in which they name things (others may be left out). objects: the names that stood for objects; None where nobody
+    looked. regular: what is in columns already, of other rows.
     """
 
     events: int
     cells: dict[str, Cells]
     kinds: dict[str, set[type]]
     rows: Sequence[Readings] | Mapping[int, Readings]
+    objects: frozenset[str] | None = None
+    regular: Regular = Regular({}, None)
 
 
 def readings_array(rows: list[Readings], types: ReadingTypes) -> tuple[pa.StructArray, int]:
@@ -69,15 +82,12 @@ def columns_of(gathered: Gathered, types: ReadingTypes) -> tuple[pa.StructArray,
     _learn(gathered, types)
     others: Others = {}
     fields, arrays = [], []
-    for name, cells in gathered.cells.items():
-        kinds = gathered.kinds[name]
-        if kinds == {_NOTHING}:
-            continue
+    for name in dict.fromkeys((*gathered.regular.columns, *gathered.cells)):
         kind = types.types.get(name)
-        array = _column(name, cells, kind, kinds, others)
+        array, rows = _all_of(name, gathered, kind, others)
         if kind is not None and array.null_count < len(array):
             fields.append(pa.field(name, array.type, metadata=types.metadata.get(name)))
-            arrays.append(array if cells.rows is None else _spread(array, cells.rows, gathered.events))
+            arrays.append(array if rows is None else _spread(array, rows, gathered.events))
     if others:
         fields.append(pa.field(OTHER, pa.string()))
         arrays.append(_texts(gathered, others))
@@ -91,8 +101,9 @@ def gather(rows: list[Readings]) -> Gathered:
     cells = _gather(rows)
     kinds = {name: set(map(type, found.values)) for name, found in cells.items()}
     named: Sequence[Readings] = rows
+    objects: set[str] = set()
     if any(dict in found for found in kinds.values()):
-        unnested = _unnested(cells, kinds)
+        unnested = _unnested(cells, kinds, objects)
         if unnested is None:  # `a.b` and `a` with a `b` in it: in one event the last counts
             named = [flat(row) for row in rows]
             unnested = _gather(named)
@@ -100,7 +111,17 @@ def gather(rows: list[Readings]) -> Gathered:
             named = _Flat(rows)
         cells = unnested
         kinds = {name: set(map(type, found.values)) for name, found in cells.items()}
-    return Gathered(len(rows), cells, kinds, named)
+    return Gathered(len(rows), cells, kinds, named, frozenset(objects))
+
+
+def gather_odd(rows: dict[int, Readings], events: int, regular: Regular) -> Gathered:
+    """The values of these of so many events, without objects, and of all the others."""
+    places = list(rows)
+    cells = {
+        name: Cells(values, places if of_rows is None else [places[row] for row in of_rows])
+        for name, (values, of_rows) in _gather(list(rows.values())).items()
+    }
+    return Gathered(events, cells, {name: set(map(type, found.values)) for name, found in cells.items()}, rows, None, regular)
 
 
 class _Flat(Sequence[Readings]):
@@ -116,8 +137,8 @@ class _Flat(Sequence[Readings]):
         return flat(self._rows[index])
 
 
-def _unnested(cells: dict[str, Cells], kinds: dict[str, set[type]]) -> dict[str, Cells] | None:
-    """The members of nested objects under names of their own; None where such a name is there twice."""
+def _unnested(cells: dict[str, Cells], kinds: dict[str, set[type]], objects: set[str]) -> dict[str, Cells] | None:
+    """The members of nested objects under names of their own, and which names were `objects`; None where a name is there twice."""
     found: dict[str, Cells] = {}
     for name, one in cells.items():
         if dict not in kinds[name]:
@@ -127,6 +148,7 @@ def _unnested(cells: dict[str, Cells], kinds: dict[str, set[type]]) -> dict[str,
             continue
         places = [place for place, value in enumerate(one.values) if type(value) is dict]
         inner = gather([one.values[place] for place in places])
+        objects |= {name, *(f"{name}.{within}" for within in inner.objects or ())}
         rows = [one.row(place) for place in places]
         for member, (values, of_rows) in inner.cells.items():
             if (dotted := f"{name}.{member}") in found or dotted in cells:
@@ -178,8 +200,22 @@ def _learn(gathered: Gathered, types: ReadingTypes) -> None:
         types.type_of(name, value)
 
 
+def _all_of(name: str, gathered: Gathered, kind: str | None, others: Others) -> tuple[pa.Array, Rows | None]:
+    """A reading's values, and the rows that they stand in; what does not fit its kind moves to `others`, by row."""
+    regular, rows = gathered.regular.columns.get(name), gathered.regular.rows
+    cells = gathered.cells.get(name)
+    if cells is None:
+        return regular, rows
+    more = _column(name, cells, kind, gathered.kinds[name], others)
+    if regular is None:
+        return more, cells.rows
+    assert rows is not None  # they are of other events
+    assert cells.rows is not None
+    return pa.concat_arrays([regular, more]), np.concatenate((np.asarray(rows), np.asarray(cells.rows)))
+
+
 def _column(name: str, cells: Cells, kind: str | None, kinds: set[type], others: Others) -> pa.Array:
-    """One reading's values as an array; what does not fit its kind moves to `others`, by row."""
+    """Values as an array of this kind, as far as they fit."""
     fitting = FITTING[kind]
     if not kinds <= fitting | {_NOTHING}:
         cells = _own(cells)
@@ -258,9 +294,9 @@ def _set_aside(name: str, cells: Cells, place: int, others: Others, text: str | 
     cells.values[place] = None
 
 
-def _spread(array: pa.Array, rows: list[int], count: int) -> pa.Array:
+def _spread(array: pa.Array, rows: Rows, count: int) -> pa.Array:
     """The values in their rows, nulls between them."""
-    if len(rows) == count and rows == list(range(count)):
+    if len(rows) == count and np.array_equal(rows, np.arange(count)):
         return array
     places = np.full(count, -1, np.int64)
     places[rows] = np.arange(len(rows))

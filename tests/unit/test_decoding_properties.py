@@ -115,7 +115,7 @@ class Oracle:
 
 def decoded(batch: list[bytes], types: ReadingTypes, typed: TypedJson | None = None) -> list[tuple[int, dict[str, Any]]]:
     received = pa.array([NOW_US] * len(batch), pa.int64())
-    found = decode_typed(batch, received, typed, 3600, 3600) if typed else None
+    found = decode_typed(pa.array(batch, pa.binary()), received, typed, 3600, 3600) if typed else None
     if found is None:
         rows, bad = decode(batch)
         assert bad == []
@@ -124,7 +124,7 @@ def decoded(batch: list[bytes], types: ReadingTypes, typed: TypedJson | None = N
     array, _ = columns_of(found.gathered, types)
     assert columns_of(found.gathered, types)[0].equals(array)
     if typed:
-        typed.expect([field.name for field in array.type])
+        typed.expect([field.name for field in array.type], found.gathered.objects)
     array.validate(full=True)
     readings = [{name: value for name, value in row.items() if value is not None} for row in array.to_pylist()]
     return list(zip(found.times.time.cast(pa.int64()).to_pylist(), readings, strict=True))
@@ -153,6 +153,12 @@ def test_each_event_comes_out_as_the_oracle_says_in_whatever_batches(sent: list[
 @given(before=payloads, sent=payloads, like=payloads, declared=kinds)
 @example(before=[b'{"a":1,"b":"x"}'], sent=[b'{"a":-0}', b'{"a":9e999}', b'{"a":true,"z":1}'], like=[b'{"b":"x","a":2}'], declared={})
 @example(before=[b'{"a":1}'], sent=[b'{"a":1,"ts":{"x":1}}', b'{"a":2,"ts":"?"}', b'{"a":true,"ts":1e30}'], like=[b"{}"], declared={})
+@example(
+    before=[b'{"a":{"b":1,"c":{"d":true}},"a.k1":2}'],
+    sent=[b'{"a":{"b":1},"a.b":2}', b'{"a":{"c":null}}', b'{"a":null,"a.k1":"x"}', b'{"a.c":{"d":1}}', b'{"a":3}'],
+    like=[b'{"a":{"c":{"d":false}}}', b'{"a":{"ts":1,"b":2},"a":{"c":{}}}'],
+    declared={},
+)
 @example(before=[b'{"a":1}'], sent=[b'{"a":20.0,"ts":1}', b'{"a":9223372036854775808}'], like=[b'{"a":1}'] * 9, declared={"a": "integer"})
 def test_events_that_are_read_into_a_struct_are_those_that_the_oracle_reads(
     before: list[bytes], sent: list[bytes], like: list[bytes], declared: dict[str, str]
@@ -173,7 +179,8 @@ def test_a_batch_of_known_readings_is_read_into_a_struct_and_odd_events_alone() 
     usual, odd = b'{"t":1.5,"on":true,"mode":"eco","ts":1795435100}', b'{"t":"warm","new":[1],"ts":1795435100}'
     decoded([usual], types, typed)
     received = pa.array([NOW_US] * 700, pa.int64())
-    found = decode_typed([usual] * 600 + [odd, b"{", usual, b'{"\\u0074":2}'] + [usual] * 96, received, typed, 3600, 3600)
+    sent = [usual] * 600 + [odd, b"{", usual, b'{"\\u0074":2}'] + [usual] * 96
+    found = decode_typed(pa.array(sent, pa.binary()), received, typed, 3600, 3600)
     assert found is not None
     assert (list(found.gathered.rows), found.bad) == ([600, 601], [601])
     rows = columns_of(found.gathered, types)[0].to_pylist()
@@ -181,8 +188,8 @@ def test_a_batch_of_known_readings_is_read_into_a_struct_and_odd_events_alone() 
     assert rows[603] == {"t": 2.0, "on": None, "mode": None, "new": None, "_other": None}
     assert found.times.time.cast(pa.int64()).to_pylist()[598:603] == [1_795_435_100_000_000] * 3 + [NOW_US, 1_795_435_100_000_000]
     # too many odd ones: the general way, for some batches
-    assert decode_typed([odd] * 700, received, typed, 3600, 3600) is None
-    assert decode_typed([usual] * 700, received, typed, 3600, 3600) is None
+    assert decode_typed(pa.array([odd] * 700), received, typed, 3600, 3600) is None
+    assert decode_typed(pa.array([usual] * 700), received, typed, 3600, 3600) is None
 
 
 def test_names_that_come_no_more_are_expected_no_more_and_many_names_are_read_the_general_way() -> None:
@@ -191,10 +198,10 @@ def test_names_that_come_no_more_are_expected_no_more_and_many_names_are_read_th
     received = pa.array([NOW_US], pa.int64())
     many = b'{"%s":1}' % b'":1,"'.join(b"n%d" % number for number in range(100))
     decoded([many], types, typed)
-    assert decode_typed([b'{"n1":1}'], received, typed, 3600, 3600) is None
+    assert decode_typed(pa.array([b'{"n1":1}']), received, typed, 3600, 3600) is None
     for _ in range(64):
         typed.expect(["n1"])
-    assert decode_typed([b'{"n1":1}'], received, typed, 3600, 3600) is not None
+    assert decode_typed(pa.array([b'{"n1":1}']), received, typed, 3600, 3600) is not None
 
 
 @settings(max_examples=MANY, deadline=None)
@@ -220,3 +227,36 @@ def test_what_does_not_decode_is_named_and_costs_the_others_nothing(noise: list[
     rows, bad = decode(sent)
     assert bad == [index for index, payload in enumerate(sent) if check(payload) is not None]
     assert all(rows[index] == {"a": 1.5} for index in range(1, len(sent), 2))
+
+
+@settings(max_examples=MANY, deadline=None)
+@given(
+    sent=st.lists(
+        st.sampled_from(
+            (b'{"a":1', b'"a":2}', b',"s":"x"}', b'{"s":"', b'"}', b"{}{}", b'{"a":1}\n{"a":2}', b' {"a":3}', b"{", b"}", b"", b"null")
+        )
+        | payloads.map(lambda some: some[0]),
+        max_size=6,
+    )
+)
+@example(sent=[b'{"a":1', b',"s":"x"}', b'{"a":1}{"a":2}'])
+@example(sent=[b'{"s":"', b'{","a":1}', b"{}{}"])
+@example(sent=[b'{"a":1', b' ,"a":2}', b"{}\n{}"])
+def test_payloads_that_are_read_together_are_those_that_are_read_one_by_one(sent: list[bytes]) -> None:
+    types = ReadingTypes(NAMES_MAX, None, {"a": "number", "s": "string"})
+    typed = TypedJson(types)
+    typed.expect(["a", "s"])
+    sent = [*sent, *[b'{"a":1,"s":"y"}'] * (4 * len(sent) + 4)]
+    received = pa.array([NOW_US] * len(sent), pa.int64())
+    together = decode_typed(pa.array(sent, pa.binary()), received, typed, 3600, 3600)
+    rows, bad = decode(sent)
+    alone = decode_rows(rows, received, 3600, 3600)
+    if together is None:  # a time that has members
+        assert any(name.startswith("ts.") for name in alone.gathered.cells)
+        return
+    assert together.bad == bad
+    assert together.times.time.equals(alone.times.time)
+    shown = [[sorted((row or {}).items()) for row in columns_of(one.gathered, types)[0].to_pylist()] for one in (together, alone)]
+    assert [[pair for pair in row if pair[1] is not None] for row in shown[0]] == [
+        [pair for pair in row if pair[1] is not None] for row in shown[1]
+    ]

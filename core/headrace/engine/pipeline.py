@@ -107,7 +107,7 @@ class Pipeline(Reading):
             if await self._share_types():
                 break
             readings, misfits = decoding.columns_of(gathered, self._types)
-        self._typed.expect([field.name for field in readings.type])
+        self._typed.expect([field.name for field in readings.type], gathered.objects)
         origin, position = global_ids(read.queue_id, positions, read.origins)
         context = pa.Array.from_buffers(NO_FIELDS, raw.num_rows, [None])
         columns = [_own(raw.column("device")), times.time, _own(received), readings, context, origin, position]
@@ -121,7 +121,7 @@ class Pipeline(Reading):
         """The values of all rows, and why some do not decode."""
         received, window = raw.column("received"), (self._engine.time_past_max_s, self._engine.time_future_max_s)
         if (raw.column("encoding").to_numpy() == ENCODING_JSON).all():
-            decoded = decoding.decode_typed(raw.column("payload").to_pylist(), received, self._typed, *window)
+            decoded = decoding.decode_typed(raw.column("payload"), received, self._typed, *window)
             if decoded is not None:
                 return decoded, {}
         rows, bad = await self._rows(raw)
