@@ -6,17 +6,12 @@ import base64
 import inspect
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-#: A reading gets no dictionary where so many of SAMPLE_ROWS values differ. Below that share a dictionary makes the file smaller
-#: (temperatures in hundredths: 1.5 bytes a value); a column of noise or a counter costs 80 to 200 ns a value with one.
-DISTINCT_SHARE = 0.5
-SAMPLE_ROWS = 4096
-#: A look at so few spares the larger sample where values repeat, as they mostly do.
-GLANCE_ROWS = 128
+from headrace_sink_lake.repetition import SAMPLE_ROWS, hardly_repeats
+
 BLOOM_FPP = 0.01
 #: Values that pyarrow takes at a time; with its default of 1,024 a column costs 2 to 8 ns a value more.
 WRITE_BATCH_ROWS = 1 << 14
@@ -65,26 +60,8 @@ def scattered(rows: pa.Table) -> dict[str, str]:
     return {
         f"readings.{field.name}": _encoding(field.type)
         for field in readings.type
-        if not pa.types.is_nested(field.type) and not pa.types.is_boolean(field.type) and _hardly_repeats(readings.field(field.name))
+        if not pa.types.is_nested(field.type) and not pa.types.is_boolean(field.type) and hardly_repeats(readings.field(field.name))
     }
-
-
-def _hardly_repeats(values: pa.Array) -> bool:
-    if isinstance(values, pa.DictionaryArray):
-        return bool(len(values.dictionary) > DISTINCT_SHARE * (len(values) - values.null_count))
-    glance = _sample(values, GLANCE_ROWS)
-    if len(glance) and _distinct(glance) <= DISTINCT_SHARE:
-        return False
-    sample = _sample(values, SAMPLE_ROWS)
-    return len(sample) >= SAMPLE_ROWS // 16 and _distinct(sample) > DISTINCT_SHARE
-
-
-def _sample(values: pa.Array, rows: int) -> pa.Array:
-    return values.take(pa.array(np.linspace(0, len(values) - 1, rows).astype(np.int64))).drop_null()
-
-
-def _distinct(values: pa.Array) -> float:
-    return float(pc.count_distinct(values).as_py()) / len(values)
 
 
 def _encoding(kind: pa.DataType) -> str:

@@ -12,10 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from headrace_sink_lake.repetition import hardly_repeats
+
 CODED: Final = pa.dictionary(pa.int32(), pa.string())
-#: A text of readings or context stays as it is where more than half of so many rows differ: coding a value that does not repeat
-#: costs 60 ns and saves nothing.
-GLANCE_ROWS: Final = 256
+#: Batches of fewer rows do not tell whether a text repeats.
+TELLING_ROWS: Final = 256
 #: A row group's dictionary may have words of other rows, as long as there are so many rows for each: leaving them out costs 7 ns a row.
 WORD_ROWS: Final = 64
 
@@ -31,8 +32,8 @@ class Texts:
 
         def child(path: str, array: pa.Array) -> pa.Array:
             if path != "device" and pa.types.is_string(array.type):
-                if path not in self._plain and len(array) >= GLANCE_ROWS:
-                    self._plain[path] = _hardly_repeats(array)
+                if path not in self._plain and len(array) >= TELLING_ROWS:
+                    self._plain[path] = hardly_repeats(array)
                 if self._plain.get(path):
                     return array
             return coded(array)
@@ -96,8 +97,3 @@ def _struct(field: pa.Field, array: pa.StructArray, change: Callable[[str, pa.Ar
         return array  # also a struct without children, whose length nothing else says
     fields = [child.with_type(one.type) for child, one in zip(field.type, after, strict=True)]
     return pa.StructArray.from_arrays(after, fields=fields, mask=array.is_null() if array.null_count else None)
-
-
-def _hardly_repeats(array: pa.StringArray) -> bool:
-    sample = array.take(pa.array(np.linspace(0, len(array) - 1, GLANCE_ROWS).astype(np.int64))).drop_null()
-    return len(sample) >= GLANCE_ROWS // 4 and pc.count_distinct(sample).as_py() > len(sample) // 2
