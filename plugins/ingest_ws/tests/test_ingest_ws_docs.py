@@ -68,7 +68,7 @@ def test_the_documented_limits_are_the_defaults() -> None:
     limits = PAGE.read_text().partition("## Limits")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| `(\w+)` \| ([\d,]+)[^|]*\|", limits, re.MULTILINE)
     config = IngestWs.Config(auth="none")
-    assert len(rows) == 20
+    assert len(rows) == 21
     assert {name: float(value.replace(",", "")) for name, value in rows} == {name: float(getattr(config, name)) for name, _ in rows}
 
 

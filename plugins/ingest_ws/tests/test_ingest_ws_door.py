@@ -159,6 +159,21 @@ def test_an_address_has_a_bound_of_its_own_from_accept_on(kit: SimpleNamespace) 
     asyncio.run(scenario())
 
 
+def test_an_address_opens_connections_no_faster_than_it_may(kit: SimpleNamespace) -> None:
+    async def scenario() -> None:
+        async with kit.running(connections_per_address_per_s_max=0.3) as site:
+            kept = [await site.raw() for _ in range(3)]
+            status, headers, body = await kit.http(site.address, b"GET / HTTP/1.1\r\n\r\n")
+            assert (status, headers["retry-after"], json.loads(body)["code"]) == (429, "4", "quota")
+            assert json.loads(body)["retry_ms"] == 4000
+            assert (refused(site, "address_rate"), places(site)[1]) == (1, 3)
+            await honest_exchange(kit, site, local_addr=("127.0.0.2", 0))
+            kept[0].text(b"{}")
+            assert await kept[0].receive() == (1, b'{"ack":1}'), "those that are in stay"
+
+    asyncio.run(scenario())
+
+
 def test_a_header_without_end_is_cut_off_at_its_bound(kit: SimpleNamespace) -> None:
     async def scenario() -> None:
         async with kit.running() as site:

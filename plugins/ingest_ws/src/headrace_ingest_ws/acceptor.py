@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import math
 import socket
 import ssl
 from typing import Final
@@ -15,7 +16,7 @@ from headrace import Clock
 from headrace.log import Log
 from headrace_ingest_ws.counters import Counters
 from headrace_ingest_ws.lobby import Lobby, Waiting
-from headrace_ingest_ws.places import Places
+from headrace_ingest_ws.places import Arrivals, Places
 from headrace_ingest_ws.protocol import QUOTA, Refusal
 from headrace_ingest_ws.turnstile import allowed
 
@@ -46,6 +47,7 @@ class Acceptor:
         listening: socket.socket,
         tls: ssl.SSLContext | None,
         places: Places,
+        arrivals: Arrivals | None,
         lobby: Lobby,
         counters: Counters,
         clock: Clock,
@@ -57,7 +59,7 @@ class Acceptor:
     ) -> None:
         self.tls = tls
         """For those who come from now on; those who are in keep theirs."""
-        self._listening, self._places, self._lobby = listening, places, lobby
+        self._listening, self._places, self._arrivals, self._lobby = listening, places, arrivals, lobby
         self._counters, self._clock, self._log = counters, clock, log
         self._handshake_timeout_s, self._close_timeout_s = handshake_timeout_s, close_timeout_s
         self._retry_after_s = retry_after_s
@@ -116,13 +118,16 @@ class Acceptor:
         self._again = self._loop.call_later(seconds, self.start)
 
     def _enter(self, sock: socket.socket, host: str) -> None:
+        now = self._clock.monotonic()
+        if self._arrivals is not None and (wait_s := self._arrivals.wait_s(host, now)):
+            self._refuse(sock, "address_rate", "this address opens connections faster than one may", math.ceil(wait_s))
+            return
         place = self._places.take(host)
         if place is None:
-            problem = "this address has as many connections as one may have"
-            self._refuse(sock, Refusal(QUOTA, problem, retry_ms=self._retry_after_s * 1000))
+            self._refuse(sock, "address", "this address has as many connections as one may have", self._retry_after_s)
             return
         sock.setblocking(False)
-        waiting = self._lobby.enter(place, self._clock.monotonic())
+        waiting = self._lobby.enter(place, now)
         waiting.opening = opening = self._loop.create_task(self._open(sock, waiting))
         self._opening.add(opening)
         opening.add_done_callback(self._opening.discard)
@@ -152,17 +157,17 @@ class Acceptor:
             self._counters.connection_refused("lost" if tls is None else "tls")
             self._log.debug("connection refused", error=str(error))
 
-    def _refuse(self, sock: socket.socket, refusal: Refusal) -> None:
+    def _refuse(self, sock: socket.socket, counted_as: str, problem: str, retry_after_s: int) -> None:
         """Answer without having read the request, and close: who is refused costs nothing more."""
-        self._counters.connection_refused("address")
-        self._log.warning("connection refused", reason=refusal.reason)
+        self._counters.connection_refused(counted_as)
+        self._log.warning("connection refused", reason=problem)
         with sock, contextlib.suppress(OSError):
             if self.tls is None:
                 sock.setblocking(False)
                 # bytes left unread would make the close a reset, which could overtake the answer
                 with contextlib.suppress(BlockingIOError):
                     sock.recv(65_536)
-                sock.send(_answer(refusal, self._retry_after_s))
+                sock.send(_answer(Refusal(QUOTA, problem, retry_ms=retry_after_s * 1000), retry_after_s))
                 sock.shutdown(socket.SHUT_WR)
 
 

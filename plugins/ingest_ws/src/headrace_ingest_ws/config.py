@@ -76,6 +76,15 @@ class IngestWsConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             description="Most sockets of one IP address (IPv6: of one /64) at a time, of any kind; further ones get 429. 0: no such bound.",
         ),
     ] = 0
+    connections_per_address_per_s_max: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=1_000_000,
+            description="Most new sockets per second of one IP address (IPv6: of one /64), after a pause ten seconds' worth at once; "
+            "further ones get 429. 0: no such bound.",
+        ),
+    ] = 0.0
     handshakes_max: Annotated[
         int,
         Meta(

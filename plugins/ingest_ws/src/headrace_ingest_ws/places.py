@@ -1,4 +1,4 @@
-"""How many sockets may be open, in all and per address, counted from accept on. No I/O."""
+"""How many sockets may be open, in all and per address, counted from accept on, and how fast an address may open new ones. No I/O."""
 
 from __future__ import annotations
 
@@ -7,6 +7,12 @@ from typing import Final
 
 #: An IPv6 customer has a /64 at least, so single addresses of it mean nothing.
 _V6_PREFIX_BYTES: Final = 8
+
+#: An address may open so many seconds' worth of sockets at once after a pause: the devices of a house come back together.
+ARRIVALS_BURST_S: Final = 10.0
+
+#: Addresses of which the arrivals are remembered; beyond it the one that came longest ago is forgotten, and may come at once again.
+ADDRESSES_MAX: Final = 65_536
 
 
 def address_key(host: str) -> str:
@@ -72,3 +78,31 @@ class Places:
             self._by_address[address] = left
         else:
             del self._by_address[address]
+
+
+class Arrivals:
+    """How fast each address may open new sockets: `per_s`, and ARRIVALS_BURST_S of that at once."""
+
+    def __init__(self, per_s: float) -> None:
+        self._per_s, self._burst = per_s, max(1.0, per_s * ARRIVALS_BURST_S)
+        self._levels: dict[str, tuple[float, float]] = {}  # level and time of the last arrival, that of longest ago first
+
+    def wait_s(self, host: str, now: float) -> float:
+        """0: this address may come, and has done so. Else for so long it may not."""
+        address = address_key(host)
+        level, at = self._levels.pop(address, (self._burst, now))
+        level = min(self._burst, level + self._per_s * (now - at))
+        self._levels[address] = (level - 1 if level >= 1 else level, now)
+        self._forget(now)
+        return 0.0 if level >= 1 else (1 - level) / self._per_s
+
+    def _forget(self, now: float) -> None:
+        """Drop at most two addresses, one more than came, that are as good as new."""
+        full_s = self._burst / self._per_s
+        for _ in range(2):
+            address, (_, at) = next(iter(self._levels.items()))
+            if now - at < full_s and len(self._levels) <= ADDRESSES_MAX:
+                return
+            del self._levels[address]
+            if not self._levels:
+                return

@@ -30,7 +30,7 @@ from headrace_ingest_ws.handshake import VERSION, chosen_subprotocol, handshake_
 from headrace_ingest_ws.intake import Intake
 from headrace_ingest_ws.lobby import Handler, Lobby
 from headrace_ingest_ws.parser import FrameBuffer
-from headrace_ingest_ws.places import Place, Places
+from headrace_ingest_ws.places import Arrivals, Place, Places
 from headrace_ingest_ws.polling import Poller
 from headrace_ingest_ws.posting import Posting
 from headrace_ingest_ws.protocol import (
@@ -116,6 +116,7 @@ class Server:
             listening,
             self._admission.tls,
             self._places,
+            Arrivals(config.connections_per_address_per_s_max) if config.connections_per_address_per_s_max else None,
             self._lobby,
             self._counters,
             self._clock,
