@@ -194,6 +194,62 @@ def test_a_silent_client_gets_a_ping_and_then_1001_and_one_that_answers_stays(ki
     asyncio.run(scenario())
 
 
+def test_who_has_long_been_calm_has_all_its_time_for_what_comes_then(kit: SimpleNamespace) -> None:
+    """C looks after connections of which all is plain: what Python knows of their times is older than that."""
+
+    async def scenario() -> None:
+        clock, deliver = FakeClock(), kit.FakeDeliver()
+        options = {"idle_timeout_s": 1000.0, "message_timeout_s": 20.0, "connection_age_s_max": 300.0, "connection_age_jitter_ratio": 0.0}
+        async with kit.running(deliver, clock=clock, **options) as site:
+            client, other = await site.raw(), await site.raw("d2")
+            for peer in (client, other):
+                peer.text(b"{}")
+                assert await peer.receive() == (1, b'{"ack":1}')
+            for _ in range(50):
+                await clock.advance(4.0)
+            late = kit.frame(1, b'{"n":2}')
+            client.send(late[:8])
+            await asyncio.sleep(0.02)
+            for _ in range(4):
+                await clock.advance(4.0)
+            assert site.metric("ingest_connections") == 2, "a message that began late was called late"
+            client.send(late[8:])
+            assert await client.receive() == (1, b'{"ack":2}')
+            client.send(late[:8])
+            await asyncio.sleep(0.02)
+            for _ in range(6):
+                await clock.advance(4.0)
+            assert (await client.receive_until_closed())[1] == 1008
+            for _ in range(16):
+                await clock.advance(4.0)
+            assert (await other.receive_until_closed())[1] == 1012, "calm, and old enough all the same"
+
+    asyncio.run(scenario())
+
+
+def test_silence_counts_from_the_last_message_of_a_calm_connection(kit: SimpleNamespace) -> None:
+    async def scenario() -> None:
+        clock = FakeClock()
+        async with kit.running(clock=clock, idle_timeout_s=40.0) as site:
+            client = await site.raw()
+            for number in range(1, 30):  # far longer than the timeout
+                client.text(b"{}")
+                assert await client.receive() == (1, b'{"ack":%d}' % number), "no ping before half of the time"
+                await clock.advance(4.0)
+            for _ in range(3):
+                await clock.advance(4.0)
+            client.text(b"{}")
+            assert await client.receive() == (1, b'{"ack":30}'), "no ping before half of the time"
+            for _ in range(6):
+                await clock.advance(4.0)
+            assert await client.receive() == (9, b"")
+            for _ in range(5):
+                await clock.advance(4.0)
+            assert await client.receive_until_closed() == ([], 1001)
+
+    asyncio.run(scenario())
+
+
 def test_a_connection_that_is_not_read_is_never_called_idle(kit: SimpleNamespace) -> None:
     async def scenario() -> None:
         clock, deliver = FakeClock(), kit.FakeDeliver()

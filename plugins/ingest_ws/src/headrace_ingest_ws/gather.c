@@ -53,6 +53,14 @@ ws_connection *ws_connection_new(const uint8_t *name, size_t name_size, size_t d
 
 void ws_connection_delete(ws_connection *c) { free(c); }
 
+int ws_calm(ws_connection *c, double now) {
+    const ws_parser *p = c->parser;
+    if (c->special || c->paused || !c->gathers || c->count != c->acked || p->head_size || p->in_payload || p->kind) return 0;
+    if (now >= c->look_at) return 0;
+    c->calm_at = now;
+    return 1;
+}
+
 int ws_place(ws_gatherer *g, int descriptor, ws_connection *c) {
     size_t at = (size_t)descriptor;
     if (descriptor < 0) return 0;
@@ -219,12 +227,15 @@ int ws_read(ws_gatherer *g, int epoll, int events_max, uint8_t *buffer, size_t s
         if (got < 0 && (errno == EAGAIN || errno == EINTR)) continue;
         ws_connection *c = at(g, descriptor);
         ws_find read = {.descriptor = descriptor, .start = (int64_t)start, .size = got < 0 ? -errno : got, .event = UNPARSED};
-        if (got > 0 && c) c->heard = 1;
+        if (got > 0 && c) c->heard_at = now;
         if (got > 0 && c && c->gathers && !c->paused && c->later != g->number && c->count - c->acked < c->window &&
             (!c->rate || may_send(c->rate, now)) &&
             !take(g, c, descriptor, buffer + start, (size_t)got, rows_max, bytes_max, received_us, now, &read))
             continue;
-        if (c) c->special = 1;
+        if (c) {
+            c->special = 1;
+            c->look_at = 0;
+        }
         *find++ = read;
         if (got > 0) start += ((size_t)got + 63) & ~(size_t)63;
     }

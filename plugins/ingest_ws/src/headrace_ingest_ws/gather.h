@@ -20,11 +20,13 @@ typedef struct {
     size_t chunk;
     uint64_t gathered;     /* the last message that was taken here */
     uint64_t committed;    /* of a session: all up to here stand in an origin of a batch that was handed over */
+    double heard_at;       /* when it last sent something, in monotonic seconds */
+    double calm_at;        /* when it was last found calm (ws_calm) */
+    double look_at;        /* when Python has to look after it, even if all is plain until then */
     uint32_t window;       /* most messages without an ack */
     uint32_t origin_bytes; /* what a commit takes for it beside its rows; 0: it is no member of a session */
     uint8_t gathers;       /* its messages may be taken here */
     uint8_t special;       /* Python writes its acks */
-    uint8_t heard;         /* it sent something */
     uint8_t paused;        /* Python has read on ahead: what comes now belongs behind that */
     uint8_t noted;         /* of a session: its origin has a note, which Python makes */
     ws_parser *parser;
@@ -75,6 +77,10 @@ int ws_rate_take(ws_rate *rate, double events, double bytes, double now);
 
 /* Puts a connection (NULL: none) at its descriptor; 0 when there is no memory. */
 int ws_place(ws_gatherer *g, int descriptor, ws_connection *c);
+
+/* Notes whether a connection may be left alone in this round of looking after all of them: everything of it is plain, it is owed
+ * nothing, no message of it is unfinished, and its time has not come. */
+int ws_calm(ws_connection *c, double now);
 
 /* Reads from what `epoll` says is ready, at most `events_max` descriptors, one behind the other into `buffer`. Gathers what
  * it may while the batch has fewer than `rows_max` rows and `bytes_max` bytes. `now`: in monotonic seconds. Returns the number of

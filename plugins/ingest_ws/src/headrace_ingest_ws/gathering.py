@@ -127,6 +127,10 @@ class Gatherer:
         made.paused = 1
         return made
 
+    def calm(self, connection: Any, now: float) -> bool:
+        """Whether a connection may be left alone when all are looked after."""
+        return bool(_lib.ws_calm(connection, now))
+
     def levels(self, limit: Limit) -> Levels:
         """Levels that C takes from as well (ws_rate in gather.h)."""
         made: Levels = _ffi.new("ws_rate *", {name: getattr(limit, name) for name in Limit._fields})
