@@ -65,3 +65,12 @@ def test_words_of_neighbours_do_not_leak_into_a_hash() -> None:
 def test_hashes_differ_where_strings_do() -> None:
     strings = [f"device-{number:06d}" for number in range(50_000)] + ["", "\0", "\0\0", "a", "a\0", "ä", "a" * 8, "a" * 9, "a" * 16]
     assert len(set(hash_strings(pa.array(strings)).tolist())) == len(strings)
+
+
+def test_long_keys_and_keys_that_end_in_zeros_are_told_apart() -> None:
+    keys = ["a", "a\0", "a" * 8, "a" * 8 + "\0", "b" * 32, "b" * 33, "b" * 40 + "x", "b" * 40 + "y"]
+    for hash_of in (None, constant):
+        order, hashes, _ = hash_order(pa.array(keys), hash_of)
+        index = DeviceIndex(pa.array(keys).take(pa.array(order)), hashes, hash_of)
+        found = index.find(pa.array([*keys, "b" * 40 + "z", "", "a\0\0", "b" * 31]))
+        assert [None if row is None else keys[order[row]] for row in found.to_pylist()] == [*keys, None, None, None, None]

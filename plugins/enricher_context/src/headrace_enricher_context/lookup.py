@@ -2,7 +2,8 @@
 
 `pyarrow.compute.index_in` hashes its whole value set again on every call: 200 ms a batch at a million devices. This index
 is built once and costs about 50 ns a device looked up: a 64-bit hash of the key's bytes, eight at a time, then buckets by
-the hash's upper bits, then a comparison with the key itself.
+the hash's upper bits, then a comparison with the key itself, whose bytes lie beside its hash: most of the time goes into
+waiting for memory, and a device's row is one wait.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ _SEED: Final = np.uint64(0x9E3779B97F4A7C15)
 _MIX: Final = np.uint64(0xD6E8FEB86659FD93)
 _HALF: Final = np.uint64(32)
 _WORD: Final = 8
+#: Words of a key that lie beside its hash; a longer key is looked at where it is.
+_WORDS_MAX: Final = 4
 
 
 class DeviceIndex:
@@ -30,56 +33,68 @@ class DeviceIndex:
 
     def __init__(self, keys: pa.StringArray, hashes: Hashes, hash_of: HashOf | None = None) -> None:
         self._keys = keys
-        self._hash_of = hash_of or hash_strings
+        self._hash_of = hash_of
         bits = len(keys).bit_length() + 1
         self._shift = np.uint64(64 - bits)
         starts = np.searchsorted(hashes >> self._shift, np.arange(2**bits + 1, dtype=np.uint64))
         self._starts = starts.astype(np.int32)
         self._fullest = int(np.diff(starts).max())
-        # Looking on behind a short bucket does no harm, for only the same hash counts. Behind the last bucket lie zeros; only
-        # the hash 0 equals them, and it looks in the first bucket, never so far.
-        self._hashes = np.concatenate((hashes, np.zeros(self._fullest, np.uint64)))
+        self._words = -(-min(_longest(keys), _WORDS_MAX * _WORD) // _WORD)
+        # In each row the hash, the key's words, its length. Looking on behind a short bucket does no harm, for only the same hash
+        # counts. Behind the last bucket lie zeros; only the hash 0 equals them, and it looks in the first bucket, never so far.
+        self._table = np.zeros((len(keys) + self._fullest, self._words + 2), np.uint64)
+        self._table[: len(keys), 0] = hashes
+        for number, column in enumerate(_hashed(keys, self._words)[1], 1):
+            self._table[: len(keys), number] = column
 
     @property
     def hashes(self) -> Hashes:
         """The keys' hashes, in their order."""
-        return self._hashes[: len(self._keys)]
+        return self._table[: len(self._keys), 0]
 
     @property
     def nbytes(self) -> int:
         """Bytes held beside the keys."""
-        return self._hashes.nbytes + self._starts.nbytes
+        return self._table.nbytes + self._starts.nbytes
 
     def find(self, devices: pa.StringArray) -> pa.Int64Array:
         """The row of each device, null where there is none; `devices` has no nulls."""
         if not len(self._keys):
             return pa.nulls(len(devices), pa.int64())
-        hashes = self._hash_of(devices)
+        hashes, own = _hashed(devices, self._words)
+        if self._hash_of is not None:
+            hashes = self._hash_of(devices)
+        held = self._table[:, 0]
         rows = self._starts[(hashes >> self._shift).astype(np.int64)].astype(np.int64)
-        here = self._hashes[rows] == hashes
-        missed = np.flatnonzero(~here)
+        missed = np.flatnonzero(held[rows] != hashes)
         candidates, wanted = rows[missed], hashes[missed]
         for _ in range(1, self._fullest):  # what is not found at the first place is looked for at the next ones: ever fewer
             if not len(missed):
                 break
             candidates = candidates + 1
-            same = self._hashes[candidates] == wanted
+            same = held[candidates] == wanted
             rows[missed[same]] = candidates[same]
             missed, candidates, wanted = missed[~same], candidates[~same], wanted[~same]
         rows[missed] = -1
-        found = np.flatnonzero(rows >= 0) if len(missed) else None
-        equal = pc.equal(
-            self._keys.take(pa.array(rows if found is None else rows[found])), devices if found is None else devices.take(pa.array(found))
-        )
-        if not pc.all(equal, min_count=0).as_py():
-            unequal = np.flatnonzero(~equal.to_numpy(zero_copy_only=False))
-            for place in (unequal if found is None else found[unequal]).tolist():
-                rows[place] = self._among_equal_hashes(int(rows[place]), devices[place].as_py())
+        for place in np.flatnonzero(self._differ(rows, own, devices) & (rows >= 0)).tolist():
+            rows[place] = self._among_equal_hashes(int(rows[place]), devices[place].as_py())
         return pa.array(rows, mask=rows < 0)
+
+    def _differ(self, rows: Rows, own: list[Hashes], devices: pa.StringArray) -> npt.NDArray[np.bool_]:
+        """Whether the key of each row is another than the device; says nothing of rows that are none."""
+        there = self._table.take(rows, axis=0)
+        differ = np.zeros(len(rows), np.bool_)
+        for number, column in enumerate(own, 1):
+            differ |= there[:, number] != column
+        if int(own[-1].max(initial=0)) > self._words * _WORD:
+            long = np.flatnonzero((own[-1] > self._words * _WORD) & ~differ & (rows >= 0))
+            equal = pc.equal(self._keys.take(pa.array(rows[long])), devices.take(pa.array(long)))
+            differ[long] = ~equal.to_numpy(zero_copy_only=False)
+        return differ
 
     def _among_equal_hashes(self, row: int, device: str) -> int:
         for other in range(row, len(self._keys)):
-            if self._hashes[other] != self._hashes[row]:
+            if self._table[other, 0] != self._table[row, 0]:
                 break
             if self._keys[other].as_py() == device:
                 return other
@@ -106,9 +121,19 @@ def hash_order(keys: pa.StringArray, hash_of: HashOf | None = None) -> tuple[Row
 
 def hash_strings(strings: pa.StringArray) -> Hashes:
     """A 64-bit hash of each string's UTF-8 bytes; nulls hash like empty strings."""
+    return _hashed(strings, 0)[0]
+
+
+def _longest(strings: pa.StringArray) -> int:
+    """The bytes of the longest of them."""
+    return int(pc.max(pc.binary_length(strings)).as_py() or 0)
+
+
+def _hashed(strings: pa.StringArray, kept: int) -> tuple[Hashes, list[Hashes]]:
+    """The hashes; and so many words of each string, zeros behind its end, and last its length."""
     count = len(strings)
     if not count:
-        return np.zeros(0, dtype=np.uint64)
+        return np.zeros(0, np.uint64), [np.zeros(0, np.uint64)] * (kept + 1)
     _, offset_buffer, value_buffer = strings.buffers()
     offsets = np.frombuffer(offset_buffer, np.int32)[strings.offset : strings.offset + count + 1].astype(np.int64)
     lengths = np.diff(offsets)
@@ -119,12 +144,15 @@ def hash_strings(strings: pa.StringArray) -> Hashes:
     starts = offsets[:-1] - offsets[0]
     hashes: Hashes = lengths.astype(np.uint64) * _SEED
     shortest = int(lengths.min())
+    words_kept = [np.zeros(count, np.uint64) for _ in range(kept)]
     for done in range(0, int(lengths.max()), _WORD):
         # names are mostly of one length, and choosing rows costs as much as the rest
         rows = slice(None) if done < shortest else np.flatnonzero(lengths > done)
         next_words = words[starts[rows] + done]
         if done + _WORD > shortest:
             next_words <<= (_WORD - np.minimum(lengths[rows] - done, _WORD)).astype(np.uint64) * np.uint64(8)
+        if done < kept * _WORD:
+            words_kept[done // _WORD][rows] = next_words
         mixed = (hashes[rows] ^ next_words) * _MIX
         hashes[rows] = mixed ^ (mixed >> _HALF)
-    return hashes
+    return hashes, [*words_kept, lengths.astype(np.uint64)]
