@@ -23,12 +23,12 @@ def checked(batch: pa.RecordBatch, texts: Texts) -> pa.RecordBatch | None:
     try:
         for column in batch.columns:
             _look_at(column)
-        coded = texts.coded(batch)
-        for before, after in zip(batch.columns, coded.columns, strict=True):
+        held = texts.coded(batch)
+        for before, after in zip(batch.columns, held.columns, strict=True):
             _look_at_words(before, after)
     except pa.ArrowInvalid:
         return None
-    return None if any(coded.column(name).null_count for name in REQUIRED) else coded
+    return None if any(held.column(name).null_count for name in REQUIRED) else held
 
 
 def _look_at(array: pa.Array) -> None:
@@ -167,6 +167,7 @@ def grouped(batches: Sequence[pa.RecordBatch]) -> list[tuple[pa.RecordBatch, lis
 
 def _joined(batches: list[pa.RecordBatch], readings: pa.StructType, context: pa.StructType) -> pa.RecordBatch:
     schema = file_schema(readings, context, batches[0].schema.metadata)
+    batches = _with_coded_devices(batches)
     uncoded = {path for batch in batches for path in _texts(batch.schema)}
     fields = []
     for field in schema:
@@ -177,6 +178,14 @@ def _joined(batches: list[pa.RecordBatch], readings: pa.StructType, context: pa.
             fields.append(field.with_type(_held_type(field.name, field.type, uncoded)))
     held = pa.schema(fields, schema.metadata)
     return pa.concat_batches([aligned(batch, held) for batch in batches])
+
+
+def _with_coded_devices(batches: list[pa.RecordBatch]) -> list[pa.RecordBatch]:
+    """The batches with one dictionary of devices, made of all at once: batch by batch each device would be looked up in every batch."""
+    index = EVENT_COLUMNS.index("device")
+    devices = pa.chunked_array([batch.column(index) for batch in batches]).dictionary_encode()
+    field = batches[0].schema.field(index).with_type(devices.type)
+    return [batch.set_column(index, field, coded) for batch, coded in zip(batches, devices.chunks, strict=True)]
 
 
 def _texts(schema: pa.Schema) -> list[str]:

@@ -28,10 +28,12 @@ class Texts:
         self._plain: dict[str, bool] = {}
 
     def coded(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """The same rows, texts as `CODED`; the batch's offsets are in order (`columns.bad_rows`)."""
+        """The same rows, texts of readings and context as `CODED`; the batch's offsets are in order (`columns.bad_rows`)."""
 
         def child(path: str, array: pa.Array) -> pa.Array:
-            if path != "device" and pa.types.is_string(array.type):
+            if pa.types.is_string(array.type):
+                if path == "device":
+                    return array
                 if path not in self._plain and len(array) >= TELLING_ROWS:
                     self._plain[path] = hardly_repeats(array)
                 if self._plain.get(path):
