@@ -135,7 +135,7 @@ class _one_core:  # noqa: N801 - used as a context manager
 def sql(options: argparse.Namespace) -> tuple[list[Bar], list[str]]:
     """Rows into PostgreSQL, by bench_sql.py."""
     text, problem = _benchmark("bench_sql.py", "--rows", "100000", "--runs", "3")
-    shares = dict(re.findall(r"^\| ([^|]+?) \| [\d,]+ \| [^|]* \| ([\d.]+) \|$", text, re.MULTILINE))
+    shares = dict(re.findall(r"^\| ([^|]+?) \| [\d,]+ \| [^|]* \| ([\d.]+) \| [\d.]+ \|$", text, re.MULTILINE))
     rates = dict(re.findall(r"^\| ([^|]+?) \| ([\d,]+) \|", text, re.MULTILINE))
     if "sink_sql" not in shares:
         return [Bar("rows/s into PostgreSQL to plain COPY", "-", "at least 0.6", None)], [f"sql: not measured: {problem}"]
