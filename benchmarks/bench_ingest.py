@@ -34,6 +34,7 @@ from peers.contenders import (
     Contender,
     Edge,
     EdgePower,
+    EdgeSessions,
     Nats,
     NotInstalled,
     Redis,
@@ -44,7 +45,7 @@ from peers.contenders import (
 RESULTS = Path(__file__).parent / "results"
 CONTENDERS: dict[str, type[Contender]] = {
     "ceiling": Ceiling, "edge": Edge, "site": Site, "redis": Redis, "nats": Nats, "aiohttp-redis": AiohttpRedis,
-    "edge-power": EdgePower, "redis-always": RedisAlways,
+    "edge-power": EdgePower, "redis-always": RedisAlways, "edge-sessions": EdgeSessions,
 }  # fmt: skip
 #: Connections and messages outstanding on each.
 CLOSED = ((1000, 1), (1000, 16))
@@ -121,6 +122,8 @@ def scenarios(name: str) -> list[str]:
     closed = [f"{connections}x{window}" for connections, window in CLOSED]
     if name in ("edge-power", "redis-always"):
         return closed[:1]
+    if name == "edge-sessions":
+        return [closed[-1], "open"]
     return [*closed, "open"] if name in ("edge", "ceiling") else closed
 
 

@@ -124,6 +124,16 @@ class Edge(Headrace):
     file, tier = HERE.parent / "edge.toml", "edge"
 
 
+class EdgeSessions(Edge):
+    """The same; each device resumes a session, so that what it sends again after a reconnect is not stored twice."""
+
+    name = "headrace edge, sessions"
+
+    def start(self) -> None:
+        super().start()
+        self.load += ["--session", "s-%CONN%"]
+
+
 class EdgePower(Edge):
     """The same; an ack survives power loss."""
 
