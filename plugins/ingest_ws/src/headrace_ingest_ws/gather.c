@@ -8,7 +8,6 @@
 #include <errno.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -21,7 +20,7 @@
 
 /* TAKEN_AT_ONCE: messages of a connection; so many at most are refused in one go, when the first of them has to be, and a refusal is
  * ten times the work. READ_MIN: what one connection may be read in a turn, however many others are ready */
-enum { EVENTS_MAX = 256, UNPARSED = -1, HEADER_BYTES = 2, TAKEN_AT_ONCE = 64, READ_MIN = 8192 };
+enum { EVENTS_MAX = 256, UNPARSED = -1, HEADER_BYTES = 2, ACK_BYTES_MAX = 32, TAKEN_AT_ONCE = 64, READ_MIN = 8192 };
 
 ws_gatherer *ws_gatherer_new(void) { return calloc(1, sizeof(ws_gatherer)); }
 
@@ -286,6 +285,21 @@ void ws_next_batch(ws_gatherer *g) {
     g->rows = g->payload_size = g->device_size = g->origin_size = g->chunk_count = g->member_count = g->member_size = 0;
 }
 
+/* The frame of an ack, whose size it returns. */
+static size_t ack_frame(char frame[HEADER_BYTES + ACK_BYTES_MAX], uint64_t last) {
+    static const char begin[] = "{\"ack\":";
+    char digits[20];
+    size_t count = 0, size = HEADER_BYTES + sizeof begin - 1;
+    do digits[count++] = (char)('0' + last % 10);
+    while (last /= 10);
+    memcpy(frame + HEADER_BYTES, begin, sizeof begin - 1);
+    while (count) frame[size++] = digits[--count];
+    frame[size++] = '}';
+    frame[0] = (char)0x81;
+    frame[1] = (char)(size - HEADER_BYTES);
+    return size;
+}
+
 int ws_acknowledge(ws_gatherer *g, const ws_chunk *chunks, size_t count, int32_t *rest) {
     int left = 0;
     for (const ws_chunk *chunk = chunks; chunk < chunks + count; chunk++) {
@@ -302,13 +316,10 @@ int ws_acknowledge(ws_gatherer *g, const ws_chunk *chunks, size_t count, int32_t
         if (c->settled <= c->acked) continue;
         int sent = 0;
         if (!c->special) {
-            char frame[HEADER_BYTES + 32];
-            int size = snprintf(frame + HEADER_BYTES, 32, "{\"ack\":%llu}", (unsigned long long)c->settled);
-            frame[0] = (char)0x81;
-            frame[1] = (char)size;
-            size += HEADER_BYTES;
-            sent = (int)send(chunk->descriptor, frame, (size_t)size, MSG_DONTWAIT | MSG_NOSIGNAL);
-            if (sent == size) {
+            char frame[HEADER_BYTES + ACK_BYTES_MAX];
+            size_t size = ack_frame(frame, c->settled);
+            sent = (int)send(chunk->descriptor, frame, size, MSG_DONTWAIT | MSG_NOSIGNAL);
+            if (sent == (int)size) {
                 c->acked = c->settled;
                 continue;
             }

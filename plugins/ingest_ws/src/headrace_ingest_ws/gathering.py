@@ -30,6 +30,9 @@ CHUNK: Final = np.dtype(
     [("serial", "u8"), ("last", "u8"), ("descriptor", "i4"), ("row", "u4"), ("member", "i4"), ("unused", "i4")]
 )  # fmt: skip
 
+#: The types of RAW_SCHEMA's columns: Arrow makes a new object whenever one is asked for.
+_STRING, _RECEIVED, _ENCODING, _BINARY = RAW_SCHEMA.types
+
 assert CHUNK.itemsize == CHUNK_BYTES == _ffi.sizeof("ws_chunk"), "gather.h and gathering.py differ"
 
 
@@ -165,10 +168,10 @@ class Gatherer:
         """What was gathered; the next batch begins."""
         c, rows = self._c, self._c.rows
         columns = [
-            _texts(pa.string(), rows, c.device_offsets, c.device, c.device_size),
-            pa.Array.from_buffers(RAW_SCHEMA.field("received").type, rows, [None, _copy(c.received, 8 * rows)]),
-            pa.Array.from_buffers(pa.uint8(), rows, [None, pa.py_buffer(bytes((ENCODING_JSON,)) * rows)]),
-            _texts(pa.binary(), rows, c.payload_offsets, c.payload, c.payload_size),
+            _texts(_STRING, rows, c.device_offsets, c.device, c.device_size),
+            pa.Array.from_buffers(_RECEIVED, rows, [None, _copy(c.received, 8 * rows)]),
+            pa.Array.from_buffers(_ENCODING, rows, [None, pa.py_buffer(bytes((ENCODING_JSON,)) * rows)]),
+            _texts(_BINARY, rows, c.payload_offsets, c.payload, c.payload_size),
         ]
         chunks = bytes(_ffi.buffer(c.chunks, CHUNK.itemsize * c.chunk_count)) if c.chunk_count else b""
         origins, members = self._origins(chunks) if c.member_count else (NO_ORIGINS, [])
