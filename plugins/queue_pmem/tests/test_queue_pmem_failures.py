@@ -415,6 +415,9 @@ def test_a_segment_of_another_queue_is_set_aside_and_never_delivered(make, tmp_p
             assert numbers(part.batch) == []
         else:
             assert numbers(part.batch) == list(range(50))
+        counted = queue.context.metrics.registry.get_sample_value
+        assert counted("headrace_queue_quarantined_files_total", {"queue": "site"}) == 1
+        assert counted("headrace_queue_quarantined_records_total", {"queue": "site", "reason": "segment"}) is None
         await queue.close()
         assert (tmp_path / "queue" / f"foreign-{name}").exists()
 

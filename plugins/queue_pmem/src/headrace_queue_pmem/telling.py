@@ -42,6 +42,9 @@ class Telling:
         self._failures = metrics.counter(
             "queue_commit_failures_total", "Batches whose commit failed; their sources were told.", queue=queue
         )
+        self._files_set_aside = metrics.counter(
+            "queue_quarantined_files_total", "Files that an open set aside whole: of another queue, or copies.", queue=queue
+        )
 
     def opened(self, ring: Ring, report: Report, probe: Probe, seconds: float) -> None:
         """The queue is open: what it really does, and what recovery found."""
@@ -54,7 +57,7 @@ class Telling:
         for name, reason in report.set_aside:
             self._context.log.error("queue segment set aside", segment=name, reason=reason, path=self._config.path)
             self._quarantine.set_aside(name, reason)
-            self._quarantined("segment").inc()
+            self._files_set_aside.inc()
         for repair in report.repairs:
             self._context.log.warning("queue repaired", what=repair, path=self._config.path)
         self._context.log.info(
