@@ -107,8 +107,8 @@ def damaged(rng: random.Random) -> Iterator[list[bytes]]:
             part = rng.choice([part for part in message if part])
             part[rng.randrange(len(part))] ^= 1 << rng.randrange(8)
         elif how == 1:
-            part = rng.choice(message)
-            del part[rng.randint(0, len(part)) :]
+            part = rng.choice([part for part in message if part])
+            del part[rng.randrange(len(part)) :]
         elif how == 2:
             message.insert(rng.randint(0, len(message)), bytearray(rng.randbytes(rng.randint(0, 80))))
         elif how == 3:
