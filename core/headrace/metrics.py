@@ -7,11 +7,13 @@ so that two hosts in one process (tests) do not meet.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
-from typing import Final, Literal, TypeVar, cast
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Literal, TypeVar, cast
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.metrics import MetricWrapperBase
+
+from headrace.hot_metrics import Exposition, HotCounter, HotFamily, HotHistogram, counters, histograms
 
 PREFIX: Final = "headrace_"
 
@@ -28,6 +30,7 @@ COUNT_BUCKETS: Final = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536)
 OverWorkers = Literal["sum", "min", "max", "oldest"]
 
 M = TypeVar("M", bound=MetricWrapperBase)
+Hot = TypeVar("Hot", HotCounter, HotHistogram)
 
 
 class Metrics:
@@ -36,6 +39,7 @@ class Metrics:
     def __init__(self, registry: CollectorRegistry | None = None, **preset: str) -> None:
         self.registry = registry or CollectorRegistry()
         self._families: dict[str, MetricWrapperBase] = {}
+        self._hot_families: dict[str, HotFamily[Any]] = {}
         self._lock = threading.Lock()
         #: by whole name, of the gauges that say what several are together
         self.rules: dict[str, OverWorkers] = {}
@@ -44,7 +48,8 @@ class Metrics:
     def labelled(self, **preset: str) -> Metrics:
         """The same registry under other preset labels."""
         other = Metrics(self.registry, **preset)
-        other._families, other._lock, other.rules = self._families, self._lock, self.rules
+        other._families, other._hot_families = self._families, self._hot_families
+        other._lock, other.rules = self._lock, self.rules
         return other
 
     def counter(self, name: str, documentation: str, **labels: str) -> Counter:
@@ -60,6 +65,27 @@ class Metrics:
     def histogram(self, name: str, documentation: str, buckets: Sequence[float] = DURATION_BUCKETS_S, **labels: str) -> Histogram:
         """A histogram, of seconds unless `buckets` says otherwise."""
         return self._child(Histogram, name, documentation, labels, buckets=tuple(buckets))
+
+    def hot_counter(self, name: str, documentation: str, **labels: str) -> HotCounter:
+        """A counter for what is counted in every commit; `name` ends in `_total`."""
+        return self._hot_child(HotCounter, counters, name, documentation, labels)
+
+    def hot_histogram(self, name: str, documentation: str, buckets: Sequence[float] = DURATION_BUCKETS_S, **labels: str) -> HotHistogram:
+        """A histogram for what is observed in every commit, of seconds unless `buckets` says otherwise."""
+        bounds = tuple(buckets)
+        return self._hot_child(lambda: HotHistogram(bounds), histograms, name, documentation, labels)
+
+    def _hot_child(
+        self, make: Callable[[], Hot], exposition: Exposition[Hot], name: str, documentation: str, labels: dict[str, str]
+    ) -> Hot:
+        values = {**self._preset, **labels}
+        with self._lock:
+            family: HotFamily[Hot] | None = self._hot_families.get(name)
+            if family is None:
+                family = HotFamily(PREFIX + name, documentation, tuple(values), make, exposition)
+                self.registry.register(family)
+                self._hot_families[name] = family
+            return family.labels(**values)
 
     def _child(self, kind: type[M], name: str, documentation: str, labels: dict[str, str], **options: object) -> M:
         values = {**self._preset, **labels}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from prometheus_client import Counter
 
 from headrace.metrics import Metrics
@@ -18,11 +16,13 @@ class Counters:
         self._labelled: dict[tuple[str, ...], Counter] = {}
         self.connections = metrics.gauge("ingest_connections", "open WebSocket connections of devices")
         self.opened = metrics.counter("ingest_connections_opened_total", "WebSocket connections of devices opened")
-        self.received = metrics.counter("ingest_received_events_total", "events received, refused ones too (an unreadable message is one)")
-        self.received_bytes = metrics.counter("ingest_received_bytes_total", "bytes of the messages received, without framing")
-        self.acked = metrics.counter("ingest_acked_events_total", "events durable, and acked if the sender was still there")
+        self.received = metrics.hot_counter(
+            "ingest_received_events_total", "events received, refused ones too (an unreadable message is one)"
+        )
+        self.received_bytes = metrics.hot_counter("ingest_received_bytes_total", "bytes of the messages received, without framing")
+        self.acked = metrics.hot_counter("ingest_acked_events_total", "events durable, and acked if the sender was still there")
         self.paused = metrics.gauge("ingest_paused", "1 while the queue is full and nothing is read", "max")
-        self.ack_duration = metrics.histogram(
+        self.ack_duration = metrics.hot_histogram(
             "ingest_ack_duration_seconds", "from receiving the oldest message of a commit until the commit's acks were written"
         )
         self.sessions_taken_over = metrics.counter(
@@ -31,21 +31,13 @@ class Counters:
         self.posts_repeated = metrics.counter(
             "ingest_repeated_posts_total", "POSTs answered again by their Idempotency-Key, nothing stored"
         )
-        self._events = self._bytes = 0  # received in this turn of the loop, not in the metrics yet
         self.connections.set(0)
         self.paused.set(0)
 
     def took(self, events: int, size: int) -> None:
-        """So many events in `size` bytes were received; in the metrics by the next turn of the loop (0.5 us an increment)."""
-        if not self._bytes and not self._events:
-            asyncio.get_running_loop().call_soon(self._flush)
-        self._events += events
-        self._bytes += size
-
-    def _flush(self) -> None:
-        self.received.inc(self._events)
-        self.received_bytes.inc(self._bytes)
-        self._events = self._bytes = 0
+        """So many events in `size` bytes were received."""
+        self.received.inc(events)
+        self.received_bytes.inc(size)
 
     def closed(self, code: int) -> None:
         """A connection ended with this close code (1006: without one)."""

@@ -32,9 +32,11 @@ class Telling:
         self._evicted_told = 0
         self._quarantine = Quarantine(Path(config.path))
         metrics, queue = context.metrics, context.tier
-        self._commit_seconds = metrics.histogram("queue_commit_duration_seconds", "Time of one commit, from write to durable.", queue=queue)
-        self._commit_events = metrics.histogram("queue_commit_events", "Events in one commit.", COUNT_BUCKETS, queue=queue)
-        self._received = metrics.counter("queue_received_events_total", "Events that became durable here.", queue=queue)
+        self._commit_seconds = metrics.hot_histogram(
+            "queue_commit_duration_seconds", "Time of one commit, from write to durable.", queue=queue
+        )
+        self._commit_events = metrics.hot_histogram("queue_commit_events", "Events in one commit.", COUNT_BUCKETS, queue=queue)
+        self._received = metrics.hot_counter("queue_received_events_total", "Events that became durable here.", queue=queue)
         self._duplicates = metrics.counter("queue_duplicate_events_total", "Events that were held already and dropped.", queue=queue)
         self._evicted = metrics.counter(
             "queue_evicted_sessions_total", "Device sessions whose mark was given up for others: the oldest idle.", queue=queue
