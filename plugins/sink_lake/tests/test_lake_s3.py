@@ -9,18 +9,32 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import parse_qsl
 
 import duckdb
 import lake_driver
 import pytest
 from lake_driver import make_lake, positions, store
-from s3_server import KINDS, Trouble, download, s3_server, store_at, unfinished_uploads, uri
+from s3_server import (
+    BUCKET,
+    KINDS,
+    SERVERS,
+    Trouble,
+    download,
+    is_there,
+    put_whatever_is_there,
+    s3_server,
+    store_at,
+    unfinished_uploads,
+    uri,
+)
 
 from headrace import RangeKey, TransientError
 from headrace.testing.forking import Forked
-from headrace_sink_lake import Store, live_files, open_store
+from headrace_sink_lake import SinkLake, Store, live_files, open_store
 from headrace_sink_lake.command import main
 from headrace_sink_lake.compact import Options, compact
+from headrace_sink_lake.inspection import pending
 from headrace_sink_lake.objects import ObjectStore
 from headrace_sink_lake.vacuum import vacuum
 from headrace_sink_lake.verify import verify
@@ -29,9 +43,9 @@ FULL = "HEADRACE_FULL" in os.environ
 TOTAL, ROLL = (8000, 60) if FULL else (240, 40)
 
 
-@pytest.fixture(scope="module")
-def port() -> Iterator[int]:
-    with s3_server() as port:
+@pytest.fixture(scope="module", params=SERVERS)
+def port(request: pytest.FixtureRequest) -> Iterator[int]:
+    with s3_server(request.param) as port:
         yield port
 
 
@@ -70,7 +84,8 @@ def test_the_store_does_what_a_lake_needs(port: int, folder: str) -> None:
     lake.link("class=x%2Fy/c", "a/d")
     lake.put("e", b"123456", "")
     assert sorted(lake.walk()) == [("a/d", 3), ("class=x%2Fy/c", 3), ("e", 6)]
-    assert lake.names("") == ["a", "class=x%2Fy", "e"]
+    assert [name for name in lake.names("") if name != "_tmp"] == ["a", "class=x%2Fy", "e"]
+    assert lake.folders("") == ["a", "class=x%2Fy"], "_tmp, from which all is gone, is none"
     assert lake.names("nowhere") == []
     assert (lake.size("e"), lake.size("f")) == (6, None)
     with lake.open_input("e") as stream:
@@ -93,7 +108,9 @@ def test_a_store_without_conditional_create_is_told(port: int, folder: str, monk
     real = Trouble.forward
 
     def ignores(self: Trouble, method: str, path: str, body: bytes, headers: dict[str, str]) -> object:
-        return real(self, method, path, body, {name: value for name, value in headers.items() if name.lower() != "if-none-match"})
+        if method == "PUT" and "if-none-match" in {name.lower() for name in headers}:
+            return 200, {"ETag": put_whatever_is_there(port, path, body)}, b""
+        return real(self, method, path, body, headers)
 
     monkeypatch.setattr(Trouble, "forward", ignores)
     with Trouble(port, 1, 0.0) as proxy:
@@ -110,7 +127,7 @@ def test_a_store_that_deletes_one_object_a_request_and_says_when_there_is_none_i
         def forward(self, method: str, path: str, body: bytes, headers: dict[str, str]) -> tuple[int, dict[str, str], bytes]:
             if method == "POST":
                 return 501, {}, b"<Error><Code>NotImplemented</Code></Error>"
-            if method == "DELETE" and super().forward("HEAD", path, b"", {})[0] == 404:
+            if method == "DELETE" and not is_there(port, path):
                 return 404, {}, b"<Error><Code>NoSuchKey</Code></Error>"
             return super().forward(method, path, body, headers)
 
@@ -124,6 +141,69 @@ def test_a_store_that_deletes_one_object_a_request_and_says_when_there_is_none_i
         lake.remove("a/1")
         assert lake.remove_tree("a") == 1
         assert [path for path, _ in lake.walk()] == ["b"]
+
+
+def test_a_store_that_shows_folders_from_which_all_is_gone_holds_up_neither_rolls_nor_compaction(
+    port: int, folder: str, tmp_path: Path
+) -> None:
+    """SeaweedFS does, for two minutes."""
+
+    class Ghosts(Trouble):
+        asked = 0
+
+        def __init__(self) -> None:
+            super().__init__(port, 1, 0.0)
+            self._folders: set[str] = set()
+
+        def forward(self, method: str, path: str, body: bytes, headers: dict[str, str]) -> tuple[int, dict[str, str], bytes]:
+            Ghosts.asked += 1
+            status, answered, data = super().forward(method, path, body, headers)
+            address, _, words = path.partition("?")
+            query = dict(parse_qsl(words))
+            if method == "PUT":
+                self._folders.add(address.removeprefix(f"/{BUCKET}/").rpartition("/")[0] + "/")
+            elif method == "GET" and query.get("delimiter"):
+                prefix = query.get("prefix", "")
+                ghosts = {prefix + inner[len(prefix) :].partition("/")[0] + "/" for inner in self._folders if inner.startswith(prefix)}
+                ghosts = {ghost for ghost in ghosts if ghost != prefix + "/" and ghost.encode() not in data}
+                shown = "".join(f"<CommonPrefixes><Prefix>{ghost}</Prefix></CommonPrefixes>" for ghost in sorted(ghosts))
+                data = data.replace(b"</ListBucketResult>", shown.encode() + b"</ListBucketResult>")
+            return status, answered, data
+
+    async def rolls(lake: SinkLake, numbers: range) -> int:
+        before = Ghosts.asked
+        for number in numbers:
+            await store(lake, span(30 * number + 1, 30 * number + 30))
+        return Ghosts.asked - before
+
+    async def run(address: str) -> None:
+        lake = make_lake(address, data=tmp_path / "data", partition_by=["class"])
+        await lake.open()
+        first = await rolls(lake, range(4))
+        assert await rolls(lake, range(4, 8)) <= first, "a roll costs more with every roll before it"
+        await lake.close()
+
+    with Ghosts() as proxy:
+        asyncio.run(run(uri(proxy.port, folder)))
+        seen = store_at(proxy.port, folder)
+        assert len(seen.names("_tmp")) > len(seen.folders("_tmp")) == 0
+        assert list(pending(seen)) == []
+        assert compact(seen, Options(files_min=2)).files_before == 32
+        assert verify(seen).findings == []
+
+
+def test_what_the_store_refuses_is_told_in_its_own_words(port: int, folder: str) -> None:
+    words = b"<Error><Code>SignatureDoesNotMatch</Code><Message>The request signature we\n calculated does not match.</Message>"
+
+    class Refusing(Trouble):
+        def forward(self, method: str, path: str, body: bytes, headers: dict[str, str]) -> tuple[int, dict[str, str], bytes]:
+            return 403, {}, words + b"<AWSAccessKeyId>key</AWSAccessKeyId></Error>"
+
+    with Refusing(port, 1, 0.0) as proxy:
+        lake = store_at(proxy.port, folder, secret="wrong-word")
+        with pytest.raises(OSError, match=r"SignatureDoesNotMatch: The request signature we calculated does not match\.$") as caught:
+            lake.put("a", b"1", "")
+        assert str(caught.value).startswith(f"s3://{BUCKET}/{folder}/a: ")
 
 
 def test_what_cannot_be_reached_or_is_wrong_is_an_error_without_secrets(folder: str, tmp_path: Path) -> None:

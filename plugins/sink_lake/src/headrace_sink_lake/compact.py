@@ -116,7 +116,7 @@ class _Compaction:
     def _published(self, queue: str) -> list[Any]:
         # The manifest covers a queue id up to a roll, so all up to there must be known, and lie in their places.
         chain = list(records(self._store, queue))
-        waiting = set(self._store.names(TEMPORARIES))  # behind the records: what is committed and not here is published
+        waiting = set(self._store.folders(TEMPORARIES))  # behind the records: what is committed and not here is published
         taken: list[Any] = []
         for path, record in chain:
             if isinstance(record, OSError):

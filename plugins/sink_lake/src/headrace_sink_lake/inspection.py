@@ -158,7 +158,7 @@ def inspect(store: Store) -> Inspection:
 
 def pending(store: Store) -> Iterator[Pending]:
     """The rolls that have a folder in `_tmp`."""
-    for attempt in store.names(TEMPORARIES):
+    for attempt in store.folders(TEMPORARIES):
         if (name := ATTEMPT.fullmatch(attempt)) is None:
             continue
         data = store.get(f"{COMMITS}/{name['queue']}/{name['first']}.json")

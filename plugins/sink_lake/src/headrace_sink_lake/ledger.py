@@ -115,7 +115,7 @@ class Ledger:
         """Publish committed rolls that are not, and remove those that lost. Rolls without a record may be another
         writer's that is alive: they stay until a record for their `first` exists."""
         wanted = None if queue_id is None else quote(queue_id, safe="")
-        for attempt in self._store.names(TEMPORARIES):
+        for attempt in self._store.folders(TEMPORARIES):
             name = ATTEMPT.fullmatch(attempt)
             if name is None or wanted not in (None, name["queue"]):
                 continue

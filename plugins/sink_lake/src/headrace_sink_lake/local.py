@@ -87,6 +87,9 @@ class LocalStore:
         except FileNotFoundError:
             return []
 
+    def folders(self, path: str) -> list[str]:
+        return self.names(path)
+
     def remove_tree(self, path: str) -> int:
         count = len(self.names(path))
         shutil.rmtree(self._path(path), onerror=_ignore_absence)

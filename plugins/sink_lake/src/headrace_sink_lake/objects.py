@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import io
+import re
 import secrets
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,8 @@ RETRIES_MAX = 6
 RETRY_S = 60.0
 REQUEST_TIMEOUT_S = 120.0
 CONNECT_TIMEOUT_S = 5.0
+#: How S3 tells an error.
+ANSWER = re.compile(r"<Error>.*?<Code>(?P<code>[^<]{1,100})</Code>.*?<Message>(?P<message>[^<]{1,300})")
 #: What a URI may say behind its `?`.
 OPTIONS = {"scheme", "endpoint_override", "region", "request_timeout", "connect_timeout", "force_virtual_addressing"}
 
@@ -154,6 +157,12 @@ class ObjectStore:
             inner = [*found["common_prefixes"], *(entry["path"] for entry in found["objects"])]
         return sorted(name.rstrip("/").rpartition("/")[2] for name in inner)
 
+    def folders(self, path: str) -> list[str]:
+        # Not what a listing with a delimiter shows: SeaweedFS shows a folder for minutes after its last object went.
+        start = len(path) + 1 if path else 0
+        inner = (found[start:].partition("/") for found, _ in self._list(path or None))
+        return sorted({name for name, mark, _ in inner if mark})
+
     def remove_tree(self, path: str) -> int:
         paths = [inner for inner, _ in self._list(path)]
         if paths:
@@ -206,8 +215,15 @@ class ObjectStore:
         try:
             yield
         except BaseError as error:
-            text = " ".join(str(error).split())
-            raise OSError(f"{self.root}/{path}: {type(error).__name__}: {text[:300]}") from error
+            raise OSError(f"{self.root}/{path}: {type(error).__name__}: {_said(str(error))}") from error
+
+
+def _said(text: str) -> str:
+    """What the store said in its answer, where it said something; else the beginning of the client's text."""
+    text = " ".join(text.split())
+    if answer := ANSWER.search(text):
+        return f"{answer['code']}: {answer['message']}"
+    return text[:300]
 
 
 class _Upload:

@@ -62,6 +62,9 @@ class Store(Protocol):
     def names(self, path: str) -> list[str]:
         """The names in a folder, sorted; none when it is not there."""
 
+    def folders(self, path: str) -> list[str]:
+        """The names of the folders in a folder of folders, sorted; in an object store those below which an object is."""
+
     def remove_tree(self, path: str) -> int:
         """Remove a folder with its files, and return how many there were; 0 when it is not there."""
 
