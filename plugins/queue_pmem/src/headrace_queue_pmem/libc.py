@@ -14,14 +14,15 @@ from typing import Any, Final, cast
 from cffi import FFI
 
 ffi = FFI()
+# Addresses are declared as the integers that Python has of them: turning one into a pointer costs as much as a short call.
 ffi.cdef(
     """
-    void *mmap(void *addr, size_t length, int prot, int flags, int fd, long offset);
-    int munmap(void *addr, size_t length);
-    int msync(void *addr, size_t length, int flags);
-    int madvise(void *addr, size_t length, int advice);
-    void *memcpy(void *dest, const void *src, size_t n);
-    void *memset(void *s, int c, size_t n);
+    intptr_t mmap(uintptr_t addr, size_t length, int prot, int flags, int fd, long offset);
+    int munmap(uintptr_t addr, size_t length);
+    int msync(uintptr_t addr, size_t length, int flags);
+    int madvise(uintptr_t addr, size_t length, int advice);
+    uintptr_t memcpy(uintptr_t dest, const void *src, size_t n);
+    uintptr_t memset(uintptr_t s, int c, size_t n);
     int sync_file_range(int fd, long offset, long nbytes, unsigned int flags);
     """
 )
@@ -40,15 +41,15 @@ SYNC_FILE_RANGE_WRITE_AND_WAIT: Final = 7
 def map_file(fd: int, length: int, writable: bool, flags: int = mmap.MAP_SHARED) -> int:
     """Map the first `length` bytes of a file; return the address. OSError tells why it cannot be."""
     protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
-    address = libc.mmap(ffi.NULL, length, protection, flags, fd, 0)
-    if int(ffi.cast("intptr_t", address)) == -1:
+    address: int = libc.mmap(0, length, protection, flags, fd, 0)
+    if address == -1:
         raise OSError(ffi.errno, os.strerror(ffi.errno))
-    return int(ffi.cast("uintptr_t", address))
+    return address
 
 
 def unmap(address: int, length: int) -> None:
     """Give a mapping back."""
-    libc.munmap(ffi.cast("void *", address), length)
+    libc.munmap(address, length)
 
 
 def view(address: int, length: int) -> memoryview:
@@ -62,29 +63,29 @@ def sync(address: int, length: int) -> None:
     msync is called by us because libpmemobj's own msync aborts the process on EIO and ENOSPC.
     """
     start = address & ~(PAGE - 1)
-    if libc.msync(ffi.cast("void *", start), address + length - start, MS_SYNC):
+    if libc.msync(start, address + length - start, MS_SYNC):
         raise OSError(ffi.errno, f"msync: {os.strerror(ffi.errno)}")
 
 
 def copy(address: int, source: Any, length: int) -> None:
     """memcpy from any buffer, without the GIL."""
-    libc.memcpy(ffi.cast("void *", address), ffi.from_buffer(source), length)
+    libc.memcpy(address, ffi.from_buffer(source), length)
 
 
 def fill(address: int, length: int) -> None:
     """Zero a range, without the GIL."""
-    libc.memset(ffi.cast("void *", address), 0, length)
+    libc.memset(address, 0, length)
 
 
 def populate(address: int, length: int) -> bool:
     """Bring a range into memory without the GIL, so that no later access faults; False where the kernel cannot (< 5.14)."""
     start = address & ~(PAGE - 1)
-    return cast(int, libc.madvise(ffi.cast("void *", start), address + length - start, MADV_POPULATE_READ)) == 0
+    return cast(int, libc.madvise(start, address + length - start, MADV_POPULATE_READ)) == 0
 
 
 def populate_written(address: int, length: int) -> bool:
     """The same for pages that are stored to next; False where the kernel cannot (< 5.14): the stores fault them in then."""
-    return cast(int, libc.madvise(ffi.cast("void *", address), length, MADV_POPULATE_WRITE)) == 0
+    return cast(int, libc.madvise(address, length, MADV_POPULATE_WRITE)) == 0
 
 
 def write_out(fd: int, offset: int, length: int) -> None:
@@ -102,4 +103,4 @@ def unpopulate(address: int, length: int) -> None:
     A sync of pages that were stored to through a map interrupts every core that runs this process, once for each page: 16,000
     times for a segment, in which the loop hardly came to anything for 10 ms. Of pages that are in no map it does not.
     """
-    libc.madvise(ffi.cast("void *", address), length, MADV_DONTNEED)
+    libc.madvise(address, length, MADV_DONTNEED)

@@ -26,7 +26,7 @@ ffi.cdef(
     void pmemobj_close(PMEMobjpool *pop);
     PMEMoid pmemobj_root(PMEMobjpool *pop, size_t size);
     size_t pmemobj_root_size(PMEMobjpool *pop);
-    void pmemobj_persist(PMEMobjpool *pop, const void *addr, size_t len);
+    void pmemobj_persist(PMEMobjpool *pop, uintptr_t addr, size_t len);
     const char *pmemobj_errormsg(void);
     int pmemobj_ctl_set(PMEMobjpool *pop, const char *name, void *arg);
     """
@@ -125,7 +125,7 @@ class PmemMedium(FileMedium):
         size = (int(root.off) + library.pmemobj_root_size(pool) - start) // libc.PAGE * libc.PAGE
 
         def persist(address: int, length: int) -> None:
-            library.pmemobj_persist(pool, ffi.cast("void *", address), length)
+            library.pmemobj_persist(pool, address, length)
 
         def release() -> None:
             library.pmemobj_close(pool)
