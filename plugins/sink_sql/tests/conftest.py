@@ -9,5 +9,6 @@ from headrace.testing.postgres import postgres, postgres_server
 sys.path.insert(0, str(Path(__file__).parent))
 
 from mariadb_server import mariadb, mariadb_server
+from timescale_server import timescale, timescale_server
 
-__all__ = ["mariadb", "mariadb_server", "postgres", "postgres_server"]
+__all__ = ["mariadb", "mariadb_server", "postgres", "postgres_server", "timescale", "timescale_server"]

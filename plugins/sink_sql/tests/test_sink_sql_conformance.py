@@ -1,4 +1,4 @@
-"""The contract of sinks, against SQLite and a real PostgreSQL and MariaDB."""
+"""The contract of sinks, against SQLite and a real PostgreSQL, TimescaleDB and MariaDB."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 import sqlalchemy as sa
 from mariadb_server import MariadbServer
 from sqlalchemy.pool import NullPool
+from timescale_server import TimescaleServer
 
 from headrace import Context
 from headrace.config import Secret
@@ -116,6 +117,17 @@ class TestPostgres(ServerContract):
     @pytest.fixture(autouse=True)
     def _server(self, postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch) -> None:
         self.use(postgres, monkeypatch)
+
+
+@pytest.mark.xdist_group("postgres")
+class TestTimescale(ServerContract):
+    variable = "HEADRACE_TEST_TIMESCALE"
+    if "HEADRACE_FULL" not in os.environ:  # the same points of the same code as over PostgreSQL
+        test_kill_9_at_every_fault_point_loses_and_doubles_nothing = None  # type: ignore[assignment]
+
+    @pytest.fixture(autouse=True)
+    def _server(self, timescale: TimescaleServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.use(timescale, monkeypatch)
 
 
 @pytest.mark.xdist_group("mariadb")

@@ -107,6 +107,36 @@ def test_events_that_are_there_although_no_position_says_so_are_merged(postgres:
     assert context.metric("sql_duplicate_events_total") == 10
 
 
+def test_events_that_are_there_are_merged_into_a_table_in_parts_too(postgres: PostgresServer, tmp_path: Path) -> None:
+    """Each part has the unique key under a name of its own, by which the server tells what is doubled."""
+    columns = (
+        "device text not null, time timestamptz not null, received timestamptz not null, origin text not null, position bigint not null"
+    )
+    postgres.execute(
+        f"create table events ({columns}, readings jsonb) partition by range (time)",
+        "create table events_old partition of events for values from (minvalue) to ('2026-01-01')",
+        "create table events_new partition of events for values from ('2026-01-01') to (maxvalue)",
+    )
+    sink, context = sink_of(postgres.url, tmp_path, documents=("readings",))
+
+    async def main() -> None:
+        with pytest.raises(TransientError, match=r"no unique key on \(origin, position, time\)") as caught:
+            await sink.open()
+        await sink.close()
+        postgres.execute("CREATE " + str(caught.value).rpartition("(CREATE ")[2][:-1])
+        await sink.open()
+        await store(sink, event_batch(10, 1))
+        postgres.execute("delete from headrace_positions")
+        await sink.sink_reset()
+        (said,) = await patiently(sink, event_batch(15, 1))
+        assert "merged" in said
+        await sink.close()
+
+    run(main())
+    assert stored(postgres) == [*range(1, 16)]
+    assert context.metric("sql_duplicate_events_total") == 10
+
+
 def test_of_two_writers_of_one_range_one_wins(postgres: PostgresServer, tmp_path: Path) -> None:
     (one, _), (other, _) = sink_of(postgres.url, tmp_path / "1"), sink_of(postgres.url, tmp_path / "2")
 

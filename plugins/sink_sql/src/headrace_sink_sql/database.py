@@ -85,16 +85,23 @@ class Database:
             return
         hypertable = self.config.hypertable and self.has_hypertables(connection)
         table = table_of(self.layout, self.config.table, HYPERTABLE_KEY if hypertable else KEY)
+        quoted = connection.dialect.identifier_preparer.format_table(table)
+        making = f"SELECT create_hypertable('{quoted}', 'time')"
         if not self.config.create:
             ddl = " ".join(str(sa.schema.CreateTable(table).compile(connection)).split())
+            ddl += f"; {making}" if hypertable else ""
             raise TransientError(f"{self.name}: no table {self.config.table!r}, and create = false; create it with: {ddl}")
         table.create(connection, checkfirst=True)
         if hypertable:
-            connection.execute(sa.text("select create_hypertable(:table, 'time')"), {"table": self.config.table})
+            connection.exec_driver_sql(making)
 
     def has_hypertables(self, connection: sa.Connection) -> bool:
         """Whether the database has TimescaleDB."""
         return False
+
+    def key_for(self, connection: sa.Connection) -> Sequence[str]:
+        """The unique key that the table that is there can have."""
+        return KEY
 
     def _fit(self, connection: sa.Connection) -> None:
         schema, name = split_name(self.config.table)
@@ -106,7 +113,9 @@ class Database:
         primary = inspector.get_pk_constraint(name, schema=schema)
         uniques[primary.get("name") or ""] = primary["constrained_columns"]
         columns = inspector.get_columns(name, schema=schema)
-        self.layout, problems = fitted(wanted(self.config), columns, uniques, self.config.table, connection.dialect)
+        self.layout, problems = fitted(
+            wanted(self.config), columns, uniques, self.config.table, connection.dialect, self.key_for(connection)
+        )
         problems += self.problems(connection)
         if problems:
             raise TransientError(f"{self.name}: table {self.config.table!r} does not fit: {'; '.join(problems)}")

@@ -15,7 +15,7 @@ from headrace_sink_sql.config import REQUIRED, SqlConfig
 #: What a column takes. `any`: a type that nothing is known of here; the database says what fits.
 Kind = Literal["text", "time", "integer", "number", "boolean", "json", "any"]
 
-#: The unique key by which an event is known, and the one of a hypertable, which must have the time in it.
+#: The unique key by which an event is known, and the one of a table in parts by time (a hypertable), which must have the time in it.
 KEY: Final = ("origin", "position")
 HYPERTABLE_KEY: Final = ("origin", "position", "time")
 
@@ -124,11 +124,16 @@ def kind_of(type_: sa.types.TypeEngine[Any]) -> Kind:
 
 
 def fitted(
-    layout: Layout, columns: Sequence[Mapping[str, Any]], uniques: Mapping[str, Sequence[str]], table: str, dialect: sa.Dialect
+    layout: Layout,
+    columns: Sequence[Mapping[str, Any]],
+    uniques: Mapping[str, Sequence[str]],
+    table: str,
+    dialect: sa.Dialect,
+    key: Sequence[str] = KEY,
 ) -> tuple[Layout, list[str]]:
     """The layout with the types that the table has, and what is wrong with that table, each with the DDL that would mend it.
 
-    columns: as SQLAlchemy's inspector gives them. uniques: name -> columns of every unique key.
+    columns: as SQLAlchemy's inspector gives them. uniques: name -> columns of every unique key. key: the one to advise where there is none.
     """
     known = {column["name"]: column for column in columns}
     quoted, modify = dialect.identifier_preparer.quote, dialect.name in ("mysql", "mariadb")
@@ -161,6 +166,6 @@ def fitted(
             problems.append(f"column {name!r} wants a value and is given none (ALTER TABLE {table} {change})")
     keys = {name: tuple(names) for name, names in uniques.items() if {*names} in ({*KEY}, {*HYPERTABLE_KEY})}
     if not keys:
-        problems.append(f"no unique key on (origin, position) (CREATE UNIQUE INDEX {index} ON {table} (origin, position))")
-    key = min(keys.values(), key=len, default=KEY)
-    return Layout(tuple(targets), key, frozenset(keys)), problems
+        names = ", ".join(key)
+        problems.append(f"no unique key on ({names}) (CREATE UNIQUE INDEX {index} ON {table} ({names}))")
+    return Layout(tuple(targets), min(keys.values(), key=len, default=KEY), frozenset(keys)), problems

@@ -6,7 +6,7 @@ import contextlib
 import io
 import os
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import psycopg
@@ -17,7 +17,7 @@ from pyarrow import csv
 
 from headrace_sink_sql.config import SqlConfig
 from headrace_sink_sql.database import Database
-from headrace_sink_sql.layout import split_name
+from headrace_sink_sql.layout import HYPERTABLE_KEY, KEY, split_name
 
 STAGE: Final = "headrace_stage"
 
@@ -50,6 +50,14 @@ class Postgres(Database):
 
     def has_hypertables(self, connection: sa.Connection) -> bool:
         return bool(connection.execute(sa.text("select 1 from pg_extension where extname = 'timescaledb'")).scalar())
+
+    def key_for(self, connection: sa.Connection) -> Sequence[str]:
+        asked = "select relkind = 'p' from pg_class where oid = :table ::regclass"
+        if self.has_hypertables(connection):
+            asked += " union all select true from timescaledb_information.hypertables"
+            asked += " where format('%I.%I', hypertable_schema, hypertable_name)::regclass = :table ::regclass"
+        in_parts = any(connection.execute(sa.text(asked), {"table": self._table.as_string()}).scalars())
+        return HYPERTABLE_KEY if in_parts else KEY
 
     def cancel(self) -> None:
         working = self._working

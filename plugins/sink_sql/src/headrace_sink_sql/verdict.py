@@ -8,6 +8,8 @@ from typing import Any, Final
 import psycopg
 import sqlalchemy as sa
 
+from headrace_sink_sql.layout import HYPERTABLE_KEY, KEY
+
 #: Classes of SQLSTATE in which the rows are at fault: data, integrity, program limits (a row too large), a view's check, a trigger
 #: that raises (MySQL: 45). All others (connection, resources, operator, rights, schema, ...) are for somebody to mend, and no row's fault.
 _ROWS_AT_FAULT: Final = ("22", "23", "44", "45", "54", "P0")
@@ -17,6 +19,8 @@ _NUMBERS_AT_FAULT: Final = (3819, 4025, 1644, 1118, 3140)
 #: Values in texts of MySQL and MariaDB.
 _VALUE: Final = re.compile(r"((?:entry|value:?|argument) )'.*'(?= for)")
 _KEY: Final = re.compile(r"for key '(?:[^']*\.)?([^']+)'$")
+#: In whatever language the server speaks: Key (origin, "position")=(q, 1) already exists.
+_KEY_COLUMNS: Final = re.compile(r"\((.+?)\)=\(")
 _LINE: Final = re.compile(r"^COPY .*?, line (\d+)", re.MULTILINE)
 
 
@@ -50,7 +54,11 @@ def number_of(error: BaseException) -> int | None:
 def is_doubled_key(error: BaseException, key_names: frozenset[str]) -> bool:
     """Whether a row is there already, by the key that names events (where the database tells; else any broken constraint)."""
     if (state := sqlstate(error)) and isinstance(_original(error), psycopg.Error):
-        return state == "23505" and _diagnosis(error, "constraint_name") in key_names
+        if state != "23505" or _diagnosis(error, "constraint_name") in key_names:
+            return state == "23505"
+        # partitions of a table, and chunks of a hypertable, have the key under a name of their own: its columns tell
+        columns = _KEY_COLUMNS.search(_diagnosis(error, "message_detail"))
+        return columns is not None and {name.strip('"') for name in columns[1].split(", ")} in ({*KEY}, {*HYPERTABLE_KEY})
     if not isinstance(error, sa.exc.IntegrityError):
         return False
     told = _KEY.search(str(_original(error).args[-1])) if number_of(error) is not None else None
