@@ -73,7 +73,7 @@ def decode_typed(payloads: pa.BinaryArray, received: pa.Array, typed: TypedJson,
         return None
     times, kept = judge(read.claims, received, past_max_s, future_max_s)
     if kept:
-        values = [read.claims.values[index] for index in kept]
+        values = [read.claims.value(index) for index in kept]
         read.gathered.cells[TIME], read.gathered.kinds[TIME] = Cells(values, kept), set(map(type, values))
     return Decoded(read.gathered, times, read.bad)
 

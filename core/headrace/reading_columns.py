@@ -50,7 +50,8 @@ class Cells(NamedTuple):
 
 
 class Regular(NamedTuple):
-    """Columns of readings that were read as what they are, and the rows that they stand in (None: one value in each row)."""
+    """Columns of readings that were read as what they are, and the rows that they stand in (None: each row has its place, null where
+    others say what it holds)."""
 
     columns: dict[str, pa.Array]
     rows: Rows | None
@@ -209,8 +210,9 @@ def _all_of(name: str, gathered: Gathered, kind: str | None, others: Others) -> 
     more = _column(name, cells, kind, gathered.kinds[name], others)
     if regular is None:
         return more, cells.rows
-    assert rows is not None  # they are of other events
-    assert cells.rows is not None
+    assert cells.rows is not None  # they are of other events
+    if rows is None:
+        return _with_values(regular, more, cells.rows), None
     return pa.concat_arrays([regular, more]), np.concatenate((np.asarray(rows), np.asarray(cells.rows)))
 
 
@@ -301,6 +303,13 @@ def _spread(array: pa.Array, rows: Rows, count: int) -> pa.Array:
     places = np.full(count, -1, np.int64)
     places[rows] = np.arange(len(rows))
     return array.take(pa.array(places, mask=places < 0))
+
+
+def _with_values(array: pa.Array, values: pa.Array, rows: list[int]) -> pa.Array:
+    """The array with these values in these rows."""
+    places = np.arange(len(array))
+    places[rows] = len(array) + np.arange(len(rows))
+    return pa.concat_arrays([array, values]).take(pa.array(places))
 
 
 def _texts(gathered: Gathered, others: Others) -> pa.Array:
