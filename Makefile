@@ -1,6 +1,6 @@
 # Each target does all its set-up by itself, on a bare Debian machine with Python >= 3.11 and pip.
 SHELL := /bin/sh
-PROJECTS := pyproject.toml constraints.txt $(wildcard plugins/*/pyproject.toml plugins/*/setup.py plugins/*/src/*/*.[ch]) tools/set_up.sh
+PROJECTS := pyproject.toml constraints.txt setup.py $(wildcard core/headrace/*.[ch] plugins/*/pyproject.toml plugins/*/setup.py plugins/*/src/*/*.[ch]) tools/set_up.sh
 BIN := .venv/bin
 MINUTES := 10
 

@@ -61,7 +61,7 @@ fi
 .venv/bin/python -m pip --version >/dev/null 2>&1 || "$python" -m pip --python .venv/bin/python install -q -c constraints.txt pip
 pip=".venv/bin/python -m pip"
 say "installing Python packages into .venv (kind: $kind)"
-# cffi: ingest_ws compiles its frame parser while it is installed
+# cffi: headrace compiles its JSON reader, and ingest_ws its frame parser, while they are installed
 $pip install -q --disable-pip-version-check -c constraints.txt setuptools wheel cffi
 host=.
 [ "$kind" = dev ] && host='.[dev]'

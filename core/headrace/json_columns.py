@@ -5,6 +5,7 @@ C takes events that are certainly valid and as expected, and decides nothing abo
 
 from __future__ import annotations
 
+from functools import partial
 from importlib import import_module
 from typing import Any, Final
 
@@ -50,9 +51,7 @@ class ColumnsReader:
         members: list[tuple[bytes, int, int, int]] = [(TIME.encode(), 0, _lib.JSON_CLAIM, 0)]
         objects = _add_members(members, expected, 0, 1, iter(range(len(self._columns))))
         slots = 1 << (2 * len(members)).bit_length()
-        plan = self._plan = _ffi.gc(_ffi.new("json_plan *"), _lib.json_release)
-        # what the plan points to lives as long as it does
-        self._parts = {
+        parts = self._parts = {
             "members": _ffi.new("json_member[]", len(members)),
             "first": _ffi.new("int32_t[]", [-1] * objects),
             "slots": _ffi.new("int32_t[]", [-1] * slots),
@@ -60,12 +59,14 @@ class ColumnsReader:
             "touched": _ffi.new("int32_t[]", len(members)),
         }
         self._texts = [_ffi.from_buffer("uint8_t[]", name) for name, *_ in members]
-        for member, text, (_, of_object, kind, place) in zip(self._parts["members"], self._texts, members, strict=True):
+        # what the plan points to lives until its last blocks are free
+        plan = self._plan = _ffi.gc(_ffi.new("json_plan *"), partial(_release, parts))
+        for member, text, (_, of_object, kind, place) in zip(parts["members"], self._texts, members, strict=True):
             member.name, member.length = text, len(text)
             member.object, member.kind, member.place, member.next = of_object, kind, place, -1
-        for column, (_, _, kind) in zip(self._parts["columns"], self._columns, strict=True):
+        for column, (_, _, kind) in zip(parts["columns"], self._columns, strict=True):
             column.kind = kind
-        for name, part in self._parts.items():
+        for name, part in parts.items():
             setattr(plan, name, part)
         plan.members_count, plan.columns_count, plan.slots_count = len(members), len(self._columns), slots
         _lib.json_place(plan)
@@ -189,6 +190,10 @@ def _taken(column: Any, name: str, size: int) -> pa.Buffer:
     block = getattr(column, name)
     setattr(column, name, _ffi.NULL)
     return pa.foreign_buffer(int(_ffi.cast("uintptr_t", block)), size, _ffi.gc(block, _lib.json_free, size))
+
+
+def _release(parts: dict[str, Any], plan: Any) -> None:
+    _lib.json_release(plan)
 
 
 def _pointer(kind: str, address: int) -> Any:

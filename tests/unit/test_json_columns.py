@@ -75,10 +75,10 @@ def test_numbers_are_the_nearest_double(texts: list[str]) -> None:
 
 
 def test_what_devices_mostly_send_is_not_odd() -> None:
-    sent = [{"n": 21.499999999999996, "i": -(2**63), "b": True, "s": 'aé€😀\n"\\/\b\f\r\t', "o": {"n": 1e-7, "p": {"s": ""}}}, {"n": 3}, {}]
-    payloads = [
-        json.dumps(one, ensure_ascii=ascii, indent=indent).encode() for one in sent for ascii in (True, False) for indent in (None, 1)
-    ]
+    note = 'aé€😀\n"\\/\b\f\r\t'
+    sent = [{"n": 21.499999999999996, "i": -(2**63), "b": True, "s": note, "o": {"n": 1e-7, "p": {"s": ""}}}, {"n": 3}, {}]
+    ways: list[dict[str, Any]] = [{"ensure_ascii": escaped, "indent": indent} for escaped in (True, False) for indent in (None, 1)]
+    payloads = [json.dumps(one, **way).encode() for one in sent for way in ways]
     rows, odd = read([*payloads, b'{"n":null,"i":null,"b":null,"s":null,"o":null}', b'\n{"o":{"p":null}} '])
     assert odd == []
     nothing: dict[str, Any] = dict.fromkeys(KINDS)
@@ -138,7 +138,7 @@ def test_what_c_takes_of_mutated_events_is_what_the_json_module_reads(data: st.D
 
 def test_without_it_structs_do_the_work() -> None:
     code = (
-        "import sys; sys.modules['headrace._json_columns'] = None; from headrace import typed_json as t; print(t.DEFAULT_READER.__name__)"
+        "import sys; sys.modules['headrace._json_columns'] = None; from headrace.typed_json import *; print(DEFAULT_READER.__name__)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "StructsReader"
