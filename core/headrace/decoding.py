@@ -25,11 +25,12 @@ from headrace.encodings.json_text import split
 from headrace.event_time import CLOCK_FLOOR_US, TIME, Times, judge, parse_time, take_times
 from headrace.reading_columns import Cells, Gathered, columns_of, gather, readings_array
 from headrace.reading_types import ARROW_TYPES, OTHER, ReadingTypes
-from headrace.typed_json import TypedJson
+from headrace.typed_json import COMPILED, TypedJson
 
 __all__ = [
     "ARROW_TYPES",
     "CLOCK_FLOOR_US",
+    "COMPILED",
     "DEPTH_MAX",
     "OTHER",
     "TIME",

@@ -25,7 +25,10 @@ try:
 except ImportError:  # not compiled here
     DEFAULT_READER = StructsReader
 
-__all__ = ["DEFAULT_READER", "ESCAPED", "TypedJson"]
+__all__ = ["COMPILED", "DEFAULT_READER", "ESCAPED", "TypedJson"]
+
+#: Whether the reader in C is there.
+COMPILED: Final = DEFAULT_READER is not StructsReader
 
 #: Batches after which a name that did not come is no longer expected.
 FORGET_BATCHES: Final = 64

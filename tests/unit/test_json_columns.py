@@ -137,9 +137,7 @@ def test_what_c_takes_of_mutated_events_is_what_the_json_module_reads(data: st.D
 
 
 def test_without_it_structs_do_the_work() -> None:
-    code = (
-        "import sys; sys.modules['headrace._json_columns'] = None; from headrace.typed_json import *; print(DEFAULT_READER.__name__)"
-    )
+    code = "import sys; sys.modules['headrace._json_columns'] = None; from headrace.typed_json import *; print(DEFAULT_READER.__name__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "StructsReader"
 

@@ -55,6 +55,8 @@ class Pipeline(Reading):
         self._types_file = types_file
         self._types = decoding.ReadingTypes(engine.readings_max, types_file.load(log), types_file.declared, metadata)
         self._typed = decoding.TypedJson(self._types)
+        if not decoding.COMPILED:
+            log.warning("JSON is decoded without C, which takes three times as long")
         #: set once every decoder and enricher is open
         self.ready = asyncio.Event()
         self._count_decoded = metrics.counter("decode_events_total", "Events decoded.")
