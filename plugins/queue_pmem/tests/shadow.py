@@ -101,6 +101,9 @@ class ShadowMedium:
     def usable(self, size: int) -> int:
         return size
 
+    def answers(self) -> None:
+        """Memory always does."""
+
     # --- losing power ---
 
     def kill(self) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import gc
 import os
 import shutil
 import subprocess
@@ -212,46 +211,6 @@ def test_files_without_rights_are_transient_and_left_as_they_are(make, open_to_a
         os.seteuid(0)
     assert sorted(path.name for path in (open_to_all / "queue").iterdir()) == names
     run(still_there())
-
-
-@pytest.mark.parametrize("small_disk", ["ext4"], indirect=True)
-@pytest.mark.parametrize("medium", ["pmem", "file"])
-def test_a_filesystem_that_turned_read_only_fails_appends_and_loses_nothing(make, small_disk, medium):
-    def queue_there() -> Any:
-        return make(path=str(small_disk / "queue"), medium=medium, level="power", size_bytes_max=16 * MIB)
-
-    device = Path(subprocess.check_output(["findmnt", "-no", "SOURCE", str(small_disk)], text=True).strip()).name
-    trigger = Path("/sys/fs/ext4") / device / "trigger_fs_error"
-    if not trigger.exists():
-        pytest.skip("this kernel cannot be told to find an error")
-
-    async def body() -> None:
-        queue = queue_there()
-        await queue.open()
-        await queue.queue_reader_open("lake", "oldest")
-        for number in range(0, 50, 10):
-            await queue.queue_append(rows(number, 10), NO_ORIGINS)
-        trigger.write_text("found by a test")
-        with pytest.raises(TransientError, match="Read-only"):
-            await queue.queue_append(rows(50, 10), NO_ORIGINS)
-        assert numbers((await queue.queue_read("lake", 0, 100, MIB)).batch) == list(range(50))
-        await queue.queue_release("lake", 20)
-        await queue.close()
-        with pytest.raises(TransientError, match="Read-only"):
-            await queue_there().open()
-
-    async def mended() -> None:
-        queue = queue_there()
-        await queue.open()
-        assert numbers((await queue.queue_read("lake", 0, 100, MIB)).batch) == list(range(50))
-        assert await queue.queue_append(rows(50, 10), NO_ORIGINS) == (51, 60)
-        await queue.close()
-
-    run(body())
-    gc.collect()  # the errors' tracebacks hold batches, and these the files
-    subprocess.run(["umount", str(small_disk)], check=True)
-    subprocess.run(["mount", "-o", "loop", str(small_disk.parent / "image"), str(small_disk)], check=True)
-    run(mended())
 
 
 @pytest.mark.parametrize("version", [0, 2])

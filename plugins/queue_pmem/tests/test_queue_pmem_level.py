@@ -35,7 +35,7 @@ def test_metric_log_and_info_say_what_is_really_done(make, flavour, tmp_path, ca
         queue = make(**flavour)
         await queue.open()
         medium = filesystem(tmp_path) + ("" if flavour["medium"] == "pmem" else "-file")
-        method = {"pmem-process": "pmemobj_persist", "file-process": "page-cache"}.get("-".join(flavour.values()), "fdatasync")
+        method = "fdatasync" if flavour["level"] == "power" else "page-cache"
         (labels,) = durability(queue)
         assert (labels["queue"], labels["level"], labels["medium"], labels["method"]) == ("site", flavour["level"], medium, method)
         info = queue.queue_info()

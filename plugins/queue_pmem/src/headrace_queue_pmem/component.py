@@ -8,9 +8,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -32,6 +33,7 @@ from headrace_queue_pmem import reading
 from headrace_queue_pmem.bell import LoopBell
 from headrace_queue_pmem.committer import Committer, settle
 from headrace_queue_pmem.config import QueueConfig
+from headrace_queue_pmem.failing import told
 from headrace_queue_pmem.frame import Entry, encode
 from headrace_queue_pmem.head import HEAD
 from headrace_queue_pmem.inspection import check, inspect
@@ -48,6 +50,8 @@ T = TypeVar("T")
 
 #: How long a release waits at most for the space that it makes: a disk may hang, and the cursor has moved anyway.
 PASS_S_MAX = 1.0
+#: Between two tries of what waits for the medium.
+ANSWER_S = 1.0
 
 
 class QueuePmem(Component):
@@ -88,7 +92,7 @@ class QueuePmem(Component):
         try:
             await self.context.call_blocking(self._open, telling)
         except OSError as error:
-            raise TransientError(f"queue {self.context.tier!r} at {self.config.path} cannot be opened: {error}", 5.0) from error
+            raise TransientError(f"queue {self.context.tier!r} at {self.config.path} cannot be opened: {told(error)}", 5.0) from error
         self._bell = LoopBell(asyncio.get_running_loop())
         self._committer = Committer(
             self._in_use,
@@ -239,20 +243,24 @@ class QueuePmem(Component):
                 f"reader {reader!r}: expected at most {self.config.readers_max} readers (readers_max), "
                 f"got one more than {', '.join(sorted(ring.head.readers))}"
             )
-        return await self._blocking(ring.open_reader, reader, start)
+        return await self._patient(lambda: self._blocking(ring.open_reader, reader, start))
 
     @hookimpl
     async def queue_reader_drop(self, reader: str) -> None:
         """Forget a reader; unknown names are fine."""
-        await self._blocking(self._in_use.drop_reader, reader)
+        ring = self._in_use
+        await self._patient(lambda: self._blocking(ring.drop_reader, reader))
         self._wake_upkeep()
 
     @hookimpl
     async def queue_read(self, reader: str, after: int, rows_max: int, bytes_max: int) -> QueueRead:
-        """The next positions behind `after`; waits while there are none."""
+        """The next positions behind `after`; waits while there are none, and while the medium gives nothing."""
         ring = self._in_use
         while True:
-            found = reading.read(ring, reader, after, rows_max, bytes_max)
+            try:
+                found = reading.read(ring, reader, after, rows_max, bytes_max)
+            except OSError:
+                found = await self._patient(lambda: self._blocking(reading.read, ring, reader, after, rows_max, bytes_max))
             if found is not None:
                 return found
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -274,9 +282,10 @@ class QueuePmem(Component):
         """Keep a reader's plan; durable on return."""
         ring = self._in_use
         if self._inline:
-            ring.plan(reader, plan)
-        else:
-            await self._blocking(ring.plan, reader, plan)
+            with contextlib.suppress(OSError):
+                ring.plan(reader, plan)
+                return
+        await self._patient(lambda: self._blocking(ring.plan, reader, plan))
 
     @hookimpl
     async def queue_release(self, reader: str, upto: int) -> None:
@@ -359,6 +368,24 @@ class QueuePmem(Component):
     def _wake_upkeep(self) -> None:
         if self._upkeep is not None:
             self._upkeep.wake()
+
+    async def _patient(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Make a call that needs the medium until that answers: whoever reads can do nothing better than wait, and say so."""
+        waited = False
+        while True:
+            try:
+                found = await call()
+            except OSError as error:
+                assert self._telling is not None
+                self._telling.waits(error)
+                waited = True
+                await asyncio.sleep(ANSWER_S)
+                if self._ring is None:
+                    raise QueueError(f"queue {self.context.tier!r} is closed") from error
+                continue
+            if waited and self._telling is not None:
+                self._telling.goes_on()
+            return found
 
     async def _blocking(self, call: Callable[..., T], *args: Any) -> T:
         """Run a call that waits for the disk, from whichever loop."""

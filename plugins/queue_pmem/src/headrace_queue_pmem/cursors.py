@@ -83,7 +83,7 @@ class Cursors(RingState):
         """A place with the time of the frame there, so that the age of the oldest event is exact."""
         segment = place.segment
         area = segment.writer or segment.area
-        if not place.time_us and area is not None and place.offset < segment.end:
+        if not place.time_us and area is not None and place.offset < segment.end and segment.is_warm(place.offset):
             header = read_header(area.view, place.offset, segment.header.nonce)
             place.time_us = header.time_us if header else 0
         return place

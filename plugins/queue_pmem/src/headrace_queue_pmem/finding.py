@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import secrets
 from collections.abc import Iterator
 from typing import Final
 
 from headrace import QueueFormatError
+from headrace_queue_pmem.failing import NOT_DAMAGE
 from headrace_queue_pmem.frame import any_frame, body_intact, find_header, read_header
 from headrace_queue_pmem.head import HEAD, Head
 from headrace_queue_pmem.layout import HEAD_BYTES, HEAD_FILE_BYTES, LINE, SEGMENT_DATA_AT, VERSION
@@ -23,8 +23,6 @@ from headrace_queue_pmem.state import Options, now_us
 SET_ASIDE_PREFIX: Final = "damaged-"
 FOREIGN_PREFIX: Final = "foreign-"
 SET_ASIDE_MAX: Final = 8
-#: A file that cannot be opened because of these may be as sound as ever: the open fails, and is tried again.
-NOT_DAMAGE: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR})
 
 
 def open_head(path: str, medium: Medium, names: list[str], options: Options, report: Report, has_segments: bool) -> Head:
@@ -37,28 +35,37 @@ def open_head(path: str, medium: Medium, names: list[str], options: Options, rep
     try:
         area = medium.open(HEAD)
     except OSError as error:
-        if error.errno in NOT_DAMAGE:
-            raise
+        _is_damage(medium, error)
         report.repairs.append(f"the head file cannot be opened as a {medium.name} area ({error}): it is made again from its content")
         try:
             old = Head(medium.read(HEAD))
+            old.area.fetch(0, HEAD_BYTES, medium.answers)
         except OSError:
             return _new_head(medium, options, None)
         intact = old.area.size >= HEAD_BYTES and old.load()
         _check_version(path, old, intact)
         return _new_head(medium, options, old)
     head = Head(area)
+    readable = area.fetch(0, HEAD_BYTES, medium.answers)
     intact = area.size >= HEAD_BYTES and head.load()
     _check_version(path, head, intact)
     report.repairs += head.damage
-    if not intact:
-        report.repairs.append("the head's header is damaged: the head is made again from what can be read")
+    if not intact or not readable:
+        what = "the head's header is damaged" if readable else "the device cannot give a part of the head"
+        report.repairs.append(f"{what}: the head is made again from what can be read")
         del area
         salvage = Head(head.area)
-        salvage.readers, salvage.spans = head.readers, head.spans
+        salvage.secret, salvage.readers, salvage.spans = head.secret, head.readers, head.spans
         salvage.owner, salvage.owned_from = head.owner, head.owned_from
         return _new_head(medium, options, salvage)
     return head
+
+
+def _is_damage(medium: Medium, error: OSError) -> None:
+    """Raise where a file that cannot be opened may be as sound as ever."""
+    if error.errno in NOT_DAMAGE:
+        raise error
+    medium.answers()
 
 
 def _check_version(path: str, head: Head, intact: bool) -> None:
@@ -121,13 +128,13 @@ def find_segments(path: str, medium: Medium, names: list[str], report: Report) -
         try:
             area = medium.read(name)
         except OSError as error:
-            if error.errno in NOT_DAMAGE:
-                raise
+            _is_damage(medium, error)
             set_aside(medium, name, f"cannot be mapped: {error}", report)
             continue
         header, damaged = read_segment_header(area)
         if header is None:
             # A spare one, or one whose making was cut short; frames in it mean that it once was more.
+            area.fetch(0, area.size, medium.answers)
             if damaged and any_frame(area.view):
                 set_aside(medium, name, "both copies of its header are damaged", report)
             else:
@@ -190,6 +197,7 @@ def _whole(segment: Segment) -> Iterator[tuple[int, int]]:
     """Where in a segment frames lie that are intact, and how long they are."""
     area, nonce, at = segment.area, segment.header.nonce, SEGMENT_DATA_AT
     assert area is not None
+    area.fetch(0, area.size, lambda: None)
     while (found := find_header(area.view, at, segment.header.data_end, nonce)) is not None:
         header = read_header(area.view, found, nonce)
         assert header is not None

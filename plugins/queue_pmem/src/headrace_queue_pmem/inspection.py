@@ -106,7 +106,7 @@ class Inspection:
             yield Found(segment, SEGMENT_DATA_AT, segment.end - SEGMENT_DATA_AT, segment.base, segment.last, None, True)
             return
         end = segment.end if segment.sealed else segment.header.data_end
-        yield from scan(segment, segment.area, self.spans, end)
+        yield from scan(segment, segment.area, self.spans, end, _say_nothing)
 
     def _ends(self) -> list[int]:
         """For each segment the base of the next one in which a frame lies: of positions in both, the later one is right."""
@@ -162,6 +162,7 @@ def _inspect_head(found: Inspection, medium: FileMedium, names: list[str]) -> He
         found.problems.append(f"the head file cannot be read: {error}")
         return None
     found.pool = area.size < medium.size(HEAD)
+    area.fetch(0, HEAD_BYTES, _say_nothing)
     head = Head(area)
     if area.size < HEAD_BYTES:
         found.problems.append(f"the head file is cut off at {area.size} bytes: the next open makes it again from the log")
@@ -219,6 +220,10 @@ def _leave_out(found: Inspection, notes: list[Note]) -> None:
         else:
             kept.append(segment)
     found.segments = kept
+
+
+def _say_nothing() -> None:
+    """A look writes nothing, so that it cannot tell a dead device from a bad sector: both are damage to it."""
 
 
 @dataclass

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from cffi import FFI
 
@@ -31,7 +31,9 @@ libc: Any = ffi.dlopen(None)
 PAGE: Final = mmap.PAGESIZE
 MS_SYNC: Final = 4
 MAP_SHARED_VALIDATE: Final = 0x03
+MAP_FIXED: Final = 0x10
 MAP_SYNC: Final = 0x080000
+EHWPOISON: Final = 133  # Linux has it, the errno module not
 MADV_DONTNEED: Final = 4
 MADV_POPULATE_READ: Final = 22
 MADV_POPULATE_WRITE: Final = 23
@@ -77,15 +79,34 @@ def fill(address: int, length: int) -> None:
     libc.memset(address, 0, length)
 
 
-def populate(address: int, length: int) -> bool:
-    """Bring a range into memory without the GIL, so that no later access faults; False where the kernel cannot (< 5.14)."""
+def populate(address: int, length: int) -> None:
+    """Bring a range into memory without the GIL, so that no later access faults.
+
+    OSError: its pages cannot be had, from a device that fails or a file that was cut off; whoever looked at them would die of
+    SIGBUS. A kernel before 5.14 cannot tell.
+    """
     start = address & ~(PAGE - 1)
-    return cast(int, libc.madvise(start, address + length - start, MADV_POPULATE_READ)) == 0
+    _populate(start, address + length - start, MADV_POPULATE_READ)
 
 
-def populate_written(address: int, length: int) -> bool:
-    """The same for pages that are stored to next; False where the kernel cannot (< 5.14): the stores fault them in then."""
-    return cast(int, libc.madvise(address, length, MADV_POPULATE_WRITE)) == 0
+def populate_written(address: int, length: int) -> None:
+    """The same for pages that are stored to next."""
+    _populate(address, length, MADV_POPULATE_WRITE)
+
+
+def _populate(address: int, length: int, advice: int) -> None:
+    if libc.madvise(address, length, advice) and ffi.errno in (errno.EFAULT, EHWPOISON):
+        raise OSError(errno.EIO, "the device cannot give or take pages of a map")
+
+
+def blank(address: int, length: int) -> None:
+    """Put zeros in the place of those pages of a map that cannot be had; in this map alone."""
+    for page in range(address & ~(PAGE - 1), address + length, PAGE):
+        try:
+            populate(page, 1)
+        except OSError:
+            flags = MAP_FIXED | mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+            libc.mmap(page, PAGE, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1, 0)
 
 
 def write_out(fd: int, offset: int, length: int) -> None:

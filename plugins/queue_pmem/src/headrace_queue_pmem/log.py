@@ -40,7 +40,7 @@ def read_log(ring: Ring, segments: list[Segment], report: Report, told: int, pas
             # a frame without rows, whose messages were all refused, is behind the note though its position is not
             if segment.last < ring.checkpoint_upto:
                 continue
-        scanned[segment.name] = scan(segment, area, spans, end)
+        scanned[segment.name] = scan(segment, area, spans, end, ring.medium.answers)
     _supersede(ring.medium, segments, scanned, report)
     _drop_returned(ring, segments, scanned, passed)
     oldest = segments[0].base - 1 if segments else told

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, Protocol
 
 from headrace_queue_pmem import libc
+from headrace_queue_pmem.failing import DISK_FULL
 from headrace_queue_pmem.layout import HEAD_MAGIC, MAGIC_AT, SEGMENT_MAGIC
 
 Level = Literal["process", "power"]
@@ -88,23 +89,44 @@ class Area:
         """Make a range survive power loss, whatever the level."""
         self._sync(self.address + offset, length)
 
+    def write_out(self, pace: Pace) -> None:
+        """Bring all that was stored through the map to the device, slice by slice; it takes a `sync` to be durable."""
+
     def populate(self, offset: int, length: int) -> None:
-        """Bring a range into memory without holding the GIL."""
+        """Bring a range into memory without holding the GIL. OSError: to look at it would end the process."""
         libc.populate(self.address + offset, length)
+
+    def fetch(self, offset: int, length: int, answers: Callable[[], None]) -> bool:
+        """Bring a range into memory, without holding the GIL, before it is looked at.
+
+        Where the device cannot give it, `answers` raises if it gives nothing at all, which says nothing of what lies there.
+        Otherwise the pages that are bad are zeros in this map from now on: damage like any other. False then.
+        """
+        length = min(length, self.size - offset)
+        try:
+            for at, part in slices(self.address + offset, length):
+                libc.populate(at, part)
+        except OSError:
+            answers()
+            libc.blank(self.address + offset, length)
+            return False
+        return True
 
 
 class WrittenArea(Area):
-    """An area that is mapped for reading and written through its file: what level `power` costs least with.
+    """An area that is mapped for reading and written through its file, and durable at level `power` where `durable`.
 
-    The same bytes reach the device either way, but a store into the map costs a page fault, and writing its page back a TLB
-    flush on every core: msync of a 10 KiB commit took 260-370 us where pwritev and fdatasync took 190-250. `at` is the
-    area's offset in the file.
+    A filesystem that turned read-only, was shut down or cannot reach its device refuses a write to the file, and the append
+    fails; stores into a map it takes or ends the process for, whichever page they meet. And it costs less: a store into the
+    map is a page fault, and writing its page back a TLB flush on every core (msync of a 10 KiB commit took 260-370 us where
+    pwritev and fdatasync took 190-250). `at` is the area's offset in the file.
     """
 
     written = True
 
-    def __init__(self, address: int, size: int, descriptor: int, at: int, release: Callable[[], None]) -> None:
+    def __init__(self, address: int, size: int, descriptor: int, at: int, durable: bool, release: Callable[[], None]) -> None:
         self._descriptor, self._at = os.dup(descriptor), at
+        self._flags = os.RWF_DSYNC if durable else 0
 
         def sync(_address: int, _length: int, fd: int = self._descriptor) -> None:
             os.fdatasync(fd)
@@ -113,7 +135,7 @@ class WrittenArea(Area):
             os.close(fd)
             release()
 
-        super().__init__(address, size, sync, sync, close)
+        super().__init__(address, size, sync if durable else _nothing, sync, close)
 
     def write(self, offset: int, source: Any, length: int) -> None:
         self._write([memoryview(source)[:length]], offset, length)
@@ -134,10 +156,9 @@ class WrittenArea(Area):
             super().gather_durably(parts)
         else:
             # One system call for both: under a busy loop the thread waits for the interpreter after each.
-            self.gather(parts, os.RWF_DSYNC)
+            self.gather(parts, self._flags)
 
     def write_out(self, pace: Pace) -> None:
-        """Bring all that was stored through the map to the device, slice by slice; it takes a `sync` to be durable."""
         for at, length in slices(0, self.size):
             libc.unpopulate(self.address + at, length)
             libc.write_out(self._descriptor, self._at + at, length)
@@ -197,6 +218,9 @@ class Medium(Protocol):
     def usable(self, size: int) -> int:
         """How many bytes of an area of `size` bytes on disk are ours."""
 
+    def answers(self) -> None:
+        """OSError when nothing can be made durable here now: then a failed read says nothing about the file."""
+
 
 class FileMedium:
     """Preallocated files: the medium where libpmemobj is missing or not wanted."""
@@ -213,32 +237,30 @@ class FileMedium:
     def create(self, name: str, size: int, pace: Pace = no_pace) -> Area:
         path = self.directory / name
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        area: Area | None = None
         try:
-            try:
-                # Blocks are taken now, so that a full disk is met here and never as a SIGBUS at a store.
-                os.posix_fallocate(descriptor, 0, size)
-                address = libc.map_file(descriptor, size, writable=True)
-            except OSError:
-                path.unlink()
-                raise
+            # Blocks are taken now, so that a full disk is met here and never at a store into the map.
+            os.posix_fallocate(descriptor, 0, size)
+            address = libc.map_file(descriptor, size, writable=True)
+            area = self._area(descriptor, address, size)
             # Zeroed through the map and not by write(2): big writes leave large folios, and then a store into one page of a map
             # writes back 1 MiB.
             for at, length in slices(address, size):
+                libc.populate_written(at, length)
                 libc.fill(at, length)
                 pace()
-            area = self._area(descriptor, address, size)
-        finally:
-            os.close(descriptor)
-        try:
-            if isinstance(area, WrittenArea):
+            if self.level == "power":
                 area.write_out(pace)
                 area.sync(0, size)
             self._sync_directory()
         except OSError:
-            area.close()
+            if area is not None:
+                area.close()
             with contextlib.suppress(OSError):
                 path.unlink()
             raise
+        finally:
+            os.close(descriptor)
         return area
 
     def open(self, name: str) -> Area:
@@ -278,6 +300,20 @@ class FileMedium:
     def usable(self, size: int) -> int:
         return size
 
+    def answers(self) -> None:
+        path = self.directory / "answers.tmp"
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            try:
+                os.write(descriptor, b"?")
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+                path.unlink()
+        except OSError as error:
+            if error.errno not in DISK_FULL:
+                raise
+
     def _map(self, name: str, writable: bool) -> Area:
         descriptor = os.open(self.directory / name, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
         try:
@@ -285,7 +321,13 @@ class FileMedium:
             if length < libc.PAGE:
                 raise OSError(5, f"{name} has {length} bytes, too few for a queue file")
             address = libc.map_file(descriptor, length, writable)
-            return self._area(descriptor if writable else None, address, length, find_area(address, length))
+            try:
+                start = find_area(address, length)
+                libc.populate(address + start, min(2 * libc.PAGE, length - start))  # where its header's copies are
+            except OSError:
+                libc.unmap(address, length)
+                raise
+            return self._area(descriptor if writable else None, address, length, start)
         finally:
             os.close(descriptor)
 
@@ -293,8 +335,8 @@ class FileMedium:
         def release() -> None:
             libc.unmap(address, length)
 
-        if descriptor is not None and self.level == "power":
-            return WrittenArea(address + offset, length - offset, descriptor, offset, release)
+        if descriptor is not None:
+            return WrittenArea(address + offset, length - offset, descriptor, offset, self.level == "power", release)
         return Area(address + offset, length - offset, _nothing, libc.sync, release)
 
     def _sync_directory(self) -> None:
@@ -314,7 +356,10 @@ def find_area(address: int, length: int) -> int:
     # The first two are where the areas of plain files and of libpmemobj 1.12's pools are; 8 MiB is beyond what any version needs.
     candidates: tuple[int, ...] = (0, 0x383000, *range(libc.PAGE, min(length, 8 << 20) - libc.PAGE + 1, libc.PAGE))
     for offset in candidates:
-        if offset + libc.PAGE <= length and any(bytes(memory[offset + at : offset + at + 8]) in AREA_MAGICS for at in MAGIC_AT):
+        if offset + libc.PAGE > length:
+            continue
+        libc.populate(address + offset, libc.PAGE)
+        if any(bytes(memory[offset + at : offset + at + 8]) in AREA_MAGICS for at in MAGIC_AT):
             return offset
     return 0
 

@@ -64,33 +64,36 @@ class PmemMedium(FileMedium):
     def __init__(self, directory: Path, level: Level, filesystem: str = "file", dax: bool = False) -> None:
         super().__init__(directory, level, filesystem, dax)
         self._library = load()
-        self.method = "fdatasync" if level == "power" and not dax else "pmemobj_persist"
+        if dax:
+            self.method = "pmemobj_persist"
 
     def create(self, name: str, size: int, pace: Pace = no_pace) -> Area:
         path = self.directory / name
         pool = self._library.pmemobj_create(os.fsencode(path), LAYOUT, size, 0o600)
         if pool == ffi.NULL:
             raise self._error(f"pmemobj_create {path}")
-        # Zeroing the root object faults in page after page of it, in one call: done before in slices, little of that is left.
-        for at, length in slices(int(ffi.cast("uintptr_t", pool)), size // libc.PAGE * libc.PAGE):
-            libc.populate_written(at, length)
-            pace()
-        root = self._library.pmemobj_root(pool, size - POOL_OVERHEAD_BYTES)
-        if root.off == 0:
-            error = self._error(f"pmemobj_root of {size - POOL_OVERHEAD_BYTES} bytes in {path}")
-            self._library.pmemobj_close(pool)
-            path.unlink()
-            raise error
-        area = self._pool_area(name, pool, root)
+        area: Area | None = None
         try:
-            if isinstance(area, WrittenArea):
+            # Zeroing the root object faults in page after page of it, in one call: done before in slices, little of that is left.
+            for at, length in slices(int(ffi.cast("uintptr_t", pool)), size // libc.PAGE * libc.PAGE):
+                libc.populate_written(at, length)
+                pace()
+            root = self._library.pmemobj_root(pool, size - POOL_OVERHEAD_BYTES)
+            if root.off == 0:
+                raise self._error(f"pmemobj_root of {size - POOL_OVERHEAD_BYTES} bytes in {path}")
+            area = self._pool_area(name, pool, root)
+            synced = self.level == "power" and not self.dax
+            if synced:
                 area.write_out(pace)  # before the first sync: that would write the pages back while they are in the map
             self._note_metadata(pool, area, size)
-            if isinstance(area, WrittenArea):
+            if synced:
                 area.sync(0, area.size)
             self._sync_directory()
         except OSError:
-            area.close()
+            if area is not None:
+                area.close()
+            else:
+                self._library.pmemobj_close(pool)
             with contextlib.suppress(OSError):
                 path.unlink()
             raise
@@ -130,11 +133,11 @@ class PmemMedium(FileMedium):
         def release() -> None:
             library.pmemobj_close(pool)
 
-        if self.level == "process" or self.dax:
-            return Area(base + start, size, persist, persist if self.dax else libc.sync, release)
+        if self.dax:
+            return Area(base + start, size, persist, persist, release)
         descriptor = os.open(self.directory / name, os.O_RDWR | os.O_CLOEXEC)
         try:
-            return WrittenArea(base + start, size, descriptor, start, release)
+            return WrittenArea(base + start, size, descriptor, start, self.level == "power", release)
         finally:
             os.close(descriptor)
 
@@ -156,6 +159,7 @@ class PmemMedium(FileMedium):
             if magic == POOL_MAGIC and checksum(bytes(plain.view[at : at + POOL.size - 4])) == own:
                 # The plain map reaches to the end of the file, the area only as far as the root object.
                 start = size // libc.PAGE * libc.PAGE - plain.size
+                libc.populate(plain.address - start, start)
                 if metadata_crc(plain.address - start, start, self.usable(size), size) == crc:
                     return start
                 raise OSError(errno.EINVAL, f"{name}: the pool's own metadata is damaged")

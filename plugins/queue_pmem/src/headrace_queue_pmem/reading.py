@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from headrace import NO_ORIGINS, Missing, QueueRead
+from headrace_queue_pmem.failing import NOT_DAMAGE
 from headrace_queue_pmem.frame import FrameHeader, body_intact, find_header, read_header
 from headrace_queue_pmem.joining import Part, join, join_origins
 from headrace_queue_pmem.layout import KIND_RAW, KIND_SPAN, LINE, SEGMENT_DATA_AT
@@ -54,7 +55,7 @@ class _Walk:
 
 
 def read(ring: Ring, reader: str, after: int, rows_max: int, bytes_max: int) -> QueueRead | None:
-    """The next positions behind `after`, or None when there are none yet."""
+    """The next positions behind `after`, or None when there are none yet. OSError: the medium gives nothing now."""
     while True:
         found = _try(ring, reader, after, rows_max, bytes_max)
         if found is not _AGAIN:
@@ -112,7 +113,10 @@ def _walk(
         upto = min(walk.limit, segments[index + 1].base - 1) if index + 1 < len(segments) else walk.limit
         try:
             area = area_for_reading(ring, segment)
-        except OSError:
+        except OSError as error:
+            if error.errno in NOT_DAMAGE:
+                raise
+            ring.medium.answers()
             walk.damages.append((segment, Damage(segment.name, 0, end, walk.position, upto, "unreadable")))
             walk.miss(upto, "corrupt")
             continue
@@ -122,7 +126,7 @@ def _walk(
             # Frames without rows fill no bound: a read gives at least one position.
             if len(walk.missing) > HOLES_MAX or (walk.rows and (walk.rows >= rows_max or walk.bytes >= bytes_max)):
                 return stand
-            segment.warm_up(area, offset)
+            segment.warm_up(area, offset, LINE, ring.medium.answers)
             run = _run(walk, segment, area, offset, end, rows_max, bytes_max)
             if run is not None:
                 offset = run.end
@@ -130,6 +134,7 @@ def _walk(
                 continue
             header = read_header(area.view, offset, segment.header.nonce)
             size = header.size if header else 0
+            segment.warm_up(area, offset, size or end - offset, ring.medium.answers)
             if header is None or offset + size > end:
                 found = find_header(area.view, offset + LINE, end, segment.header.nonce)
                 behind = end if found is None else found
@@ -184,8 +189,7 @@ def _run(walk: _Walk, segment: Segment, area: Area, offset: int, end: int, rows_
     if walk.patience or walk.kind != KIND_RAW:
         walk.patience = max(walk.patience - 1, 0)
         return None
-    if segment.writer is None:
-        end = min(end, segment.warm[1])  # a page fault in there would hold the GIL
+    end = min(end, segment.warm[1])  # a page fault in there would hold the GIL
     run = find_run(area, offset, end, segment.header.nonce, walk.position, walk.limit, rows_max - walk.rows, bytes_max - walk.bytes)
     if run is None:
         walk.patience = PATIENCE

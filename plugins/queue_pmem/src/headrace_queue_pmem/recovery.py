@@ -33,7 +33,7 @@ def recover(
         report.repairs.append("both copies of the origin marks are damaged: they are made again from the frames that are here")
     head = open_head(path, medium, names, options, report, bool(segments))
     head, notes, segments = own_files(medium, head, notes, segments, options, report)
-    ring = Ring(name, medium, head, options, marks, fault)
+    ring = Ring(name, path, medium, head, options, marks, fault)
     if not report.created:
         head.rewrite()
     note = newest(notes.values())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import secrets
 import uuid
 from collections.abc import Iterable, Sequence
@@ -12,6 +11,7 @@ from typing import Any, Final
 
 from headrace import PermanentError, TransientError
 from headrace_queue_pmem.cursors import Cursors
+from headrace_queue_pmem.failing import DISK_FULL, told
 from headrace_queue_pmem.frame import Entry
 from headrace_queue_pmem.head import Span
 from headrace_queue_pmem.layout import BEGINS_COMMIT, KIND_SPAN, LINE, SEGMENT_DATA_AT, SPAN, align, frame_bytes
@@ -20,7 +20,6 @@ from headrace_queue_pmem.segment import Segment, begin, prepare
 from headrace_queue_pmem.state import SPAN_FRAME_BYTES, Place, now_us
 
 SEGMENT_PREFIX: Final = "segment-"
-DISK_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 @dataclass(eq=False)
@@ -95,7 +94,7 @@ class Ring(Cursors):
             try:
                 self._commit(entries)
             except OSError as error:
-                raise TransientError(f"queue {self.name!r} cannot write to its medium: {error}", 1.0) from error
+                raise TransientError(f"queue {self.name!r} at {self.path} cannot write to its medium: {told(error)}", 1.0) from error
 
     def give_up(self, entries: Sequence[Entry]) -> None:
         """Take reserved entries back: all that are not committed. Their marks go back too."""

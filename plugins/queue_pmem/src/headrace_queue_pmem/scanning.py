@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from headrace_queue_pmem.frame import FrameHeader, body_intact, find_header, read_header
@@ -45,10 +46,11 @@ class Report:
         return sum(damage.last - damage.first + 1 for damage in self.damage)
 
 
-def scan(segment: Segment, area: Area, spans: dict[int, Span], end: int) -> list[Found]:
-    """All frames of a segment that belong to a known queue id, and what lies between them, in order."""
+def scan(segment: Segment, area: Area, spans: dict[int, Span], end: int, answers: Callable[[], None]) -> list[Found]:
+    """All frames of a segment that belong to a known queue id, and what lies between them, in order. `answers`: see Area.fetch."""
     found: list[Found] = []
     end = min(end, area.size)
+    area.fetch(SEGMENT_DATA_AT, end - SEGMENT_DATA_AT, answers)
     nonce, offset, expected = segment.header.nonce, SEGMENT_DATA_AT, segment.base
     while offset < end:
         header = read_header(area.view, offset, nonce)

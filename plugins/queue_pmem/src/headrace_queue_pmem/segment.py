@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 import weakref
 from bisect import bisect_left, bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -32,6 +34,8 @@ from headrace_queue_pmem.layout import (
 from headrace_queue_pmem.medium import Area
 
 WARM_BYTES: Final = 1 << 20
+#: After that the kernel may have taken it out of memory again.
+WARM_S: Final = 5.0
 
 
 class SegmentHeader(NamedTuple):
@@ -70,6 +74,7 @@ class Segment:
     times: list[int] = field(default_factory=list)
     damaged: set[tuple[int, int]] = field(default_factory=set)  # ranges that were reported
     warm: tuple[int, int] = (0, 0)  # what was brought into memory lately
+    warm_until: float = 0.0
     let_go: list[weakref.ref[Area]] = field(default_factory=list)  # maps that may still have views
     owner: bytes | None = b""  # whose it says that it is: empty when it does not, None when that is damaged
 
@@ -93,13 +98,19 @@ class Segment:
         self.writer = self.area = None
         self.warm = (0, 0)
 
-    def warm_up(self, area: Area, offset: int) -> None:
-        """Bring what is read next into memory, without the GIL: a page fault under it would stall the loop that acks devices."""
+    def is_warm(self, offset: int, length: int = LINE) -> bool:
+        """Whether a range was brought into memory lately: to look at another one may fault, and end the process where the device fails."""
         start, end = self.warm
-        if self.writer is None and not start <= offset < end:
-            length = min(WARM_BYTES, area.size - offset)
-            area.populate(offset, length)
-            self.warm = (offset, offset + length)
+        return start <= offset and offset + length <= end
+
+    def warm_up(self, area: Area, offset: int, length: int, answers: Callable[[], None]) -> None:
+        """Bring what is read next into memory, without the GIL: a page fault under it would stall the loop that acks devices."""
+        if self.is_warm(offset, length) and time.monotonic() < self.warm_until:
+            return
+        length = min(max(length, WARM_BYTES), area.size - offset)
+        if not area.fetch(offset, length, answers):
+            self.writable = False  # what is written into a page that is blank here would not be seen
+        self.warm, self.warm_until = (offset, offset + length), time.monotonic() + WARM_S
 
     def viewed(self) -> bool:
         """Whether anybody still refers to a map that was let go."""
@@ -194,9 +205,13 @@ def seal(segment: Segment, area: Area) -> None:
 def read_seal(segment: Segment, area: Area) -> bool:
     """Fill a segment's facts from its seal; False when it has none (or a damaged one) and must be scanned."""
     at = segment.header.data_end
-    head = bytes(area.view[at : at + SEAL.size])
-    if len(head) < SEAL.size:
+    if at + SEAL.size > area.size:
         return False
+    try:
+        area.populate(at, min(seal_bytes(area.size), area.size - at))
+    except OSError:
+        return False  # then it is scanned
+    head = bytes(area.view[at : at + SEAL.size])
     magic, nonce, last, end, frames, count = SEAL.unpack(head)
     length = SEAL.size + count * INDEX_ENTRY.size
     if magic != SEAL_MAGIC or nonce != segment.header.nonce or at + length + CELL_CRC.size > area.size:

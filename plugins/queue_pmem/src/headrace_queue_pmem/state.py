@@ -79,9 +79,9 @@ class RingState:
     """One queue in memory. All sizes in bytes, positions inclusive."""
 
     def __init__(
-        self, name: str, medium: Medium, head: Head, options: Options, marks: Marks, fault: Callable[[str], None] = no_fault
+        self, name: str, path: str, medium: Medium, head: Head, options: Options, marks: Marks, fault: Callable[[str], None] = no_fault
     ) -> None:
-        self.name, self.medium, self.head, self.options, self.marks, self.fault = name, medium, head, options, marks, fault
+        self.name, self.path, self.medium, self.head, self.options, self.marks, self.fault = name, path, medium, head, options, marks, fault
         self.lock = threading.Lock()
         self.commit_lock = threading.Lock()
         self.head_lock = threading.Lock()

@@ -13,6 +13,7 @@ from prometheus_client import Counter, Gauge
 from headrace import Context, QueueFull
 from headrace.metrics import COUNT_BUCKETS, OverWorkers
 from headrace_queue_pmem.config import QueueConfig
+from headrace_queue_pmem.failing import told
 from headrace_queue_pmem.frame import Entry
 from headrace_queue_pmem.medium import Medium
 from headrace_queue_pmem.probe import Probe
@@ -99,9 +100,20 @@ class Telling:
             self._status("degraded", f"commits fail: {error}")
         self._context.log.error("queue commit failed", error=str(error), batches=batches)
 
+    def waits(self, error: OSError) -> None:
+        """A reader waits until the medium answers."""
+        self._status("degraded", f"{self._config.path} cannot be read: {told(error)}")
+        self._context.log.error("queue waits for its medium", error=told(error), path=self._config.path)
+
+    def goes_on(self) -> None:
+        """The medium answers a reader again."""
+        self._status("ok", "")
+        self._context.log.info("queue medium answers again", path=self._config.path)
+
     def upkeep_failed(self, error: Exception) -> None:
         """A pass of the upkeep ended early; the next one tries again."""
-        self._context.log.error("queue upkeep failed", error=str(error), path=self._config.path)
+        what = told(error) if isinstance(error, OSError) else str(error)
+        self._context.log.error("queue upkeep failed", error=what, path=self._config.path)
 
     def damaged(self, damage: Damage) -> None:
         """Set a damaged range aside, count it and say so."""
