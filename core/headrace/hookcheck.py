@@ -116,6 +116,12 @@ def where(plugin: type[Any], name: str) -> str:
 
 _MARK: Final = f"{PROJECT}_impl"
 
+_STATED: Final[Mapping[str, tuple[str, ...]]] = {
+    "idempotence": ("none", "key", "event"),
+    "takes": ("events", "raw"),
+    "flush_level": ("process", "power"),
+}
+
 
 def _options(function: Any) -> Mapping[str, Any]:
     return cast(Mapping[str, Any], getattr(function, _MARK))
@@ -138,6 +144,30 @@ def _class_problems(plugin: type[Any]) -> Iterator[str]:
         yield (f"{plugin.__name__}.hooks_api is {api!r}, this host knows up to {HOOKS_API}; upgrade headrace, or install an older plugin")
     if inspect.getattr_static(plugin, "__eq__") is not object.__eq__:
         yield f"{plugin.__name__} defines __eq__ (a dataclass does); components are told apart by identity, use @dataclass(eq=False)"
+    if issubclass(plugin, Component):
+        yield from _stated_problems(plugin)
+        yield from _life_problems(plugin)
+
+
+def _stated_problems(plugin: type[Component]) -> Iterator[str]:
+    """What the class states of itself has to be something that the host acts on: a promise with a slip in it would be none."""
+    for name, known in _STATED.items():
+        if (value := getattr(plugin, name)) not in known:
+            near = did_you_mean(value, known) if isinstance(value, str) else ""
+            yield f"{plugin.__name__}.{name} must be one of {', '.join(map(repr, known))}, got {value!r}{near}"
+    points = plugin.fault_points
+    if isinstance(points, str) or not all(isinstance(point, str) for point in points):
+        yield f"{plugin.__name__}.fault_points must be a tuple of names, got {points!r}; one name is written (name,)"
+
+
+def _life_problems(plugin: type[Component]) -> Iterator[str]:
+    for name, base in vars(Component).items():
+        own = inspect.getattr_static(plugin, name)
+        if inspect.isfunction(base) and inspect.isfunction(own) and not name.startswith("_"):
+            if inspect.iscoroutinefunction(base) and not inspect.iscoroutinefunction(own):
+                yield f"{where(plugin, name)} must be `async def` without a yield: the host awaits it"
+            elif inspect.iscoroutinefunction(own) and not inspect.iscoroutinefunction(base):
+                yield f"{where(plugin, name)} must be a plain `def`: the host does not await it"
 
 
 def _method_problems(plugin: type[Any]) -> Iterator[str]:
@@ -169,6 +199,8 @@ def _signature_problems(plugin: type[Any], name: str, function: Callable[..., An
     parameters = list(inspect.signature(function).parameters.values())
     if not parameters or parameters[0].kind not in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD):
         yield f"{at}: the first parameter must be self"
+    elif parameters[0].name in spec.parameters:
+        yield f"{at}: the first parameter must be self, got {parameters[0].name!r}; put self before it"
     for parameter in parameters[1:]:
         if parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
             yield f"{at}: {parameter} would never be filled; name the parameters of {accepts} that it needs"

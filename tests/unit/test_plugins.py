@@ -200,6 +200,7 @@ def test_optional_hook_of_a_newer_host_is_left_alone():
         ("async def sink_flush(self, kye): ...", "sink_flush(key) has no parameter 'kye'; did you mean 'key'?"),
         ("async def sink_flush(self, **facts): ...", "**facts would never be filled"),
         ("async def sink_flush(): ...", "the first parameter must be self"),
+        ("async def sink_flush(key): ...", "the first parameter must be self, got 'key'; put self before it"),
         ("@staticmethod\n    async def sink_flush(key): ...", "is a staticmethod; a hook is a plain method"),
         ("@property\n    def sink_flush(self): raise SystemExit", "is a property; a hook is a plain method"),
     ],
@@ -240,6 +241,25 @@ def test_newer_hooks_api_is_refused():
         hooks_api = 2
 
     assert "Newer.hooks_api is 2, this host knows up to 1; upgrade headrace" in refused(Newer())
+
+
+@pytest.mark.parametrize(
+    ("stated", "problem"),
+    [
+        ("idempotence = 'keys'", "Bad.idempotence must be one of 'none', 'key', 'event', got 'keys'; did you mean 'key'?"),
+        ("idempotence = True", "Bad.idempotence must be one of 'none', 'key', 'event', got True"),
+        ("takes = 'event'", "Bad.takes must be one of 'events', 'raw', got 'event'; did you mean 'events'?"),
+        ("flush_level = 'none'", "Bad.flush_level must be one of 'process', 'power', got 'none'"),
+        ("fault_points = ('sink.before_rename')", "Bad.fault_points must be a tuple of names, got 'sink.before_rename'"),
+        ("def open(self): ...", "must be `async def` without a yield: the host awaits it"),
+        ("async def run(self):\n        yield", "must be `async def` without a yield: the host awaits it"),
+        ("async def check(self): return []", "must be a plain `def`: the host does not await it"),
+    ],
+)
+def test_what_a_class_states_and_its_life_are_looked_at(stated, problem):
+    space = {"Sink": Sink}
+    exec("class Bad(Sink):\n    " + stated, space)
+    assert problem in refused(space["Bad"]())
 
 
 def test_stray_hook_of_another_role_is_refused():
