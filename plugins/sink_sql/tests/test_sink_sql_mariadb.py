@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import re
 from pathlib import Path
@@ -206,6 +207,43 @@ def test_a_lock_and_a_server_that_hangs_are_waited_out(mariadb: MariadbServer, t
     run(main())
     assert stored(mariadb) == [*range(1, 11)]
     assert context.statuses[-1] == ("ok", "")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")
+def test_a_table_that_fills_its_disk_is_waited_for(mariadb: MariadbServer, tmp_path: Path) -> None:
+    small = Path(f"/tmp/headrace-small-{os.getpid()}")
+    small.mkdir()
+    if os.system(f"mount -t tmpfs -o size=12m,mode=777 tmpfs {small} 2>/dev/null") != 0:
+        small.rmdir()
+        pytest.skip("tmpfs cannot be mounted here")
+    try:
+        mariadb.execute(f"{TABLE} data directory = '{small}'")
+        sink, context = sink_of(mariadb.url, tmp_path, documents=("readings",), columns=COLUMNS)
+        batches = [event_batch(2_000, 1 + 2_000 * number, devices=["d"], readings={"text": ["x" * 200] * 2_000}) for number in range(20)]
+
+        async def main() -> None:
+            await sink.open()
+            number, said = 0, ""
+            while number < len(batches):
+                try:
+                    await store(sink, batches[number])
+                    number += 1
+                except TransientError as error:
+                    said = str(error)
+                    assert await asyncio.to_thread(os.system, f"mount -o remount,size=256m {small}") == 0
+                    await sink.sink_reset()
+                    held = await sink.sink_resume(queue_id=QUEUE_ID)
+                    assert (held or 0) == 2_000 * number
+            assert "is full" in said
+            await sink.close()
+
+        run(main())
+        assert stored(mariadb) == [*range(1, 40_001)]
+        assert context.statuses[-1] == ("ok", "")
+    finally:
+        mariadb.execute("drop table if exists events")
+        os.system(f"umount {small}")
+        small.rmdir()
 
 
 def test_a_password_is_in_no_message(mariadb: MariadbServer, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
