@@ -47,7 +47,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], check=True)
     yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    unmount(folder)
 
 
 def fill(path: Path) -> None:
@@ -57,8 +57,72 @@ def fill(path: Path) -> None:
             pass
 
 
+def bind(source: Path, target: Path) -> None:
+    target.mkdir(exist_ok=True)
+    subprocess.run(["mount", "--bind", str(source), str(target)], check=True)
+
+
+def unmount(folder: Path) -> None:
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def names(folder: Path) -> list[str]:
+    return [entry.name for entry in folder.iterdir()]
+
+
 def remount(folder: Path, option: str) -> None:
     subprocess.run(["mount", "-o", f"remount,{option}", str(folder)], check=True)
+
+
+def test_no_new_lake_is_begun_where_the_one_that_was_opened_is_gone(tmp_path: Path) -> None:
+    # what would lie in a mount point is out of sight as soon as the filesystem is mounted again
+    async def run() -> None:
+        path, away = tmp_path / "lake", tmp_path / "away"
+        lake = make_lake(path)
+        await lake.open()
+        await store(lake, span(1, 5))
+        path.rename(away)
+        path.mkdir()
+        for _ in range(2):
+            with pytest.raises(TransientError, match="is gone; mount it or move it back"):
+                await store(lake, span(6, 9))
+            await lake.sink_reset()
+        with pytest.raises(TransientError, match="is gone"):
+            await lake.sink_resume("q")
+        assert statuses(lake)[-1][0] == "degraded"
+        assert names(path) == []
+        path.rmdir()
+        away.rename(path)
+        await store(lake, span(6, 9))
+        assert statuses(lake)[-1] == ("ok", "")
+        await lake.close()
+
+    asyncio.run(run())
+    assert positions(tmp_path / "lake") == [*range(1, 10)]
+
+
+@needs_root
+def test_a_lake_whose_filesystem_is_unmounted_waits_for_it(small_disk: Path, tmp_path: Path) -> None:
+    async def run() -> None:
+        lake = make_lake(small_disk)
+        await lake.open()
+        await store(lake, span(1, 5))
+        unmount(small_disk)
+        with pytest.raises(TransientError, match="is gone"):
+            await store(lake, span(6, 9))
+        await lake.sink_reset()
+        assert names(small_disk) == []
+        bind(other, small_disk)
+        await store(lake, span(6, 9))
+        await lake.close()
+
+    other = tmp_path / "other"  # a second view keeps what is unmounted, so that it can be mounted again
+    bind(small_disk, other)
+    try:
+        asyncio.run(run())
+    finally:
+        unmount(other)
+    assert positions(small_disk) == [*range(1, 10)]
 
 
 def test_a_lake_that_cannot_be_opened_is_transient_and_heals(tmp_path: Path) -> None:

@@ -168,6 +168,9 @@ class ModelDisk:
 
     def probe(self, folder: str) -> None: ...
 
+    def missing(self, folder: str) -> bool:
+        return False
+
     def cut(self) -> None:
         """Power goes and comes back."""
         for path in {*self.now, *self.disk}:

@@ -29,6 +29,9 @@ class ArrowStore:
     def probe(self, folder: str) -> None:
         """Nothing to find out: no pyarrow filesystem has an exclusive create."""
 
+    def missing(self, folder: str) -> bool:
+        return False
+
     def make_dirs(self, path: str) -> None:
         if self._fs.type_name not in OBJECT_STORES:
             self._fs.create_dir(self._path(path), recursive=True)

@@ -13,6 +13,7 @@ names another attempt.
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -51,11 +52,21 @@ class Ledger:
         self._store.probe(TEMPORARIES)
         self.recover()
 
+    def present(self) -> None:
+        """FileNotFoundError where the lake that was opened is gone: removed, or its filesystem was unmounted.
+
+        A new one in its place would be on another disk, and out of sight as soon as the old one is back.
+        """
+        if self._store.missing(COMMITS):
+            what = "the lake that was opened here is gone; mount it or move it back, or restart to begin a new one"
+            raise FileNotFoundError(errno.ENOENT, what, f"{self._store.root}/{COMMITS}")
+
     def end(self, queue_id: str) -> int | None:
         """The last position of the contiguous prefix of that queue id's range that the lake holds; None: nothing.
 
         What it counts is safe and in its place when it returns. Reads one hint and one record, not the lake.
         """
+        self.present()  # else it would seem to hold nothing
         self.recover(queue_id)
         record = self._tail(queue_id) or self._oldest(queue_id)
         if record is None:

@@ -32,6 +32,9 @@ class LocalStore:
     def probe(self, folder: str) -> None:
         """Nothing to find out: without hard links `put_new` does what it can."""
 
+    def missing(self, folder: str) -> bool:
+        return not self._path(folder).is_dir()
+
     def make_dirs(self, path: str) -> None:
         self._path(path).mkdir(parents=True, exist_ok=True)
 

@@ -98,6 +98,9 @@ class ObjectStore:
                 self.exclusive = False
             self._delete([path])
 
+    def missing(self, folder: str) -> bool:
+        return False
+
     def make_dirs(self, path: str) -> None:
         """Nothing to do: there are no folders."""
 

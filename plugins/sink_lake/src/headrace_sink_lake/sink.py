@@ -173,6 +173,8 @@ class SinkLake(Component):
     def _roll_at(self, key: RangeKey) -> Roll:
         if self._roll is None:
             assert self._store is not None, "sink_lake is not open"
+            assert self._ledger is not None
+            self._ledger.present()  # a large roll writes long before its flush
             end = self._end(key.queue_id)
             self._roll = Roll(self._store, self.config, key.queue_id, key.first if end is None else end + 1, self._overflow.inc)
             self._roll.next = key.first
@@ -193,6 +195,7 @@ class SinkLake(Component):
         started = time.monotonic()
         fault = self.context.fault
         fault("sink_lake.before_temp")
+        self._ledger.present()
         roll.begin()
         roll.write_out()
         fault("sink_lake.after_temp")

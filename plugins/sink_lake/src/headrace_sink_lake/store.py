@@ -38,6 +38,9 @@ class Store(Protocol):
     def probe(self, folder: str) -> None:
         """Find out what the store can do; may make and remove a file in that folder, which exists."""
 
+    def missing(self, folder: str) -> bool:
+        """Whether a folder that was made is there no more; never true where folders are no things of their own."""
+
     def make_dirs(self, path: str) -> None:
         """Create a folder with its parents, where they are not there."""
 
