@@ -14,7 +14,7 @@ from headrace import hookspecs
 from headrace.component import Component, Context, Health, Placed
 from headrace.hookcheck import PLACES, SPECS
 from headrace.hookspecs import NAMESPACES, ROLES
-from headrace.position import Missing, RangeKey
+from headrace.position import Missing, Origin, OriginMark, RangeKey
 from headrace.store_calls import StoreCalls
 
 PAGE: Final = Path(__file__).with_name("hooks.md")
@@ -25,6 +25,8 @@ CROSSING: Final[tuple[type[Any], ...]] = (
     hookspecs.Elsewhere,
     RangeKey,
     Missing,
+    Origin,
+    OriginMark,
     hookspecs.Plan,
     hookspecs.QueueInfo,
     hookspecs.ReaderInfo,
@@ -53,7 +55,7 @@ def reference() -> str:
     parts = [*_rules(), *_roles()]
     for namespace in NAMESPACES:
         parts += _namespace(namespace)
-    parts += ["## What crosses the hooks\n", "Beside Arrow record batches ([the schemas](../core/headrace/schema.py)).\n"]
+    parts += ["## What crosses the hooks\n", "Beside Arrow record batches ([their columns](#the-batches)).\n"]
     for kind in CROSSING:
         parts += _crossing(kind)
     parts += ["## What a component has\n"]
@@ -108,7 +110,7 @@ def _crossing(kind: type[Any]) -> Iterator[str]:
 
 def _signature(name: str, function: Any) -> str:
     word = "async def" if inspect.iscoroutinefunction(function) else "def"
-    return f"{word} {name}{inspect.signature(function)}".replace("'", "")
+    return f"{word} {name}{inspect.signature(function)}".replace("'", "").replace("Ellipsis", "...")
 
 
 def _type(annotation: Any) -> str:

@@ -28,7 +28,10 @@ if TYPE_CHECKING:
     from headrace.options import Secret
     from headrace.position import (
         NO_ORIGINS,
+        ORIGIN_MISSING,
+        ORIGIN_QUEUE,
         ORIGIN_SCHEMA,
+        ORIGIN_SESSION,
         Missing,
         Origin,
         OriginMark,
@@ -49,7 +52,10 @@ __all__ = [
     "EVENT_COLUMNS",
     "LEVELS",
     "NO_ORIGINS",
+    "ORIGIN_MISSING",
+    "ORIGIN_QUEUE",
     "ORIGIN_SCHEMA",
+    "ORIGIN_SESSION",
     "RAW_SCHEMA",
     "TIMESTAMP",
     "Clock",
@@ -121,7 +127,10 @@ _HOMES: Final = {
     "headrace.options": ("Secret",),
     "headrace.position": (
         "NO_ORIGINS",
+        "ORIGIN_MISSING",
+        "ORIGIN_QUEUE",
         "ORIGIN_SCHEMA",
+        "ORIGIN_SESSION",
         "Missing",
         "Origin",
         "OriginMark",

@@ -39,7 +39,13 @@ ORIGIN_ROWS: Final = 3
 
 
 class Origin(NamedTuple):
-    """One row of ORIGIN_SCHEMA."""
+    """Where some rows of a batch came from: one row of ORIGIN_SCHEMA.
+
+    id: which origin. first, last: positions in it, inclusive. row_offset: the batch's row at which its rows begin; they end where those
+    of the next origin do. kind: `ORIGIN_QUEUE` (another queue: one row for each position, those at or below the mark are dropped),
+    `ORIGIN_SESSION` (a sender that counts as it likes, such as a device its messages: nothing is dropped), `ORIGIN_MISSING` (a
+    declared gap of another queue: no rows). note: kept with the mark; of a session it is the source's own, of a gap its reason.
+    """
 
     id: str
     first: int

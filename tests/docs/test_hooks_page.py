@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.server
 import importlib.util
 import json
 import re
 import socket
 import threading
+from collections.abc import AsyncIterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,10 +18,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from headrace import Component, RangeKey, TransientError, hookimpl
+from headrace import RAW_SCHEMA, Component, RangeKey, TransientError, event_schema, hookimpl
+from headrace.component import SystemClock
 from headrace.hookcheck import SPECS
 from headrace.plugins import ComponentPlugins
-from headrace.testing import enrichers, event_batch, failures, fake_context
+from headrace.testing import ScriptedDeliver, enrichers, event_batch, failures, fake_context, living, run
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "hooks.md").read_text()
@@ -90,6 +93,76 @@ def test_the_example_source_reads_messages() -> None:
     assert names["read"](b'[{"n":"a","v":1}]', "d", 0.0, "senml") == (1, [b'{"a":1}'])
     assert names["read"](b"\xa0", "d", 0.0, "cbor") == (3, [b"\xa0"])
     assert names["read"](b"7", "d", 0.0) == "refused: expected a JSON object, got a number"
+
+
+def test_the_example_that_is_read_again_neither_loses_nor_doubles(tmp_path: Path) -> None:
+    (block,) = re.findall(r"^```python\n# tail\.py\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+    (tmp_path / "tail.py").write_text(block)
+    tail = load(tmp_path / "tail.py").Tail
+    lines = [
+        b'{"device":"a","n":1}\n',
+        b'{"device":"b","n":2}\n',
+        b"no json\n",
+        b'{"device":7}\n',
+        b'{"device":"\\ud800"}\n',
+        b'{"device":"c","n":3}\n',
+    ]
+    file = tmp_path / "lines"
+    file.write_bytes(b"".join(lines[:2]) + lines[2][:4])
+
+    async def check() -> None:
+        deliver = ScriptedDeliver("full", "ok", "hold")
+        context = fake_context(tmp_path / "data", clock=SystemClock())
+
+        @contextlib.asynccontextmanager
+        async def following() -> AsyncIterator[None]:
+            async with living(tail(tail.Config(path=str(file)), context), "source") as hook:
+                serving = asyncio.create_task(hook.ingest_serve(deliver=deliver))
+                yield
+                serving.cancel()
+                await asyncio.wait((serving,))
+
+        async with following():
+            await deliver.until_room_awaited()
+            deliver.make_room()
+            await deliver.until_rows(2)
+            with file.open("ab") as more:
+                more.write(lines[2][4:])
+            await deliver.until_held()
+            deliver.cancel_held()  # nobody knows whether it is durable; here it is not
+        with file.open("ab") as more:
+            more.writelines(lines[3:])
+        async with following():
+            await deliver.until_rows(len(lines))
+        rows = [row for taken in deliver.committed for row in taken.batch.to_pylist()]
+        assert [(row["device"], row["payload"]) for row in rows] == [
+            (device, line) for device, line in zip(["a", "b", "unknown", "unknown", "unknown", "c"], lines, strict=True)
+        ]
+        assert await deliver.position(f"/{context.id}") == file.stat().st_size
+
+    run(check())
+
+
+def test_the_columns_of_batches_are_those_of_the_schemas() -> None:
+    raw, event = (
+        [(name, kind) for name, kind in re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", table, re.MULTILINE)]
+        for table in re.findall(r"^\| column \| type \| \|\n(.*?)\n\n", PAGE, re.DOTALL | re.MULTILINE)
+    )
+    assert raw == [(field.name, str(field.type)) for field in RAW_SCHEMA]
+    known = [(field.name, str(field.type)) for field in event_schema(pa.struct([]), pa.struct([]))]
+    short = {"struct<>": "struct", "dictionary<values=string, indices=int32, ordered=0>": "dictionary<string>"}
+    assert event == [(name, short.get(kind, kind)) for name, kind in known]
+
+
+def test_what_the_page_says_of_the_context_is_there(tmp_path: Path) -> None:
+    table = PAGE[PAGE.index("### The context\n") : PAGE.index("### Errors\n")]
+    context = fake_context(tmp_path)
+    names = re.findall(r"`(\w+)`", " ".join(line.split("|")[1] for line in table.splitlines() if line.startswith("| `")))
+    assert names == [name for name in names if hasattr(context, name)]
+    for method in ("info", "debug", "warning", "error", "exception"):
+        assert callable(getattr(context.log, method))
+    for method in ("counter", "gauge", "histogram"):
+        assert callable(getattr(context.metrics, method))
 
 
 def test_the_example_wrapper_wraps(tmp_path: Path) -> None:
