@@ -28,7 +28,7 @@ def find(keys: list[str], asked: list[str], hash_of: HashOf) -> list[str | None]
     order, hashes, replaced = hash_order(column, hash_of)
     assert replaced == len(keys) - len(set(keys))
     kept = column.take(pa.array(order))
-    rows = DeviceIndex(kept, hashes, hash_of).find(pa.array(asked, pa.string()))
+    rows = DeviceIndex(kept, hashes, hash_of).find(pa.array(asked, pa.string())).rows
     found: list[str | None] = kept.take(rows).to_pylist()
     return found
 
@@ -72,5 +72,5 @@ def test_long_keys_and_keys_that_end_in_zeros_are_told_apart() -> None:
     for hash_of in (None, constant):
         order, hashes, _ = hash_order(pa.array(keys), hash_of)
         index = DeviceIndex(pa.array(keys).take(pa.array(order)), hashes, hash_of)
-        found = index.find(pa.array([*keys, "b" * 40 + "z", "", "a\0\0", "b" * 31]))
+        found = index.find(pa.array([*keys, "b" * 40 + "z", "", "a\0\0", "b" * 31])).rows
         assert [None if row is None else keys[order[row]] for row in found.to_pylist()] == [*keys, None, None, None, None]

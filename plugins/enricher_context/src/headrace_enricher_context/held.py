@@ -1,4 +1,4 @@
-"""The context as it is held: one Arrow column per added field, and an index over the devices. No I/O."""
+"""The context as it is held: the added fields, packed where they can be, and an index over the devices. No I/O."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from headrace_enricher_context.lookup import DeviceIndex, hash_order
+from headrace_enricher_context.packing import Packing
 
 #: Name of the key column, which no added field can have.
 KEY: Final = "headrace.key"
@@ -35,13 +36,8 @@ class Held:
         rows = pa.array(order)
         keys = keys.take(rows)
         columns = [_compact(_one_chunk(table.column(name)).take(rows)) for name in fields.names]
-        self._hold(fields, keys, columns, DeviceIndex(keys, hashes))
-
-    def _hold(self, fields: pa.Schema, keys: pa.StringArray, columns: list[pa.Array], index: DeviceIndex) -> None:
-        self.fields = fields
-        self.table = pa.table([keys, *columns], [KEY, *fields.names])
-        self._keys, self._index = keys, index
-        self._columns = pa.RecordBatch.from_arrays(columns, fields.names)
+        self.fields, self._keys, self._packing = fields, keys, Packing(columns)
+        self._index = DeviceIndex(keys, hashes, beside=self._packing.pack(columns, len(keys)))
 
     def with_rows(self, table: pa.Table) -> Held:
         """The context with these rows in place of those of the same keys; this one where they say nothing new.
@@ -53,26 +49,26 @@ class Held:
         rows = pa.array(order)
         keys = keys.take(rows)
         columns = [_one_chunk(table.column(name)).take(rows) for name in self.fields.names]
-        there = self._index.find(keys)
+        there, beside = self._index.find(keys)
         known = there.is_valid().to_numpy(zero_copy_only=False)
-        if known.all() and all(_plain(old.take(there)).equals(new) for old, new in zip(self._columns.columns, columns, strict=True)):
+        if known.all() and all(_plain(old).equals(new) for old, new in zip(self._packing.take(there, beside), columns, strict=True)):
             return self
         # the row of each device, the new rows counted behind the old ones
         source = np.arange(len(self))
         source[there.drop_null().to_numpy()] = len(self) + np.flatnonzero(known)
         merged = Held.__new__(Held)
-        merged.replaced = 0
-        held_keys, index = self._keys, self._index
+        merged.fields, merged.replaced, merged._keys, index = self.fields, 0, self._keys, self._index
         if not known.all():
             new = np.flatnonzero(~known)
             places = np.searchsorted(index.hashes, hashes[new], side="right")
             source = np.insert(source, places, len(self) + new)
-            held_keys = pa.concat_arrays([self._keys, keys]).take(pa.array(source))
-            index = DeviceIndex(held_keys, np.insert(index.hashes, places, hashes[new]))
+            merged._keys = pa.concat_arrays([self._keys, keys]).take(pa.array(source))
+            hashes = np.insert(index.hashes, places, hashes[new])
         takes = pa.array(source)
-        merged._hold(
-            self.fields, held_keys, [_joined(*both).take(takes) for both in zip(self._columns.columns, columns, strict=True)], index
-        )
+        columns = [_joined(*both).take(takes) for both in zip(self._columns(), columns, strict=True)]
+        merged._packing = Packing(columns)
+        words = merged._packing.pack(columns, len(source))
+        merged._index = index.with_beside(words) if known.all() else DeviceIndex(merged._keys, hashes, beside=words)
         return merged
 
     @classmethod
@@ -81,12 +77,20 @@ class Held:
         return cls(read_schema(fields).empty_table(), fields)
 
     def __len__(self) -> int:
-        return int(self.table.num_rows)
+        return len(self._keys)
+
+    @property
+    def table(self) -> pa.Table:
+        """The column KEY and one per field: a copy."""
+        return pa.table([self._keys, *self._columns()], [KEY, *self.fields.names])
 
     @property
     def nbytes(self) -> int:
         """Bytes held, index included."""
-        return int(self.table.nbytes) + self._index.nbytes
+        return int(self._keys.nbytes) + self._packing.nbytes + self._index.nbytes
+
+    def _columns(self) -> list[pa.Array]:
+        return self._packing.columns(self._index.beside)
 
     def same_as(self, other: Held) -> bool:
         """Whether both say the same of the same devices."""
@@ -99,14 +103,14 @@ class Held:
     def join(self, devices: pa.StringArray) -> Joined:
         """The fields of each device, row by row."""
         if _mostly_differ(devices):
-            rows = self._index.find(devices)
+            rows, beside = self._index.find(devices)
             unknown = devices.filter(rows.is_null()).unique() if rows.null_count else devices.slice(0, 0)
         else:
             encoded = devices.dictionary_encode()
             found = self._index.find(encoded.dictionary)
-            rows = found.take(encoded.indices)
-            unknown = encoded.dictionary.filter(found.is_null()) if found.null_count else encoded.dictionary.slice(0, 0)
-        columns = [column if _has_few_words(column) else _plain(column) for column in self._columns.take(rows).columns]
+            rows, beside = found.rows.take(encoded.indices), found.beside.take(encoded.indices.to_numpy(), axis=0)
+            unknown = encoded.dictionary.filter(found.rows.is_null()) if rows.null_count else encoded.dictionary.slice(0, 0)
+        columns = [column if _has_few_words(column) else _plain(column) for column in self._packing.take(rows, beside)]
         return Joined(pa.RecordBatch.from_arrays(columns, self.fields.names), rows.null_count, unknown)
 
 

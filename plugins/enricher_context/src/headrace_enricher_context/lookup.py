@@ -2,14 +2,15 @@
 
 `pyarrow.compute.index_in` hashes its whole value set again on every call: 200 ms a batch at a million devices. This index
 is built once and costs about 50 ns a device looked up: a 64-bit hash of the key's bytes, eight at a time, then buckets by
-the hash's upper bits, then a comparison with the key itself, whose bytes lie beside its hash: most of the time goes into
-waiting for memory, and a device's row is one wait.
+the hash's upper bits, then a comparison with the key itself, whose bytes lie beside its hash, as does what is known of the
+device (`headrace_enricher_context.packing`): most of the time goes into waiting for memory, and a device's row is one wait.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from copy import copy
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ import pyarrow.compute as pc
 
 Hashes = npt.NDArray[np.uint64]
 Rows = npt.NDArray[np.int64]
+Words = npt.NDArray[np.uint64]
 HashOf = Callable[[pa.StringArray], Hashes]
 
 _SEED: Final = np.uint64(0x9E3779B97F4A7C15)
@@ -26,12 +28,22 @@ _HALF: Final = np.uint64(32)
 _WORD: Final = 8
 #: Words of a key that lie beside its hash; a longer key is looked at where it is.
 _WORDS_MAX: Final = 4
+#: Bytes that the processor takes from memory at a time.
+_LINE: Final = 64
+
+
+class Found(NamedTuple):
+    """Of each device its row (null where there is none), and what lies beside the row's key (anything where there is none)."""
+
+    rows: pa.Int64Array
+    beside: Words
 
 
 class DeviceIndex:
-    """Rows of a key column by key. The column is given in hash order (`hash_order`), without nulls or repeated keys."""
+    """Rows of a key column by key. The column is given in hash order (`hash_order`), without nulls or repeated keys; `beside` are
+    so many words of each row that are found with it."""
 
-    def __init__(self, keys: pa.StringArray, hashes: Hashes, hash_of: HashOf | None = None) -> None:
+    def __init__(self, keys: pa.StringArray, hashes: Hashes, hash_of: HashOf | None = None, beside: Words | None = None) -> None:
         self._keys = keys
         self._hash_of = hash_of
         bits = len(keys).bit_length() + 1
@@ -40,12 +52,23 @@ class DeviceIndex:
         self._starts = starts.astype(np.int32)
         self._fullest = int(np.diff(starts).max())
         self._words = -(-min(_longest(keys), _WORDS_MAX * _WORD) // _WORD)
-        # In each row the hash, the key's words, its length. Looking on behind a short bucket does no harm, for only the same hash
-        # counts. Behind the last bucket lie zeros; only the hash 0 equals them, and it looks in the first bucket, never so far.
-        self._table = np.zeros((len(keys) + self._fullest, self._words + 2), np.uint64)
+        # In each row the hash, the key's words, its length, what is beside it. Looking on behind a short bucket does no harm, for only
+        # the same hash counts. Behind the last bucket lie zeros; only the hash 0 equals them, and it looks in the first bucket, never
+        # so far.
+        beside = np.zeros((len(keys), 0), np.uint64) if beside is None else beside
+        self._table = _aligned(len(keys) + self._fullest, self._words + 2 + beside.shape[1])
         self._table[: len(keys), 0] = hashes
         for number, column in enumerate(_hashed(keys, self._words)[1], 1):
             self._table[: len(keys), number] = column
+        self._table[: len(keys), self._words + 2 :] = beside
+
+    def with_beside(self, beside: Words) -> DeviceIndex:
+        """The same keys with other words beside them, as many as before."""
+        other = copy(self)
+        other._table = _aligned(*self._table.shape)
+        other._table[:, : self._words + 2] = self._table[:, : self._words + 2]
+        other._table[: len(self._keys), self._words + 2 :] = beside
+        return other
 
     @property
     def hashes(self) -> Hashes:
@@ -57,10 +80,15 @@ class DeviceIndex:
         """Bytes held beside the keys."""
         return self._table.nbytes + self._starts.nbytes
 
-    def find(self, devices: pa.StringArray) -> pa.Int64Array:
-        """The row of each device, null where there is none; `devices` has no nulls."""
+    @property
+    def beside(self) -> Words:
+        """What lies beside the keys, in their order."""
+        return self._table[: len(self._keys), self._words + 2 :]
+
+    def find(self, devices: pa.StringArray) -> Found:
+        """The row of each device; `devices` has no nulls."""
         if not len(self._keys):
-            return pa.nulls(len(devices), pa.int64())
+            return Found(pa.nulls(len(devices), pa.int64()), np.zeros((len(devices), self.beside.shape[1]), np.uint64))
         hashes, own = _hashed(devices, self._words)
         if self._hash_of is not None:
             hashes = self._hash_of(devices)
@@ -76,13 +104,14 @@ class DeviceIndex:
             rows[missed[same]] = candidates[same]
             missed, candidates, wanted = missed[~same], candidates[~same], wanted[~same]
         rows[missed] = -1
-        for place in np.flatnonzero(self._differ(rows, own, devices) & (rows >= 0)).tolist():
-            rows[place] = self._among_equal_hashes(int(rows[place]), devices[place].as_py())
-        return pa.array(rows, mask=rows < 0)
-
-    def _differ(self, rows: Rows, own: list[Hashes], devices: pa.StringArray) -> npt.NDArray[np.bool_]:
-        """Whether the key of each row is another than the device; says nothing of rows that are none."""
         there = self._table.take(rows, axis=0)
+        for place in np.flatnonzero(self._differ(rows, there, own, devices) & (rows >= 0)).tolist():
+            rows[place] = self._among_equal_hashes(int(rows[place]), devices[place].as_py())
+            there[place] = self._table[rows[place]]
+        return Found(pa.array(rows, mask=rows < 0), there[:, self._words + 2 :])
+
+    def _differ(self, rows: Rows, there: Words, own: list[Hashes], devices: pa.StringArray) -> npt.NDArray[np.bool_]:
+        """Whether the key of each row is another than the device; says nothing of rows that are none."""
         differ = np.zeros(len(rows), np.bool_)
         for number, column in enumerate(own, 1):
             differ |= there[:, number] != column
@@ -122,6 +151,13 @@ def hash_order(keys: pa.StringArray, hash_of: HashOf | None = None) -> tuple[Row
 def hash_strings(strings: pa.StringArray) -> Hashes:
     """A 64-bit hash of each string's UTF-8 bytes; nulls hash like empty strings."""
     return _hashed(strings, 0)[0]
+
+
+def _aligned(rows: int, words: int) -> Words:
+    """Zeros that begin where a line does, so that rows lie across as few lines as can be."""
+    whole = np.zeros(rows * words + _LINE // _WORD, np.uint64)
+    first = -whole.ctypes.data // _WORD % (_LINE // _WORD)
+    return whole[first : first + rows * words].reshape(rows, words)
 
 
 def _longest(strings: pa.StringArray) -> int:
