@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 import random
+import traceback
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from headrace.addresses import address_of, why_not
-from headrace.component import Context, Placed, SystemClock
+from headrace.component import Component, Context, Placed, SystemClock
 from headrace.config import Entry, Site, Tier, examine
 from headrace.discovery import distribution_of
+from headrace.engine.decoder import check_encodings
+from headrace.engine.enrichment import check_fields
 from headrace.log import Log, describe
 from headrace.metrics import Metrics
+from headrace.plugins import ComponentPlugins
 from headrace.register import QueueRegister, Registered
 from headrace.tables import WORKERS_MAX
 from headrace.unheld import unheld
@@ -38,11 +42,13 @@ def check(
     if site is None:
         return findings
     findings += _data_dir(site)
+    built: dict[str, Component] = {}
     for entry in site.entries():
-        findings += _component(site, entry, entry.path)
+        findings += _component(site, entry, entry.path, built)
     for tier in site.tiers.values():
         findings += _workers(site, tier)
-        findings += _together(site, tier)
+        findings += _together(site, tier, built)
+        findings += _added(site, tier, built)
     findings += [Finding(True, f"{site.file}: {queue.path}: {queue.what}; {queue.remedy}", warning=True) for queue in unheld(site)]
     findings += _listeners(site, ports)
     findings += _orphans(site)
@@ -56,7 +62,7 @@ def _workers(site: Site, tier: Tier) -> Iterator[Finding]:
     yield Finding(True, f"tiers.{tier.name}.workers: {tier.workers} processes")
     for number in range(1, tier.workers):
         if (queue := worker_queue(tier.queue, number)) is not None:
-            yield from _component(site, queue, f"{queue.path} of worker {number}")
+            yield from _component(site, queue, f"{queue.path} of worker {number}", {})
 
 
 def _orphans(site: Site) -> Iterator[Finding]:
@@ -100,12 +106,18 @@ def _data_dir(site: Site) -> Iterator[Finding]:
         yield Finding(True, f"host.data_dir: {folder}" + ("" if folder.exists() else f" (will be made in {nearest})"))
 
 
-def _component(site: Site, entry: Entry, name: str) -> Iterator[Finding]:
-    """Ask the component itself; it is built for that, never opened."""
+def _component(site: Site, entry: Entry, name: str, built: dict[str, Component]) -> Iterator[Finding]:
+    """Ask the component itself; it is built for that (then it stands in `built`), never opened."""
     try:
-        complaints = entry.plugin(entry.config, _context(site, entry)).check()
+        component = entry.plugin(entry.config, _context(site, entry))
     except Exception as error:
-        complaints = [f"its check failed, which is a bug of the plugin: {describe(error)}"]
+        yield Finding(False, f"{site.file}: {name}: it cannot be built, which is a bug of the plugin: {_bug(error)}")
+        return
+    built[name] = component
+    try:
+        complaints = component.check()
+    except Exception as error:
+        complaints = [f"its check failed, which is a bug of the plugin: {_bug(error)}"]
     for complaint in complaints:
         yield Finding(False, f"{site.file}: {name}: {complaint}")
     if not complaints:
@@ -113,17 +125,43 @@ def _component(site: Site, entry: Entry, name: str) -> Iterator[Finding]:
         yield Finding(True, f"{name}: {entry.use}" + (f" ({distribution.name} {distribution.version})" if distribution else ""))
 
 
-def _together(site: Site, tier: Tier) -> Iterator[Finding]:
+def _bug(error: Exception) -> str:
+    """What was raised and where, and what helps where that is known."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    place = "" if frame.filename == __file__ else f" ({frame.filename}:{frame.lineno})"
+    hint = ""
+    if isinstance(error, AttributeError) and error.name in ("config", "context") and isinstance(error.obj, Component):
+        hint = "; let its __init__ call super().__init__(config, context)"
+    return f"{describe(error)}{place}{hint}"
+
+
+def _added(site: Site, tier: Tier, built: Mapping[str, Component]) -> Iterator[Finding]:
+    """What decoders and enrichers say that they add, as the tier asks them before it opens anything."""
+    for entries, hook, complain in ((tier.decoders, "decode_encodings", check_encodings), (tier.enrichers, "enrich_fields", check_fields)):
+        told: dict[str, object] = {}
+        for entry in entries:
+            if entry.path in built:
+                try:
+                    told[entry.id] = getattr(ComponentPlugins(built[entry.path], entry.role, entry.use).hook, hook)()
+                except Exception as error:
+                    yield Finding(False, f"{site.file}: {entry.path}: its {hook} failed, which is a bug of the plugin: {_bug(error)}")
+        if complaint := complain(told):
+            yield Finding(False, f"{site.file}: tiers.{tier.name}: {complaint}")
+
+
+def _together(site: Site, tier: Tier, built: Mapping[str, Component]) -> Iterator[Finding]:
     """What each component says of the others of its tier."""
     placed = [
         Placed(entry.id, entry.role, entry.use, entry.output.hold if entry.role == "output" else "", entry.config)
         for entry in tier.entries()
     ]
     for entry in tier.entries():
+        if entry.path not in built:
+            continue
         try:
-            warnings = entry.plugin(entry.config, _context(site, entry)).check_tier(placed)
+            warnings = built[entry.path].check_tier(placed)
         except Exception as error:
-            yield Finding(False, f"{site.file}: {entry.path}: its check failed, which is a bug of the plugin: {describe(error)}")
+            yield Finding(False, f"{site.file}: {entry.path}: its check failed, which is a bug of the plugin: {_bug(error)}")
             continue
         yield from (Finding(True, f"{site.file}: {entry.path}: {warning}", warning=True) for warning in warnings)
 

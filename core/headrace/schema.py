@@ -77,7 +77,10 @@ def kind_of(schema: pa.Schema) -> str:
     """`"raw"` or `"event"`; a ValueError names what came instead."""
     kind: str = (schema.metadata or {}).get(KIND, b"").decode()
     if kind not in ("raw", "event"):
-        raise ValueError(f"expected a batch whose schema metadata has {KIND.decode()} = raw or event, got {kind!r} in {schema.names}")
+        raise ValueError(
+            f"expected a batch whose schema metadata has {KIND.decode()} = raw or event, got {kind!r} in {schema.names}"
+            "; make it with schema=headrace.RAW_SCHEMA"
+        )
     return kind
 
 
@@ -87,6 +90,8 @@ _RAW_COLUMNS: Final = range(len(RAW_SCHEMA.names))
 def check_batch(batch: pa.RecordBatch) -> None:
     """ValueError when this is neither a raw nor an event batch: a queue that stored it could not give it to any output."""
     required: Sequence[str | int]
+    if not isinstance(batch, pa.RecordBatch):
+        raise TypeError(f"expected a pyarrow.RecordBatch, got {type(batch).__name__}")
     if batch.schema.equals(RAW_SCHEMA, check_metadata=True):  # what nearly all are, thousands a second
         required = _RAW_COLUMNS
     elif kind_of(batch.schema) == "raw":

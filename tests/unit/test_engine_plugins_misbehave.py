@@ -55,12 +55,13 @@ def _numbers(payloads: list[bytes], kind: pa.DataType, convert: Callable[[bytes]
     [
         lambda payloads: 1 / 0,
         lambda payloads: None,
+        lambda payloads: _numbers(payloads, pa.float64(), float),
         lambda payloads: (_numbers(payloads[1:], pa.float64(), float), []),
         lambda payloads: (_numbers(payloads, pa.float64(), float), [99]),
         lambda payloads: (_numbers(payloads, pa.binary(), bytes), []),
         lambda payloads: (_ for _ in ()).throw(PermanentError("odd")),
     ],
-    ids=["raises", "None", "too few rows", "bad row out of range", "a type that no reading has", "refuses all"],
+    ids=["raises", "None", "no pair", "too few rows", "bad row out of range", "a type that no reading has", "refuses all"],
 )
 def test_what_a_decoder_fails_on_is_set_aside_and_the_rest_is_decoded(bench: Any, wrong: Any) -> None:
     class Failing(Decoding):

@@ -9,10 +9,12 @@ import pyarrow as pa
 from headrace import decoding
 from headrace.component import Clock
 from headrace.config import Engine
+from headrace.encodings import STORED
 from headrace.engine.supervisor import Supervised
 from headrace.errors import HookError, PermanentError, TransientError
 from headrace.log import describe
 from headrace.retry import Backoff
+from headrace.schema import ENCODING_SITE_FIRST
 
 #: Rows of readings, and why rows do not decode, by index.
 Decoded = tuple[list[decoding.Readings], dict[int, str]]
@@ -59,7 +61,10 @@ class Decoder:
                 return decoded
 
     def _call(self, payloads: pa.Array, encoding: int) -> Decoded:
-        readings, bad = self._unit.hook.decode(payloads=payloads, encoding=encoding)
+        result = self._unit.hook.decode(payloads=payloads, encoding=encoding)
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise HookError(self.use, f"decode must return a pair, the readings and the indexes of bad rows, got {type(result).__name__}")
+        readings, bad = result
         check_decoded(self.use, len(payloads), readings, bad)
         return decoding.rows_of(readings, bad), dict.fromkeys(bad, "does not decode")
 
@@ -70,6 +75,21 @@ class Decoder:
         rows, bad = await self.decode(payloads.slice(0, half), encoding)
         more, more_bad = await self.decode(payloads.slice(half), encoding)
         return rows + more, bad | {half + row: why for row, why in more_bad.items()}
+
+
+def check_encodings(decoders: Mapping[str, object]) -> str | None:
+    """What is wrong with the encodings of a tier's decoders, by their ids: the complaint, or None."""
+    owners: dict[int, str] = {}
+    for decoder, encodings in decoders.items():
+        if not isinstance(encodings, Mapping):
+            return f"decoder {decoder!r}: decode_encodings must return names with their numbers, got {type(encodings).__name__}"
+        for name, number in encodings.items():
+            if number in owners:
+                return f"decoders {owners[number]!r} and {decoder!r} both have the encoding {number}; give one of them another number"
+            if not isinstance(number, int) or number in STORED or not 0 < number <= 255:
+                return f"decoder {decoder!r}: encoding {name!r} has the number {number!r}: a site's own are {ENCODING_SITE_FIRST}-255"
+            owners[number] = decoder
+    return None
 
 
 def check_decoded(plugin: str, count: int, readings: object, bad: Sequence[int]) -> None:

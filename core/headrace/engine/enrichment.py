@@ -181,10 +181,12 @@ def merge_context(batch: pa.RecordBatch, added: pa.RecordBatch) -> pa.RecordBatc
     return pa.RecordBatch.from_arrays([array if name == "context" else batch.column(name) for name in schema.names], schema=schema)
 
 
-def check_fields(enrichers: Mapping[str, pa.Schema]) -> str | None:
-    """Two enrichers that add one name: the complaint, or None."""
+def check_fields(enrichers: Mapping[str, object]) -> str | None:
+    """What is wrong with the fields of a tier's enrichers, by their ids: the complaint, or None."""
     owners: dict[str, str] = {}
     for enricher, schema in enrichers.items():
+        if not isinstance(schema, pa.Schema):
+            return f"enricher {enricher!r}: enrich_fields must return a pyarrow.Schema, got {type(schema).__name__}"
         for name in schema.names:
             if name in owners:
                 return f"enrichers {owners[name]!r} and {enricher!r} both add the field {name!r}; rename it in one of them"

@@ -21,13 +21,12 @@ from headrace.engine.enrichment import Enricher
 from headrace.engine.quarantine import Holding, Refused, SettingAside
 from headrace.engine.reading import Events, Reading
 from headrace.engine.types_file import TypesFile
-from headrace.errors import HookError
 from headrace.hookspecs import QueueRead
 from headrace.log import Log, describe
 from headrace.metrics import Metrics
 from headrace.position import RangeKey, global_ids, origins_of_rows, row_positions
 from headrace.retry import Backoff
-from headrace.schema import ENCODING_JSON, ENCODING_SITE_FIRST, event_schema, kind_of
+from headrace.schema import ENCODING_JSON, event_schema, kind_of
 
 NO_FIELDS: Final = pa.struct([])
 #: Another worker that writes the types of readings is done after a sync or two.
@@ -51,7 +50,7 @@ class Pipeline(Reading):
     ) -> None:
         super().__init__(queue_hook, engine)
         self._log, self._enrichers, self._quarantine = log, enrichers, quarantine
-        self._decoders = _decoders_by_encoding(decoders)
+        self._decoders = {encoding: decoder for decoder in decoders for encoding in decoder.encodings().values()}
         self._types_file = types_file
         self._types = decoding.ReadingTypes(engine.readings_max, types_file.load(log), types_file.declared, metadata)
         self._typed = decoding.TypedJson(self._types)
@@ -197,14 +196,3 @@ def _own_batch(batch: pa.RecordBatch) -> pa.RecordBatch:
     with pa.ipc.new_stream(sink, batch.schema) as writer:
         writer.write_batch(batch)
     return pa.ipc.open_stream(sink.getvalue()).read_next_batch()
-
-
-def _decoders_by_encoding(decoders: Sequence[Decoder]) -> dict[int, Decoder]:
-    known: dict[int, Decoder] = {}
-    for decoder in decoders:
-        for name, encoding in decoder.encodings().items():
-            if encoding in known or encoding in STORED or not 0 < encoding <= 255:
-                taken = f"taken by {known[encoding].use}" if encoding in known else f"a site's own are {ENCODING_SITE_FIRST}-255"
-                raise HookError(decoder.use, f"encoding {name!r} has the number {encoding}: {taken}")
-            known[encoding] = decoder
-    return known

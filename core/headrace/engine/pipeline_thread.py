@@ -17,7 +17,7 @@ from headrace.config import Entry
 from headrace.declared import field_metadata, kinds
 from headrace.engine import spreading
 from headrace.engine.dead_letters import DeadLetters
-from headrace.engine.decoder import Decoder
+from headrace.engine.decoder import Decoder, check_encodings
 from headrace.engine.enrichment import Enricher, check_fields
 from headrace.engine.output_loose import LooseOutput
 from headrace.engine.output_planned import PlannedOutput
@@ -77,11 +77,12 @@ class PipelineThread:
         self._gone: list[str] = []
         for unit in self._units.values():
             check_driven(unit)
-        self._check_fields()
+        self._check_added()
 
-    def _check_fields(self) -> None:
-        fields = {unit.entry.id: unit.hook.enrich_fields() for unit in self.enrichers}
-        if complaint := check_fields(fields):
+    def _check_added(self) -> None:
+        if complaint := check_encodings({unit.entry.id: unit.hook.decode_encodings() for unit in self.decoders}):
+            raise HookError(self.decoders[-1].entry.use, complaint)
+        if complaint := check_fields({unit.entry.id: unit.hook.enrich_fields() for unit in self.enrichers}):
             raise HookError(self.enrichers[-1].entry.use, complaint)
 
     # --- bridge ------------------------------------------------------------------------------------------------------

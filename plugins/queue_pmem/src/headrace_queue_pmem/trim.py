@@ -83,5 +83,8 @@ def _check(row: Origin, end: int) -> np.ndarray[Any, Any]:
             raise PermanentError(f"origin {row.id!r} names rows of {row.first}-{row.last} that are none: {error}") from error
     expected = {ORIGIN_QUEUE: positions, ORIGIN_SESSION: rows, ORIGIN_MISSING: 0, ORIGIN_ROWS: len(scattered)}.get(row.kind)
     if rows != expected or rows < 0 or positions < 1:
-        raise PermanentError(f"origin {row.id!r} of kind {row.kind} names positions {row.first}-{row.last}, but {rows} rows came with it")
+        hint = "; one that counts otherwise than by rows is of the kind ORIGIN_SESSION" if row.kind == ORIGIN_QUEUE else ""
+        raise PermanentError(
+            f"origin {row.id!r} of kind {row.kind} names positions {row.first}-{row.last}, but {rows} rows came with it{hint}"
+        )
     return scattered
