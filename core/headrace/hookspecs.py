@@ -11,7 +11,8 @@ decides its *role*, and the role the hooks that must be there (`ROLES`, at the e
 - Errors that cross a hook are `TransientError` (the host backs off and calls again) or `PermanentError` (the host sets the
   rows aside in the dead letters). Any other exception is a bug of the plugin: the host restarts the component with backoff.
 - Sources run on the loop that acks devices; decoders, enrichers and outputs on another thread with a loop of its own. An
-  async hook may hold its loop for 1 ms at most; longer work goes to `context.call_blocking`.
+  async hook may hold its loop for 1 ms at most; longer work goes to `context.call_blocking`. Whoever holds a loop for more than
+  a second is named in the log, by the line of code (`a loop is held`).
 - Hooks and trailing parameters may be added in a minor version. A plugin marks a hook that it can live without
   `@hookimpl(optionalhook=True)`, so that it still loads where the host does not know it yet.
 """

@@ -12,6 +12,7 @@ import os
 import random
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +29,7 @@ from headrace.errors import ConfigError, HeadraceError, PluginError, QueueError
 from headrace.faults import Faults
 from headrace.hookspecs import QueueInfo
 from headrace.log import Log, describe, set_up
+from headrace.loop_watch import LoopWatch
 from headrace.metrics import PREFIX, Metrics
 from headrace.plugins import SitePlugins
 from headrace.position import OriginMark
@@ -131,6 +133,7 @@ class Host:
             host_folder="host" if part is None or part.first else f"host.{part.process.name}",
         )
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop_watch = LoopWatch(self._log)
         self._listeners = [Supervised(entry, "host", self._services) for entry in site.listeners.values()]
         wanted = [_tier_named(site, name) for name in tiers] or list(site.tiers)
         self.tiers = [Tier(site.tiers[name], self._services, self._register, self._failed) for name in wanted]
@@ -149,6 +152,7 @@ class Host:
     async def run(self) -> int:
         """Until a signal, or a fault of engine or queue; the exit code."""
         self._loop = asyncio.get_running_loop()
+        self._loop_watch.add("sources", self._loop, threading.get_ident())
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
             # a supervisor says itself when it is time to reload
@@ -165,6 +169,7 @@ class Host:
                     if self._fault is None:
                         await unless(self.stopping.at_once, asyncio.ensure_future(self._drain()))
             finally:
+                self._loop_watch.close()
                 sampling.cancel()
                 await self._close()
                 self.stopping.deaf(self._loop)
@@ -195,6 +200,9 @@ class Host:
             await listener.open()
         for tier in self.tiers:
             await tier.start(tasks)
+            if (runs_on := tier.pipeline.runs_on()) is not None:
+                self._loop_watch.add(f"{tier.name}.outputs", *runs_on)
+        self._loop_watch.start()
         self.started.set()
         # what lives now lives long: the collector need not look at it again and again
         gc.freeze()

@@ -96,6 +96,11 @@ class PipelineThread:
         self._thread.start()
         self._up.wait()
 
+    def runs_on(self) -> tuple[asyncio.AbstractEventLoop, int] | None:
+        """Its loop, and the id of its thread; None when it does not run."""
+        ident = self._thread.ident if self._thread else None
+        return None if self._loop is None or ident is None else (self._loop, ident)
+
     def _spread(self) -> None:
         """Who takes what from the head on: durable before anything of it is read."""
         folder, info = self._services.folder(self._tier.name), self._queue.queue_info()
