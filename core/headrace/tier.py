@@ -127,6 +127,8 @@ class Tier:
         self.deliver = TierDeliver(self.queue_hook, failed, services.colleagues, hurry, self._far_levels)
         self._serving: dict[str, list[asyncio.Task[None]]] = {}
         self._background: list[asyncio.Task[None]] = []
+        #: the sources that were told to take in nothing more
+        self._drained: set[Supervised] = set()
         self.open = False
         #: the queue's facts right before it was closed
         self.last_info: QueueInfo | None = None
@@ -185,6 +187,9 @@ class Tier:
             since = clock.monotonic()
             try:
                 await call_plugin(self._serve_hook(source), deliver=self.deliver)
+                if source not in self._drained:
+                    self._log.warning("source ended by itself", component=source.entry.id)
+                    source.status("degraded", "it takes nothing any more: its hook returned, though nobody had told it to drain")
                 return
             except Exception as error:
                 source.failed("serve", error)
@@ -224,6 +229,7 @@ class Tier:
         await self._drain(source, 5.0)
         for task in self._serving.pop(source_id):
             task.cancel()
+        self._drained.discard(source)
         await source.close()
         self._services.statuses.forget(self.name, source_id)
 
@@ -237,6 +243,7 @@ class Tier:
         await asyncio.gather(*(self._drain(source, deadline_s) for source in self.sources.values()))
 
     async def _drain(self, unit: Supervised, deadline_s: float) -> None:
+        self._drained.add(unit)
         try:
             async with asyncio.timeout(deadline_s + 1):
                 await call_plugin(unit.component.drain, deadline_s=deadline_s)

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +14,7 @@ import pyarrow as pa
 from aiohttp import web
 from msgspec import Meta
 
-from headrace import Component, Config, Context, PermanentError, RangeKey, TransientError, hookimpl
+from headrace import Component, Config, Context, Deliver, PermanentError, RangeKey, TransientError, hookimpl
 
 
 class Rows(Component):
@@ -63,6 +64,15 @@ def _append(file: str, lines: list[str]) -> None:
 def _commits(file: str) -> list[dict[str, Any]]:
     text = Path(file).read_text() if Path(file).exists() else ""
     return [line for line in map(json.loads, text.splitlines()) if isinstance(line, dict)]
+
+
+class Ends(Component):
+    """A source that holds its loop for a while, and returns."""
+
+    @hookimpl
+    async def ingest_serve(self, deliver: Deliver) -> None:
+        await asyncio.sleep(1.5)
+        time.sleep(3)  # noqa: ASYNC251
 
 
 class Audit(Component):

@@ -270,6 +270,23 @@ def test_a_call_that_never_returns_fails_livez_and_nothing_else_is_held_up(make:
     send(site, 3)
 
 
+def test_a_source_that_holds_the_loop_or_ends_by_itself_is_told_of(make: Make) -> None:
+    site = make(SITE + '[tiers.site.sources.ends]\nuse = "./parts.py:Ends"\n')
+    site.start()
+    site.wait_for_line("source ended by itself", "ends")
+    (held,) = [line for line in site.lines() if line["message"] == "a loop is held"]
+    assert held["loop"] == "sources"
+    assert held["at"].endswith(" ingest_serve")
+    status = site.components()["ends"]
+    assert status["status"] == "degraded"
+    assert status["reason"].startswith("it takes nothing any more")
+    send(site, 1)
+    assert site.stop().startswith("received 1 events, acked 1")
+    site.start()
+    site.stop()  # it was told to drain: nothing to say
+    assert "source ended by itself" not in [line["message"] for line in site.lines()]
+
+
 def test_a_window_bounds_what_a_dead_output_holds(make: Make) -> None:
     window = 'hold = "window"\nhold_window_bytes = 1000000'
     site = make(SITE + SECOND.replace("[tiers.site.outputs.second]", f"[tiers.site.outputs.second]\n{window}"))
