@@ -42,14 +42,14 @@ class _ShadowArea(Area):
 
 
 class ShadowMedium:
-    """Implements `Medium`; `crash_in` counts durable steps down to a PowerLoss."""
+    """Implements `Medium`; `crash_in` counts durable steps down to a PowerLoss, `directory` is which one it is."""
 
     name = "file"
     filesystem = "shadow"
     method = "shadow"
 
     def __init__(self, seed: int, unit: str = "lines", level: Any = "power") -> None:
-        self.level = level
+        self.level, self.directory = level, seed
         self.random = random.Random(seed)
         self.unit, self.tear = UNITS[unit]
         self.files: dict[str, _File] = {}
@@ -100,6 +100,9 @@ class ShadowMedium:
 
     def usable(self, size: int) -> int:
         return size
+
+    def place(self) -> bytes:
+        return self.directory.to_bytes(16, "little")
 
     def answers(self) -> None:
         """Memory always does."""

@@ -13,7 +13,7 @@ from headrace_queue_pmem import layout, reading
 from headrace_queue_pmem.frame import encode
 from headrace_queue_pmem.marks import Marks, Note, pack, unpack
 from headrace_queue_pmem.medium import FileMedium
-from headrace_queue_pmem.ownership import whose
+from headrace_queue_pmem.ownership import Claim, read_claim, whose
 from headrace_queue_pmem.pmem import PmemMedium
 from headrace_queue_pmem.recovery import recover
 from headrace_queue_pmem.ring import Ring
@@ -203,6 +203,7 @@ def test_a_queue_of_an_earlier_program_opens_and_its_new_segments_say_whose_they
             note = unpack(medium.load(name))
             assert note is not None
             medium.save(name, pack(Note(note.marks, note.upto)))
+    medium.remove("owner")
     old = [path.name for path in segments(tmp_path / "ours")]
     ring, report = opened(tmp_path / "ours")
     assert (held(ring), report.set_aside, report.damage) == (wanted, [], [])
@@ -274,9 +275,68 @@ def test_a_swapped_head_that_came_with_a_segment_of_its_own_is_outvoted(tmp_path
     assert {name for name, _ in report.set_aside} == {"head", "segment-00000040"}
 
 
-def test_a_head_stands_against_notes_alone():
-    ours, theirs = b"a" * 16, b"b" * 16
-    assert whose(b"", [], []) == b""
-    assert whose(ours, [], []) == ours
-    assert whose(b"", [Note([], 0, theirs, 0)], []) == theirs
-    assert whose(ours, [Note([], 0, theirs, 0)] * 2, []) == ours
+@pytest.mark.parametrize("lost", [(), ("owner",), ("owner", "marks-a"), ("marks-a", "marks-b")], ids=len)
+def test_one_note_that_was_written_here_stands_against_all_files_of_another_queue(tmp_path, lost):
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    lives(ours, 1, 2)
+    theirs_held = lives(theirs, 1001, 3)
+    wanted = [path.name for path in segments(ours)]
+    for name in ("owner", "marks-a", "marks-b", "head"):
+        if name in lost or name == "head":
+            shutil.copy(theirs / name, ours / name)
+    for number, path in enumerate(segments(theirs)):
+        shutil.copy(path, ours / f"segment-{50 + number:08d}")
+    ring, report = opened(ours)
+    assert [segment.name for segment in ring.segments] == wanted
+    assert not set(held(ring)) & set(theirs_held)
+    assert "head" in {name for name, _ in report.set_aside}
+    close(ring)
+    ring.close()
+    ring, report = opened(ours)
+    assert ([segment.name for segment in ring.segments], report.set_aside) == (wanted, [])
+
+
+def test_a_directory_that_was_moved_or_copied_is_still_its_queues(tmp_path):
+    wanted = lives(tmp_path / "ours", 1, 3)
+    (tmp_path / "ours").rename(tmp_path / "moved")
+    shutil.copytree(tmp_path / "moved", tmp_path / "copied")
+    before = (tmp_path / "copied" / "owner").read_bytes()
+    for name in ("moved", "copied"):
+        ring, report = opened(tmp_path / name)
+        assert (held(ring), report.set_aside, report.repairs) == (wanted, [], [])
+        close(ring)
+        ring.close()
+    assert (tmp_path / "moved" / "owner").read_bytes() == before
+    assert (tmp_path / "copied" / "owner").read_bytes() != before, "it says where it is now"
+
+
+def test_files_that_another_queue_left_here_whole_are_that_queue(tmp_path):
+    """All notes came with them: nothing says that anything else was here."""
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    lives(ours, 1, 1)
+    wanted = lives(theirs, 1001, 3)
+    for path in theirs.iterdir():
+        shutil.copy(path, ours / path.name)
+    ring, _ = opened(ours)
+    assert held(ring) == wanted
+
+
+def test_without_a_note_that_was_written_here_a_head_stands_against_notes_alone():
+    ours, theirs, here = b"a" * 16, b"b" * 16, b"h" * 16
+    assert whose(b"", [], [], here) == b""
+    assert whose(ours, [], [], here) == ours
+    assert whose(b"", [Note([], 0, theirs, 0)], [], here) == theirs
+    assert whose(ours, [Note([], 0, theirs, 0), Claim(theirs, b"t" * 16)], [], here) == ours
+    assert whose(ours, [Claim(theirs, here)], [], here) == theirs
+    assert whose(ours, [Claim(theirs, here), Note([], 0, ours, 0, here)], [], here) == ours, "they differ: a vote"
+
+
+def test_a_note_of_the_owner_is_read_back_or_is_none():
+    claim = Claim(b"a" * 16, b"p" * 16)
+    content = claim.pack()
+    assert read_claim(content) == claim
+    for at in range(len(content)):
+        assert read_claim(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]) is None
+        assert read_claim(content[:at]) is None
+    note = Note([], 7, b"a" * 16, 3, b"p" * 16)
+    assert unpack(pack(note)) == note

@@ -14,7 +14,7 @@ from headrace_queue_pmem.head import HEAD, Head
 from headrace_queue_pmem.layout import HEAD_BYTES, HEAD_FILE_BYTES, LINE, SEGMENT_DATA_AT, VERSION
 from headrace_queue_pmem.marks import Note
 from headrace_queue_pmem.medium import Medium
-from headrace_queue_pmem.ownership import owned_from, stranger, whose
+from headrace_queue_pmem.ownership import OWNER_NOTE, Claim, owned_from, read_claim, stranger, whose
 from headrace_queue_pmem.ring import SEGMENT_PREFIX
 from headrace_queue_pmem.scanning import Report
 from headrace_queue_pmem.segment import Segment, read_owner, read_segment_header
@@ -23,6 +23,15 @@ from headrace_queue_pmem.state import Options, now_us
 SET_ASIDE_PREFIX: Final = "damaged-"
 FOREIGN_PREFIX: Final = "foreign-"
 SET_ASIDE_MAX: Final = 8
+
+
+def load_note(medium: Medium, name: str) -> bytes | None:
+    """A note's content; None where there is none, or the device cannot give it."""
+    try:
+        return medium.load(name)
+    except OSError as error:
+        _is_damage(medium, error)
+        return None
 
 
 def open_head(path: str, medium: Medium, names: list[str], options: Options, report: Report, has_segments: bool) -> Head:
@@ -96,7 +105,8 @@ def own_files(
     medium: Medium, head: Head, notes: dict[str, Note], segments: list[Segment], options: Options, report: Report
 ) -> tuple[Head, dict[str, Note], list[Segment]]:
     """Those of the files that are this queue's; the others are set aside. A new head, where that which stood here was another queue's."""
-    owner = whose(head.owner, list(notes.values()), segments) or secrets.token_bytes(16)
+    claim, here = read_claim(load_note(medium, OWNER_NOTE)), medium.place()
+    owner = whose(head.owner, [*([claim] if claim else []), *notes.values()], segments, here) or secrets.token_bytes(16)
     if head.owner and head.owner != owner:
         head.area.close()
         why = f"it is of another queue: its owner is {head.owner.hex()}, that of the other files is {owner.hex()}"
@@ -114,6 +124,8 @@ def own_files(
             ours.append(segment)
     for name in [name for name, note in notes.items() if note.owner not in (b"", owner)]:
         set_aside_foreign(medium, name, f"it is of another queue: its owner is {notes.pop(name).owner.hex()}", report)
+    if claim != Claim(owner, here):
+        medium.save(OWNER_NOTE, Claim(owner, here).pack())
     return head, notes, ours
 
 

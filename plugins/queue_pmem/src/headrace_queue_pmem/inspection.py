@@ -31,7 +31,7 @@ from headrace_queue_pmem.layout import (
 from headrace_queue_pmem.lock import is_held
 from headrace_queue_pmem.marks import Note, unpack
 from headrace_queue_pmem.medium import FileMedium
-from headrace_queue_pmem.ownership import owned_from, stranger, whose
+from headrace_queue_pmem.ownership import OWNER_NOTE, Claim, owned_from, read_claim, stranger, whose
 from headrace_queue_pmem.recovery import MARKS, newest, passed
 from headrace_queue_pmem.ring import SEGMENT_PREFIX
 from headrace_queue_pmem.scanning import Found, ends, learn_span, scan
@@ -140,7 +140,7 @@ def inspect(directory: Path) -> Inspection:
         if name.startswith(SEGMENT_PREFIX):
             _inspect_segment(found, medium, name)
     found.segments.sort(key=lambda segment: (segment.header.number, segment.header.generation, segment.header.created_us))
-    _leave_out(found, notes)
+    _leave_out(found, medium, notes)
     for segment in found.segments:
         learn_span(found.spans, segment.header.generation, segment.base, uuid.UUID(bytes=segment.header.queue_id))
     note = newest(notes)
@@ -204,9 +204,11 @@ def _inspect_segment(found: Inspection, medium: FileMedium, name: str) -> None:
     found.segments.append(segment)
 
 
-def _leave_out(found: Inspection, notes: list[Note]) -> None:
+def _leave_out(found: Inspection, medium: FileMedium, notes: list[Note]) -> None:
     """Take out copies and segments of other queues, as an open does."""
-    owner = whose(found.head.owner if found.head else b"", notes, found.segments)
+    claim = read_claim(medium.load(OWNER_NOTE))
+    said: list[Note | Claim] = [*([claim] if claim else []), *notes]
+    owner = whose(found.head.owner if found.head else b"", said, found.segments, medium.place())
     since = found.head.owned_from if found.head and found.head.owner else owned_from(owner, found.segments)
     ids = {span.generation: span.id.bytes for span in found.spans.values()}
     kept: list[Segment] = []

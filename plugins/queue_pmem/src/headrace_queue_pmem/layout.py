@@ -22,6 +22,10 @@ MAGIC_AT: Final = tuple(range(0, PAGE, 512))
 OWNER: Final = struct.Struct("<8s16s")
 OWNER_MAGIC: Final = b"HRQOWNR1"
 
+#: In which directory a note was written: magic, 16 bytes that another directory does not have. See ownership.py.
+PLACE: Final = struct.Struct("<8s16s")
+PLACE_MAGIC: Final = b"HRQPLCE1"
+
 #: Page 0 of an area in a pool also holds, twice, a checksum of what libpmemobj keeps for itself in the file.
 POOL_AT: Final = (256, 768)
 POOL: Final = struct.Struct("<8sII")  # magic, crc32c, crc32c of these 12 bytes

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from headrace import TransientError
 from headrace.position import ORIGIN_MISSING, ORIGIN_QUEUE, ORIGIN_ROWS, ORIGIN_SESSION
-from headrace_queue_pmem.layout import CELL_CRC, OWNER, OWNER_MAGIC, checksum
+from headrace_queue_pmem.layout import CELL_CRC, OWNER, OWNER_MAGIC, PLACE, PLACE_MAGIC, checksum
 
 _MAGIC: Final = b"HRQMARK1"
 _GIVEN_BACK: Final = struct.Struct("<Q")
@@ -177,14 +177,15 @@ def marks_of(origins: pa.RecordBatch) -> tuple[Mark, ...]:
 class Note(NamedTuple):
     """What a note of the marks holds.
 
-    The marks of all frames up to position `upto`; whose it is (empty in notes of earlier programs); and the last position
-    whose space was given back, None where the note does not tell.
+    The marks of all frames up to position `upto`; whose it is (empty in notes of earlier programs); the last position
+    whose space was given back, None where the note does not tell; and where it was written, empty likewise.
     """
 
     marks: list[Mark]
     upto: int
     owner: bytes = b""
     given_back: int | None = None
+    place: bytes = b""
 
 
 def pack(note: Note) -> bytes:
@@ -195,6 +196,7 @@ def pack(note: Note) -> bytes:
     )
     body = note.upto.to_bytes(8, "little") + bytes(batch.serialize())
     if note.owner and note.given_back is not None:
+        body += PLACE.pack(PLACE_MAGIC, note.place) if note.place else b""
         body += OWNER.pack(OWNER_MAGIC, note.owner) + _GIVEN_BACK.pack(note.given_back)
     return _MAGIC + CELL_CRC.pack(checksum(body)) + body
 
@@ -211,4 +213,6 @@ def unpack(content: bytes | None) -> Note | None:
     upto, tail = int.from_bytes(body[:8], "little"), body[-_TAIL_BYTES:]
     if len(tail) < _TAIL_BYTES or not tail.startswith(OWNER_MAGIC):
         return Note(marks, upto)
-    return Note(marks, upto, OWNER.unpack_from(tail)[1], _GIVEN_BACK.unpack_from(tail, OWNER.size)[0])
+    before = body[-_TAIL_BYTES - PLACE.size : -_TAIL_BYTES]
+    place = PLACE.unpack(before)[1] if before.startswith(PLACE_MAGIC) else b""
+    return Note(marks, upto, OWNER.unpack_from(tail)[1], _GIVEN_BACK.unpack_from(tail, OWNER.size)[0], place)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import struct
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -218,6 +219,9 @@ class Medium(Protocol):
     def usable(self, size: int) -> int:
         """How many bytes of an area of `size` bytes on disk are ours."""
 
+    def place(self) -> bytes:
+        """16 bytes that no other directory has, the same as long as this one is not made anew."""
+
     def answers(self) -> None:
         """OSError when nothing can be made durable here now: then a failed read says nothing about the file."""
 
@@ -299,6 +303,10 @@ class FileMedium:
 
     def usable(self, size: int) -> int:
         return size
+
+    def place(self) -> bytes:
+        # By the filesystem and the inode: a copy of the directory is another place.
+        return struct.pack("<QQ", os.statvfs(self.directory).f_fsid & (2**64 - 1), self.directory.stat().st_ino)
 
     def answers(self) -> None:
         path = self.directory / "answers.tmp"

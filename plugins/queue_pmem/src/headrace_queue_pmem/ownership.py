@@ -1,7 +1,9 @@
 """Whose the files in a queue's directory are, so that a file of another queue is never taken for one of ours. No I/O.
 
 Positions, generations and segment numbers of two queues are alike, and a copied or swapped file is sound in itself. So the
-head, both notes of the marks and each segment carry the *owner*: 16 bytes that are made with the queue and never change.
+head, both notes of the marks and each segment carry the *owner*: 16 bytes that are made with the queue and never change. The
+marks and the note `owner` carry the *place* as well, which tells the directory in which they were written from all others: a
+note that is of here was put there by this directory's queue and by nobody else, whatever came in beside it.
 """
 
 from __future__ import annotations
@@ -9,18 +11,46 @@ from __future__ import annotations
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Final, NamedTuple
 
+from headrace_queue_pmem.layout import CELL_CRC, OWNER, OWNER_MAGIC, PLACE, PLACE_MAGIC, checksum
 from headrace_queue_pmem.marks import Note
 from headrace_queue_pmem.segment import Segment
 
+OWNER_NOTE: Final = "owner"
 
-def whose(head: bytes, notes: Sequence[Note], segments: Sequence[Segment]) -> bytes:
+
+class Claim(NamedTuple):
+    """What the note `owner` says: whose the directory is in which it was written, and which that is."""
+
+    owner: bytes
+    place: bytes
+
+    def pack(self) -> bytes:
+        """The note's content."""
+        body = OWNER.pack(OWNER_MAGIC, self.owner) + PLACE.pack(PLACE_MAGIC, self.place)
+        return body + CELL_CRC.pack(checksum(body))
+
+
+def read_claim(content: bytes | None) -> Claim | None:
+    """The note `owner`; None where there is none, or a damaged one."""
+    size = OWNER.size + PLACE.size
+    if content is None or len(content) != size + CELL_CRC.size or checksum(content[:size]) != CELL_CRC.unpack_from(content, size)[0]:
+        return None
+    return Claim(OWNER.unpack_from(content)[1], PLACE.unpack_from(content, OWNER.size)[1])
+
+
+def whose(head: bytes, notes: Sequence[Note | Claim], segments: Sequence[Segment], here: bytes) -> bytes:
     """The owner of a directory, by what its files say; empty when none says anything.
 
-    One file may have been put here, or several: the head has two votes, the segments two together (as most of them say), each
-    note one. Where votes are even the head's word holds; without a head, the segments' that a note knows, because they have
-    the events.
+    What the notes say that were written in this directory (`here`) holds. Where none was, as in a directory that was moved or
+    restored, or where they differ, it is put to the vote: one file may have been put here, or several. The head has two votes,
+    the segments two together (as most of them say), each note one. Where votes are even the head's word holds; without a head,
+    the segments' that a note knows, because they have the events.
     """
+    written_here = {note.owner for note in notes if note.owner and note.place == here}
+    if len(written_here) == 1:
+        return written_here.pop()
     said = Counter(segment.owner for segment in segments if segment.owner)
     noted = Counter(note.owner for note in notes if note.owner)
     most = next((owner for owner, _ in said.most_common(1)), b"")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from headrace_queue_pmem.finding import find_segments, open_head, own_files
+from headrace_queue_pmem.finding import find_segments, load_note, open_head, own_files
 from headrace_queue_pmem.head import Head
 from headrace_queue_pmem.layout import SEGMENT_DATA_AT
 from headrace_queue_pmem.log import read_log
@@ -28,7 +28,7 @@ def recover(
     segments, file_number = find_segments(path, medium, names, report)
     # Counted before empty ones are dropped: a dropped file may come back after a power loss, and must not meet its number.
     segment_number = max((segment.header.number for segment in segments), default=0)
-    notes: dict[str, Note] = {name: note for name in MARKS if name in names and (note := unpack(medium.load(name)))}
+    notes: dict[str, Note] = {name: note for name in MARKS if name in names and (note := unpack(load_note(medium, name)))}
     if not notes and any(name in names for name in MARKS):
         report.repairs.append("both copies of the origin marks are damaged: they are made again from the frames that are here")
     head = open_head(path, medium, names, options, report, bool(segments))
@@ -49,7 +49,7 @@ def recover(
     if not notes:
         # From its first open on a queue has them: they are the third that tells which of its files are another queue's.
         for note_name in MARKS:
-            medium.save(note_name, pack(Note([], 0, head.owner, ring.given_back)))
+            medium.save(note_name, pack(Note([], 0, head.owner, ring.given_back, medium.place())))
     report.events = upto - min((reader.cursor for reader in head.readers.values()), default=ring.given_back) - report.lost
     return ring, report
 

@@ -59,7 +59,7 @@ def checkpoint(ring: Ring) -> None:
             if area is not None:
                 area.sync(segment.synced, end - segment.synced)
                 segment.synced = end
-    content = pack(Note(snapshot, upto, ring.head.owner, given_back))
+    content = pack(Note(snapshot, upto, ring.head.owner, given_back, ring.medium.place()))
     for note in MARKS:
         ring.medium.save(note, content)
     ring.checkpoint_upto = upto
