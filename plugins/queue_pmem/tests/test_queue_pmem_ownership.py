@@ -296,6 +296,18 @@ def test_one_note_that_was_written_here_stands_against_all_files_of_another_queu
     assert ([segment.name for segment in ring.segments], report.set_aside) == (wanted, [])
 
 
+def test_a_head_of_another_queue_that_does_not_say_so_any_more_is_known_by_its_queue_ids(tmp_path):
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    wanted = lives(ours, 1, 3)
+    lives(theirs, 1001, 3)
+    shutil.copy(theirs / "head", ours / "head")
+    area = FileMedium(ours, "process").open("head")
+    area.write(layout.OWNER_CELL_AT, b"x" * 128, 128)
+    ring, report = opened(ours)
+    assert held(ring) == wanted
+    assert [name for name, _ in report.set_aside] == ["head"]
+
+
 def test_a_directory_that_was_moved_or_copied_is_still_its_queues(tmp_path):
     wanted = lives(tmp_path / "ours", 1, 3)
     (tmp_path / "ours").rename(tmp_path / "moved")

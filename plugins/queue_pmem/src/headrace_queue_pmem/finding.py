@@ -14,7 +14,7 @@ from headrace_queue_pmem.head import HEAD, Head
 from headrace_queue_pmem.layout import HEAD_BYTES, HEAD_FILE_BYTES, LINE, SEGMENT_DATA_AT, VERSION
 from headrace_queue_pmem.marks import Note
 from headrace_queue_pmem.medium import Medium
-from headrace_queue_pmem.ownership import OWNER_NOTE, Claim, owned_from, read_claim, stranger, whose
+from headrace_queue_pmem.ownership import OWNER_NOTE, Claim, owned_from, read_claim, strange_head, stranger, whose
 from headrace_queue_pmem.ring import SEGMENT_PREFIX
 from headrace_queue_pmem.scanning import Report
 from headrace_queue_pmem.segment import Segment, read_owner, read_segment_header
@@ -107,9 +107,8 @@ def own_files(
     """Those of the files that are this queue's; the others are set aside. A new head, where that which stood here was another queue's."""
     claim, here = read_claim(load_note(medium, OWNER_NOTE)), medium.place()
     owner = whose(head.owner, [*([claim] if claim else []), *notes.values()], segments, here) or secrets.token_bytes(16)
-    if head.owner and head.owner != owner:
+    if why := strange_head(head.owner, owner, segments, {span.generation: span.id.bytes for span in head.spans}):
         head.area.close()
-        why = f"it is of another queue: its owner is {head.owner.hex()}, that of the other files is {owner.hex()}"
         set_aside_foreign(medium, HEAD, why, report)
         report.repairs.append("a new head is made; readers begin again at the oldest position")
         head = _new_head(medium, options, None)

@@ -61,6 +61,17 @@ def whose(head: bytes, notes: Sequence[Note | Claim], segments: Sequence[Segment
     return max((owner for owner in candidates if owner), key=lambda owner: votes[owner], default=b"")
 
 
+def strange_head(head: bytes, owner: bytes, segments: Iterable[Segment], ids: Mapping[int, bytes]) -> str:
+    """Why a head is of another queue; "" when it is ours, or may be. It may have lost what it says of its owner (`head` is empty)."""
+    if head:
+        return f"it is of another queue: its owner is {head.hex()}, that of the other files is {owner.hex()}" if head != owner else ""
+    for segment in segments:
+        known = ids.get(segment.header.generation)
+        if segment.owner == owner and known not in (None, segment.header.queue_id):
+            return f"it is of another queue: {segment.name} is of a queue id that it knows by another name"
+    return ""
+
+
 def owned_from(owner: bytes, segments: Iterable[Segment]) -> int:
     """The number from which on every segment says whose it is, where no head tells."""
     segments = list(segments)
