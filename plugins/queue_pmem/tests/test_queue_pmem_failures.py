@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ from headrace import NO_ORIGINS, ConfigError, Origin, QueueFormatError, QueueFul
 from headrace_queue_pmem import pmem
 from headrace_queue_pmem import upkeep as upkeep_module
 from headrace_queue_pmem.layout import HEADER, HEADER_AT, HEADER_CELL
+from headrace_queue_pmem.marks import Note, pack, unpack
 from headrace_queue_pmem.medium import FileMedium, WrittenArea
+from headrace_queue_pmem.recovery import MARKS
 
 sys.path.insert(0, str(Path(__file__).parent))
 from conftest import MIB, FailingDevice, failure_seen, numbers, rows, run
@@ -62,10 +65,10 @@ async def fill(queue: Any, start: int = 0) -> tuple[int, QueueFull]:
         return number, full
 
 
-def fill_disk(place: Path) -> None:
+def fill_disk(place: Path, name: str = "other") -> None:
     """Take what is left of a filesystem."""
     try:
-        with (place / "other").open("wb", buffering=0) as other:
+        with (place / name).open("wb", buffering=0) as other:
             while other.write(bytes(4096)):
                 pass
     except OSError:
@@ -117,6 +120,63 @@ def test_disk_filled_by_others_costs_no_queued_event(make, small_disk, medium, l
         await queue.close()
 
     run(body())
+
+
+def spare_made(place: Path) -> None:
+    while len(list(place.glob("segment-*"))) < 2:
+        time.sleep(0.01)
+
+
+@DISKS
+@pytest.mark.parametrize("medium", ["pmem", "file"])
+def test_on_a_disk_filled_by_others_a_queue_gives_back_and_uses_again_its_own_space(make, small_disk, medium, level):
+    async def passed(queue: Any, start: int) -> int:
+        for number in range(start, start + 4000, 100):  # 8 MB: as much as a segment
+            while True:
+                try:
+                    await queue.queue_append(rows(number, 100, 2000), NO_ORIGINS)
+                    break
+                except QueueFull:
+                    await asyncio.sleep(0.005)  # the upkeep gives the segments back
+            await queue.queue_release("lake", number + 100)
+        return start + 4000
+
+    async def body() -> None:
+        queue = make(path=str(small_disk / "queue"), medium=medium, level=level, segment_bytes=8 * MIB, size_bytes_max=512 * MIB)
+        await queue.open()
+        await queue.queue_reader_open("lake", "oldest")
+        number = await passed(queue, 0)
+        await asyncio.to_thread(spare_made, small_disk / "queue")  # the segment in use is never given back
+        fill_disk(small_disk)
+        async with asyncio.timeout(30):
+            for _ in range(4):
+                number = await passed(queue, number)
+        await queue.close()
+        # what a stop lets go of is taken by others too, and the queue opens all the same
+        fill_disk(small_disk, "more")
+        queue = make(path=str(small_disk / "queue"), medium=medium, level=level, segment_bytes=8 * MIB, size_bytes_max=512 * MIB)
+        await queue.open()
+        assert queue.queue_info().head == number
+        await queue.queue_append(rows(number, 1), NO_ORIGINS)
+        await queue.close()
+
+    run(body())
+
+
+def test_a_note_that_is_torn_in_its_own_place_on_a_full_disk_leaves_its_copy(small_disk):
+    medium = FileMedium(small_disk, "process")
+    old, new = pack(Note([], 7, b"o" * 16, 7)), pack(Note([], 9, b"o" * 16, 9))
+    for name in MARKS:
+        medium.save(name, old)
+    fill_disk(small_disk)
+    medium.save(MARKS[0], new)
+    assert [unpack(medium.load(name)) for name in MARKS] == [Note([], 9, b"o" * 16, 9), Note([], 7, b"o" * 16, 7)]
+    (small_disk / MARKS[0]).write_bytes(new[: len(new) // 2] + old[len(new) // 2 :])
+    assert unpack(medium.load(MARKS[0])) is None
+    assert not list(small_disk.glob("*.tmp"))
+    with pytest.raises(OSError, match="No space left"):
+        medium.save(MARKS[1], bytes(8192))  # more than it has in place
+    assert unpack(medium.load(MARKS[1])) == Note([], 7, b"o" * 16, 7)
 
 
 def test_level_power_on_a_filesystem_in_memory_is_refused(make, small_disk):

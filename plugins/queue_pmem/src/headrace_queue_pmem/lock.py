@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import sys
@@ -27,8 +28,10 @@ class Lock:
         command = " ".join(sys.argv)[:200] or "python"
         since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         record = msgspec.json.encode({"pid": os.getpid(), "command": command, "since": since, "drains": sys.argv[1:2] == ["drain"]})
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, record, 0)
+        # Over the old one, and cut behind it: on a full disk the block that was let go of would not be had again.
+        with contextlib.suppress(OSError):  # it only says who holds the lock
+            os.pwrite(self._descriptor, record, 0)
+            os.ftruncate(self._descriptor, len(record))
 
     def close(self) -> None:
         """Let go; safe twice."""

@@ -211,7 +211,10 @@ class Medium(Protocol):
         """Remove a file; the areas that are mapped stay valid."""
 
     def save(self, name: str, content: bytes) -> None:
-        """Replace a note as a whole, surviving power loss."""
+        """Replace a note as a whole, surviving power loss; on a full disk in its own place, where a crash may tear it.
+
+        So each note has a second copy, which is saved behind it.
+        """
 
     def load(self, name: str) -> bytes | None:
         """A note's content, or None."""
@@ -285,15 +288,21 @@ class FileMedium:
 
     def save(self, name: str, content: bytes) -> None:
         temporary = self.directory / (name + ".tmp")
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            remaining = memoryview(content)
-            while remaining:
-                remaining = remaining[os.write(descriptor, remaining) :]
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        self.rename(temporary.name, name)
+            _write_safely(temporary, os.O_CREAT | os.O_TRUNC, content)
+        except OSError as error:
+            if error.errno not in DISK_FULL or not self._has_blocks(name, len(content)):
+                raise
+            # Without the note no space can be given back: a queue that has passed all that it held would stay full.
+            temporary.unlink(missing_ok=True)
+            _write_safely(self.directory / name, 0, content)
+        else:
+            self.rename(temporary.name, name)
+
+    def _has_blocks(self, name: str, size: int) -> bool:
+        with contextlib.suppress(FileNotFoundError):
+            return (self.directory / name).stat().st_blocks * 512 >= size
+        return False
 
     def load(self, name: str) -> bytes | None:
         try:
@@ -353,6 +362,18 @@ class FileMedium:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _write_safely(path: Path, flags: int, content: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | flags, 0o600)
+    try:
+        remaining = memoryview(content)
+        while remaining:
+            remaining = remaining[os.write(descriptor, remaining) :]
+        os.ftruncate(descriptor, len(content))
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def find_area(address: int, length: int) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from headrace_queue_pmem import libc
+from headrace_queue_pmem.failing import DISK_FULL
 
 #: Filesystems in memory: nothing on them survives power loss, whatever is synced.
 VOLATILE = frozenset({"tmpfs", "ramfs", "devtmpfs"})
@@ -26,10 +27,14 @@ def probe(directory: Path, syncs: int = 0) -> Probe:
     """Look at the medium under `directory`; with `syncs` > 0 time so many syncs of one page."""
     path = directory / "probe.tmp"
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    times: list[int] = []
     try:
-        os.posix_fallocate(descriptor, 0, libc.PAGE)
         dax = _is_dax(descriptor)
-        times = [_sync_us(descriptor, number) for number in range(syncs)]
+        try:
+            times = [_sync_us(descriptor, number) for number in range(syncs)]
+        except OSError as error:
+            if error.errno not in DISK_FULL:  # a full disk must not keep a queue closed: what is in it could never leave
+                raise
     finally:
         os.close(descriptor)
         path.unlink(missing_ok=True)
