@@ -10,14 +10,17 @@ import json
 import logging
 import sys
 import time
+from dataclasses import dataclass
 from typing import Any, Final, TextIO
 
 ROOT: Final = "headrace"
 
-#: A message of one logger is printed at most REPEATS_MAX times in REPEATS_WINDOW_S seconds; the next one printed says how
-#: many were left out.
+#: A message of one logger and component is printed at most REPEATS_MAX times in REPEATS_WINDOW_S seconds; the next one printed says how
+#: many were left out. While it goes on like that, each window is twice as long as the one before: what is wrong for a
+#: night must not fill the log of a night.
 REPEATS_MAX: Final = 5
 REPEATS_WINDOW_S: Final = 10.0
+REPEATS_WINDOW_S_MAX: Final = 640.0
 
 
 class Log:
@@ -62,24 +65,36 @@ def describe(error: BaseException) -> str:
 
 
 class RepeatFilter(logging.Filter):
-    """Lets a message through REPEATS_MAX times per window and tells how many it held back."""
+    """Lets a component's message through REPEATS_MAX times per window and tells how many it held back."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._seen: dict[tuple[str, str], tuple[float, int]] = {}
+        self._seen: dict[tuple[Any, ...], _Repeats] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        key = (record.name, str(record.msg))
-        now = time.monotonic()
-        since, count = self._seen.get(key, (now, 0))
-        if now - since >= REPEATS_WINDOW_S:
-            if count > REPEATS_MAX:
-                record.repeats_left_out = count - REPEATS_MAX
-            since, count = now, 0
+        fields = getattr(record, "fields", {})
+        # a component that goes up and down must not hide what another one says
+        key, now = (record.name, str(record.msg), fields.get("tier"), fields.get("component")), time.monotonic()
         if len(self._seen) > 1000:
             self._seen.clear()
-        self._seen[key] = (since, count + 1)
-        return count < REPEATS_MAX
+        seen = self._seen.setdefault(key, _Repeats(now, REPEATS_WINDOW_S))
+        if now - seen.since >= seen.window_s:
+            if seen.count > REPEATS_MAX:
+                record.repeats_left_out = seen.count - REPEATS_MAX
+            goes_on = seen.count > REPEATS_MAX and now - seen.since < 2 * seen.window_s
+            seen.window_s = min(2 * seen.window_s, REPEATS_WINDOW_S_MAX) if goes_on else REPEATS_WINDOW_S
+            seen.since, seen.count = now, 0
+        seen.count += 1
+        return seen.count <= REPEATS_MAX
+
+
+@dataclass
+class _Repeats:
+    """A message's present window: when it began, how long it is, and how often the message came in it."""
+
+    since: float
+    window_s: float
+    count: int = 0
 
 
 class JsonFormatter(logging.Formatter):

@@ -56,6 +56,33 @@ def test_repeats_are_counted_instead_of_printed(out: io.StringIO, monkeypatch: p
     assert lines(out)[-1]["repeats_left_out"] == 100 - REPEATS_MAX
 
 
+def test_a_message_that_goes_on_all_night_is_printed_less_and_less_often_until_it_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(log_module.time, "monotonic", lambda: now)
+    repeats = RepeatFilter()
+    line = logging.makeLogRecord({"name": "x", "msg": "upkeep failed"})
+
+    def printed(seconds: int) -> int:
+        nonlocal now
+        count = 0
+        for _ in range(2 * seconds):
+            count += repeats.filter(line)
+            now += 0.5
+        return count
+
+    assert printed(10) == REPEATS_MAX
+    assert printed(12 * 3600) < 400
+    now += 2000
+    assert printed(10) == REPEATS_MAX
+
+
+def test_one_component_that_goes_up_and_down_does_not_hide_another() -> None:
+    repeats = RepeatFilter()
+    for _ in range(100):
+        repeats.filter(logging.makeLogRecord({"name": "x", "msg": "component status", "fields": {"component": "a"}}))
+    assert repeats.filter(logging.makeLogRecord({"name": "x", "msg": "component status", "fields": {"component": "b"}}))
+
+
 def test_the_memory_for_repeats_is_bounded() -> None:
     repeats = RepeatFilter()
     for number in range(5000):
