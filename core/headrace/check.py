@@ -49,7 +49,8 @@ def check(
         findings += _workers(site, tier)
         findings += _together(site, tier, built)
         findings += _added(site, tier, built)
-    findings += [Finding(True, f"{site.file}: {queue.path}: {queue.what}; {queue.remedy}", warning=True) for queue in unheld(site)]
+    if not problems:  # else the output that holds may be the one that is left out of `site`
+        findings += [Finding(True, f"{site.file}: {queue.path}: {queue.what}; {queue.remedy}", warning=True) for queue in unheld(site)]
     findings += _listeners(site, ports)
     findings += _orphans(site)
     return findings

@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +17,7 @@ PLUGINS = '''
 from typing import Annotated
 from msgspec import Meta
 import headrace
+from pathlib import Path
 from headrace import Component, hookimpl
 
 class Source(Component):
@@ -276,6 +278,24 @@ def test_check_finds_ports_that_are_taken(file, capsys):
         assert code == 78
         assert f"tiers.site.sources.dev.listen: {address} cannot be listened on: Address already in use" in out
         assert checked(capsys, file, "--no-ports", "--set", f"tiers.site.sources.dev.listen='{address}'")[0] == 0
+
+
+def test_no_component_asks_for_its_port_when_the_site_is_running(file, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        taken = [f"tiers.site.{part}.listen='{address}'" for part in ("sources.devices", "outputs.live")]
+        example = str(Path(__file__).parents[2] / "examples" / "single.toml")
+        for key in taken:
+            code, out = checked(capsys, example, "--no-ports", "--set", key)
+            assert code == 0, out
+
+
+def test_an_output_that_is_wrong_is_not_taken_for_one_that_is_not_there(file, capsys):
+    example = str(Path(__file__).parents[2] / "examples" / "single.toml")
+    code, out = checked(capsys, example, "--no-ports", "--set", "tiers.site.outputs.lake.use=sink_lak")
+    assert code == 78
+    assert "did you mean 'sink_lake'" in out
+    assert "no output holds" not in out
 
 
 def test_check_finds_two_who_want_one_port(file, capsys):

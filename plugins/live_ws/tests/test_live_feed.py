@@ -515,7 +515,7 @@ def test_silent_feed_sends_heartbeats(feed: Running) -> None:
     asyncio.run(scenario())
 
 
-def test_address_in_use_is_a_transient_error_and_check_reports_it(feed: Running) -> None:
+def test_address_in_use_is_a_transient_error(feed: Running) -> None:
     async def scenario() -> None:
         async with feed() as live:
             taken = live.url.removeprefix("http://")
@@ -523,7 +523,6 @@ def test_address_in_use_is_a_transient_error_and_check_reports_it(feed: Running)
                 async with feed(listen=taken):
                     pass
             other = type(live.live)(msgspec.convert({"listen": taken}, type(live.live).Config), live.context)
-            assert f"cannot listen on {taken}" in other.check()[0]
             await other.close()  # without open
 
     asyncio.run(scenario())

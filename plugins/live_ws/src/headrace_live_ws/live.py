@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import socket
-
 import pyarrow as pa
 
 from headrace import Component, Context, RangeKey, TransientError, hookimpl
@@ -66,18 +64,6 @@ class LiveWs(Component):
     async def close(self) -> None:
         """Stop listening."""
         await self._server.stop()
-
-    def check(self) -> list[str]:
-        """Whether the address can be had."""
-        host, port = host_and_port(self.config.listen)
-        try:
-            family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-            with socket.socket(family, kind, protocol) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind(address)
-        except OSError as error:
-            return [f"listen: cannot listen on {self.config.listen}: {error.strerror or error}"]
-        return []
 
     @hookimpl
     async def sink_write(self, batch: pa.RecordBatch, key: RangeKey) -> None:
