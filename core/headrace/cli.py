@@ -30,7 +30,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args[0] in ("-V", "--version"):
         print(f"headrace {_version()}")
         return 0
-    return answered(lambda: _command(args[0])(args[1:]))
+    code = answered(lambda: _command(args[0])(args[1:]))
+    if argv is None and args[0] == "run":  # the process is ours
+        from headrace.stopping import end_anyway
+
+        end_anyway(code)
+    return code
 
 
 def answered(command: Callable[[], int]) -> int:

@@ -164,6 +164,8 @@ class Host:
                     await unless(self.stopping.asked, starting)
                 except HeadraceError as error:  # raised in here, it would leave as a group
                     self._refused = error
+                except OSError as error:  # such as a full disk below data_dir: no bug, so no traceback
+                    self._refused = HeadraceError(f"cannot start: {error}")
                 if self.started.is_set():
                     await self.stopping.asked.wait()
                     if self._fault is None:
@@ -372,8 +374,9 @@ class Host:
         if self._draining or self.stopping.asked.is_set():
             return ["draining"]
         if not self.started.is_set():
-            return ["starting: the queue is being recovered"]
-        return [f"{tier.name}: the queue is full" for tier in self.tiers if tier.deliver.refusing]
+            waiting = [f"{row.tier}.{row.component}: {row.reason}" for row in self._statuses.rows() if row.status == "degraded"]
+            return [f"starting: {row}" for row in waiting] or ["starting: the queue is being recovered"]
+        return [f"{tier.name}: {tier.deliver.why}" for tier in self.tiers if tier.deliver.refusing]
 
     async def _components(self) -> dict[str, Any]:
         rows = [row._asdict() for row in self._statuses.rows()]

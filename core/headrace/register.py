@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from headrace.locked import locked, replace_durably
+from headrace.locked import locked, replace_durably, sync_folder
 from headrace.log import Log, describe
 
 FILE: Final = "queues.json"
@@ -52,11 +52,12 @@ class QueueRegister:
         return [entry for entry in self.entries() if entry.path not in opened]
 
     def add(self, entry: Registered, again: bool = True) -> None:
-        """Note a queue before it takes anything; durable on return. `again`: also when it is there."""
+        """Note a queue before it takes anything; durable on return. `again`: make it so also when it is there."""
         with locked(self._file):
-            if not again and entry in self.entries():
-                return
-            self._write([*self._others(entry.path), entry])
+            if entry not in self.entries():
+                self._write([*self._others(entry.path), entry])
+            elif again:  # whoever wrote it may have been killed before; no rewriting, for a full disk must not keep a tier from starting
+                sync_folder(self._file.parent)
 
     def drained(self, path: str) -> None:
         """The queue at `path` was closed empty."""

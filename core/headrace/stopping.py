@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
+import threading
+import time
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -12,6 +15,8 @@ from headrace.log import Log
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 #: One Ctrl-C may reach us twice: from the terminal, and from the script that started us.
 SAME_SIGNAL_S: Final = 1.0
+#: How long a process that has closed everything waits for the threads of plugins.
+LEAVE_S: Final = 5.0
 
 
 class Stopping:
@@ -44,6 +49,18 @@ class Stopping:
         for number in (*SIGNALS, signal.SIGHUP):
             loop.remove_signal_handler(number)  # fine where there is none
             signal.signal(number, signal.SIG_IGN)
+
+
+def end_anyway(code: int) -> None:
+    """From here on the process ends within LEAVE_S: Python would wait for ever for a plugin's thread in a call that never returns."""
+
+    def leave() -> None:
+        time.sleep(LEAVE_S)
+        stuck = [thread.name for thread in threading.enumerate() if not thread.daemon and thread is not threading.main_thread()]
+        Log("").warning("ended beside calls of plugins that do not return", threads=stuck)
+        os._exit(code)
+
+    threading.Thread(target=leave, daemon=True).start()
 
 
 async def unless(stop: asyncio.Event, work: asyncio.Future[Any]) -> None:

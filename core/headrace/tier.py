@@ -51,13 +51,15 @@ class TierDeliver:
         self._far_levels = far_levels
         self._released = asyncio.Event()
         self.refusing = False
+        #: why it refuses, for people
+        self.why = ""
 
     async def __call__(self, batch: pa.RecordBatch, origins: pa.RecordBatch = NO_ORIGINS) -> tuple[int, int]:
         check_batch(batch)  # before it is stored: what no output can read would end the process at every start
         try:
             first, last = await self._hook.queue_append(batch=batch, origins=origins)
-        except QueueFull:
-            self.refusing = True
+        except QueueFull as full:
+            self.refusing, self.why = True, "the queue is full" + (f" ({full.reason})" if full.reason else "")
             raise
         except QueueError as error:
             # the queue is an engine part: without it nothing can be promised, and a restart recovers it
@@ -265,9 +267,15 @@ class Tier:
                 left = self.last_info.size_events
             self.open = False  # nobody may ask it from here on
             if left == 0:  # while we hold its lock: the next one to open it enters it again
-                self._register.drained(self._registered(self.queue.entry).path)
+                self._strike(self._registered(self.queue.entry).path)
             await self.queue.close()
         self.open = False
+
+    def _strike(self, path: str) -> None:
+        try:
+            self._register.drained(path)
+        except OSError as error:  # it stays entered, as one that may hold events: the close goes on
+            self._log.warning("register of queues cannot be written", error=describe(error))
 
     def _registered(self, entry: config.Entry) -> Registered:
         path = getattr(entry.config, "path", None)

@@ -56,6 +56,27 @@ class Rows(Component):
         return max((commit["last"] for commit in _commits(self.config.file) if commit["id"] == queue_id), default=None)
 
 
+class Stuck(Component):
+    """A sink whose first write never returns: `loop` holds up the loop it is on, `thread` a thread of its own."""
+
+    class Config(Config, frozen=True, kw_only=True):
+        where: Annotated[str, Meta(description="loop or thread.")]
+
+    idempotence = "key"
+
+    @hookimpl
+    async def sink_write(self, batch: pa.RecordBatch, key: RangeKey) -> None:
+        if self.config.where == "loop":
+            time.sleep(3600)  # noqa: ASYNC251 - what a plugin must not do
+        await self.context.call_blocking(time.sleep, 3600)
+
+    @hookimpl
+    async def sink_flush(self, key: RangeKey) -> None: ...
+
+    @hookimpl
+    async def sink_reset(self) -> None: ...
+
+
 def _append(file: str, lines: list[str]) -> None:
     with Path(file).open("a") as out:
         out.write("\n".join(lines) + "\n")

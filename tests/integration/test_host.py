@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
 import shutil
 import signal
+import socket
 import sqlite3
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -234,6 +238,52 @@ def test_a_second_process_on_the_same_queue_is_told_who_holds_it(make: Make, tmp
     site.stop()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a tmpfs")
+def test_a_site_starts_on_a_full_disk_and_a_new_one_says_why_not(make: Make) -> None:
+    site = make(SITE)
+    data = site.folder / "data"
+    data.mkdir(exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", str(data)], check=True)
+    try:
+        site.start()
+        send(site, 1)
+        until(lambda: rows(site) == [1], "it is stored")
+        site.kill()
+        fill(data / "others")
+        site.start()
+        send(site, 2)
+        (data / "others").unlink()
+        until(lambda: rows(site) == [1, 2], "it is stored")
+        site.stop()
+        (data / "queues.json").unlink()
+        fill(data / "others")
+        with pytest.raises(SiteError, match=r"cannot start: .*No space left on device"):
+            site.start()
+    finally:
+        subprocess.run(["umount", "-l", str(data)], check=True)
+
+
+def test_while_a_component_cannot_open_readyz_says_why(make: Make, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        site = make(SITE, f"tiers.site.sources.devices.listen='{address}'")
+        site.start(ready=False)
+        until(lambda: "cannot listen" in site.probe("/readyz")[1], "it says why")
+        assert site.probe("/readyz")[1].startswith("starting: site.devices: component did not open: ")
+        since = site.components()["devices"]["since"]
+        until(lambda: site.metric("plugin_errors_total", component="devices") >= 3, "it has tried again")
+        assert site.components()["devices"]["since"] == since
+    until(lambda: site.probe("/readyz")[0] == 200, "it is ready by itself")
+    site.stop()
+
+
+def fill(file: Path) -> None:
+    """Take what is left of a filesystem."""
+    with contextlib.suppress(OSError), file.open("wb", buffering=0) as others:
+        while others.write(bytes(4096)):
+            pass
+
+
 def test_an_engine_fault_ends_the_process_and_a_restart_recovers(make: Make) -> None:
     site = make(SITE)
     site.start(faults="engine.after_flush=bug@2")
@@ -285,6 +335,21 @@ def test_a_source_that_holds_the_loop_or_ends_by_itself_is_told_of(make: Make) -
     site.start()
     site.stop()  # it was told to drain: nothing to say
     assert "source ended by itself" not in [line["message"] for line in site.lines()]
+
+
+@pytest.mark.parametrize("where", ["loop", "thread"])
+def test_a_call_that_never_returns_does_not_hold_up_a_stop(make: Make, where: str) -> None:
+    stuck = f'[tiers.site.outputs.stuck]\nuse = "./parts.py:Stuck"\nwhere = "{where}"\n'
+    site = make(SITE + stuck, "host.drain_deadline_s=1")
+    site.start()
+    send(site, *range(10))
+    until(lambda: site.metric("sink_attempts_total", component="stuck") >= 1 or site.probe("/livez")[0] != 200, "it is in its call")
+    began = time.monotonic()
+    site.process.send_signal(signal.SIGTERM)  # type: ignore[union-attr]
+    assert site.wait_until_dead() == 0
+    assert time.monotonic() - began < 30
+    (passed,) = [line for line in site.lines() if line["message"] == "drain deadline passed; the queue keeps the rest"]
+    assert passed["left"]["stuck"] == 10
 
 
 def test_a_window_bounds_what_a_dead_output_holds(make: Make) -> None:

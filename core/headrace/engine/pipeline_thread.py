@@ -48,6 +48,8 @@ WATCH_S: Final = 0.25
 LETTERS_S: Final = 1.0
 #: The reader that releases where no output holds anything; no output can have this name.
 NOBODY: Final = "(nobody)"
+#: How much later than it should a drain or close may end, before the thread counts as held up by a plugin.
+LATE_S: Final = 5.0
 #: The queue's fill at which holding outputs flush, whatever their `flush_*` say (DELIVERY 11).
 FLUSH_RATIO: Final = 0.5
 
@@ -118,7 +120,13 @@ class PipelineThread:
 
     async def drain(self, deadline_s: float) -> bool:
         """Make safe what is queued, at most for `deadline_s`. True when nothing is left."""
-        return await self._call(self._drain(deadline_s)) if self._loop else True
+        if self._loop is None:
+            return True
+        try:
+            async with asyncio.timeout(deadline_s + LATE_S):
+                return await self._call(self._drain(deadline_s))
+        except TimeoutError:
+            return False
 
     async def stored(self, output_id: str, queue_id: str) -> int | None:
         """Up to where the output's store holds a queue id; waits for as long as it cannot be asked."""
@@ -139,13 +147,36 @@ class PipelineThread:
         await self._call(self._reload(entry, entry_id))
 
     async def close(self) -> None:
-        """Stop at once and close the components; unflushed work is done again after the next start."""
+        """Stop at once and close the components; unflushed work is done again after the next start.
+
+        A thread whose loop a plugin holds up is left behind: what it may still do is what a process that is killed had done.
+        """
         if self._thread is None or self._loop is None:
             return
         if self._thread.is_alive():
             with contextlib.suppress(RuntimeError):  # the loop ended in between
                 self._loop.call_soon_threadsafe(self._stop.set)
-        await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
+        while self._thread.is_alive():
+            await asyncio.get_running_loop().run_in_executor(None, self._thread.join, LATE_S)
+            if not await self._turns():
+                self._log.error("a plugin holds up the pipeline's loop; the thread is left behind", busy=self._busy())
+                return
+
+    async def _turns(self) -> bool:
+        """Whether the loop turns, or has ended."""
+        assert self._thread is not None
+        assert self._loop is not None
+        turned, here = asyncio.Event(), asyncio.get_running_loop()
+        with contextlib.suppress(RuntimeError):  # it ended
+            self._loop.call_soon_threadsafe(here.call_soon_threadsafe, turned.set)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LATE_S if self._thread.is_alive() else 0):
+                await turned.wait()
+        return turned.is_set() or not self._thread.is_alive()
+
+    def _busy(self) -> list[str]:
+        """The outputs that are in a call."""
+        return [output_id for output_id, (activity, _) in self.activities().items() if activity == "working"]
 
     def units(self) -> list[Supervised]:
         """Every component of the thread that is in place now."""

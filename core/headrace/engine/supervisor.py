@@ -32,7 +32,7 @@ CLOSE_S: Final = 30.0
 
 
 class ComponentStatus(NamedTuple):
-    """One row of `/components`; since is a Unix time."""
+    """One row of `/components`; since when it has this status, as a Unix time."""
 
     tier: str
     component: str
@@ -66,7 +66,9 @@ class Statuses:
             known = self._rows.get(key)
             if known is not None and (known.status, known.reason) == (status, reason):
                 return
-            row = ComponentStatus(tier, entry.id, entry.role, entry.use, status, reason, self._clock.wall())
+            # a reason may change at every try: since when it is not well is the question
+            since = known.since if known is not None and known.status == status else self._clock.wall()
+            row = ComponentStatus(tier, entry.id, entry.role, entry.use, status, reason, since)
             self._rows[key] = row
         gauge = self._metrics.gauge(
             "component_up", "1 while the component's status is ok.", "min", tier=tier, component=entry.id, plugin=entry.use
