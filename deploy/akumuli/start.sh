@@ -8,6 +8,8 @@
 #      has now is safe.
 # SIGTERM is passed on; it takes 1.5 s for 100,000 series. Give the container 60 s before it is killed.
 #
+# Before them it mends what a kill can leave in the server's table of series, by sqlite3.
+#
 # CONFIG (default: $AKUMULI_CONFIG, or akumuli.conf beside this script) is an akumulid config with [HTTP] and [TCP], and without
 # [UDP] and [WAL], which lose data. A database that is not there yet is made.
 set -euo pipefail
@@ -74,9 +76,22 @@ stop_it() {
     return "$code"
 }
 
+# A series' name and the row that says where its points are go to the server's files in two steps. Killed in between, it answers
+# "-not found" for ever to whatever concerns the metric, and takes no points of that series. The row that it makes for a series without points
+# is an empty one.
+mend() {
+    command -v sqlite3 > /dev/null || { echo "start.sh: no sqlite3: a series that a kill left in name only stays unreadable" >&2; return; }
+    local lacking="storage_id not in (select storage_id from akumuli_rescue_points)" mended
+    mended=$(sqlite3 "$path/db.akumuli" "insert into akumuli_rescue_points (storage_id) select storage_id from akumuli_series where $lacking;
+        select changes();") || { echo "start.sh: cannot look for series in name only in $path/db.akumuli" >&2; return; }
+    [ "$mended" = 0 ] || echo "start.sh: a kill had left $mended series in name only; they are empty now" >&2
+}
+
 if [ ! -e "$path/db.akumuli" ]; then
     mkdir -p "$path"
     akumulid --config "$config" --create
+else
+    mend
 fi
 
 # phase 1: what is before the first section that listens, and [HTTP]

@@ -90,6 +90,11 @@ class Akumulid:
             (rows,) = database.execute("select count(addr0) from akumuli_rescue_points").fetchone()
         return int(rows)
 
+    def forget_where_points_are(self) -> int:
+        """Take from the server's files the rows of series that have no such parts; how many there were. While it is not running."""
+        with contextlib.closing(sqlite3.connect(f"{self.folder}/db/db.akumuli")) as database, database:
+            return database.execute("delete from akumuli_rescue_points where addr0 is null").rowcount
+
     def count(self, metric: str) -> int:
         """How many points of a metric are stored."""
         rows = Questions(self.query, WAIT_S).query({"aggregate": {metric: "count"}, "output": {"format": "csv"}}).decode().splitlines()

@@ -86,6 +86,20 @@ def test_four_kills_in_mid_ingest_leave_every_point_once_and_in_order(tmp_path: 
         assert stored(server) == expected(goal, DEVICES), "after a clean restart"
 
 
+def test_series_that_a_kill_left_in_name_only_are_made_good(tmp_path: Path) -> None:
+    """The server notes names and where their points are in two steps. In between it may be killed; here that is done by hand."""
+    rng = random.Random(1)
+    with Akumulid(tmp_path / "akumuli") as server:
+        component = sink(server, tmp_path)
+        run(feed(lambda: component, 20_000, 10, rng, nothing))
+        server.kill()
+        assert server.forget_where_points_are() > 0
+        server.start()
+        again = sink(server, tmp_path)
+        run(feed(lambda: again, 30_000, 10, rng, nothing))
+        assert stored(server) == expected(30_000, 10)
+
+
 def test_a_rebuild_and_a_kill_right_behind_it_are_made_good_from_the_lake(tmp_path: Path) -> None:
     lake_holds(tmp_path, 1, 20_000, roll=5000)
     with Akumulid(tmp_path / "akumuli") as server:

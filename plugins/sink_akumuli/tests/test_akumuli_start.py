@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import sqlite3
 import subprocess
 import sys
 import time
@@ -48,6 +50,21 @@ def test_a_start_is_two_phases_and_a_mark_and_a_stop_is_clean(server: Akumulid) 
         server.start()
         wait_for(lambda: len(notes(server)) == 10)
         assert notes(server)[6:9] == ["start HTTP", "clean stop", "start HTTP+TCP"]
+
+
+@pytest.mark.skipif(shutil.which("sqlite3") is None, reason="no sqlite3")
+def test_a_series_that_a_kill_left_in_name_only_is_given_the_row_that_it_lacks(server: Akumulid) -> None:
+    with server:
+        server.kill()
+        with contextlib.closing(sqlite3.connect(server.folder / "db" / "db.akumuli")) as database, database:
+            database.execute("create table akumuli_series (id integer primary key, series_id text, storage_id integer unique)")
+            database.execute("create table akumuli_rescue_points (storage_id integer primary key unique, addr0 integer)")
+            database.execute("insert into akumuli_series values (1, 'n device=a', 1024), (2, 'n device=b', 1025)")
+            database.execute("insert into akumuli_rescue_points values (1024, 77)")
+        server.start()
+        with contextlib.closing(sqlite3.connect(server.folder / "db" / "db.akumuli")) as database:
+            assert database.execute("select * from akumuli_rescue_points order by 1").fetchall() == [(1024, 77), (1025, None)]
+    assert b"1 series" in server.log.read_bytes()
 
 
 def test_a_signal_that_the_server_lost_is_sent_again(server: Akumulid) -> None:

@@ -276,6 +276,8 @@ class Link:
             found = self._questions.last_timestamps([metric for metric in present if metric in ours or not self.table.readings])
             spoilt = self._questions.series_with(METRIC, OLD_NS_MAX) if METRIC in present else []
         except ServerRefused as refused:
-            raise ServerGone(f"Akumuli at {self._config.query} does not say what it holds: {refused.reply}") from refused
+            # it says so of a metric that it has, too: of one with a series in name only
+            mending = "; start it by deploy/akumuli/start.sh, with sqlite3 on its PATH" if refused.reply.startswith("-not found") else ""
+            raise ServerGone(f"Akumuli at {self._config.query} does not say what it holds: {refused.reply}{mending}") from refused
         start = max((ns for name, ns in found.items() if name.startswith(f"{START_METRIC} ")), default=0)
         return found, start, [name for name in spoilt if name in found]
