@@ -38,6 +38,21 @@ def test_an_idle_link_says_whether_its_far_side_is_there(bench: Bench) -> None:
     run(check())
 
 
+def test_a_far_side_that_is_away_for_long_is_told_of_once_and_with_its_cause(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    def told() -> int:
+        return sum(record.message == "link ends its connection" and record.levelname == "WARNING" for record in caplog.records)
+
+    async def check() -> None:
+        async with bench.near(dead_after_s=0.3) as near:
+            statuses = near.context.statuses
+            async with bench.far(ScriptedDeliver(info=info())):
+                await until(lambda: statuses and statuses[-1][0] == "ok")
+            await until(lambda: sum("nothing listens there" in reason for _, reason in statuses) >= 3)
+            assert told() == 1
+
+    run(check())
+
+
 def test_a_far_side_of_an_older_version_is_reported_and_tried_again(bench: Bench) -> None:
     """What a sender of version N+1 meets before the far tier is upgraded."""
 

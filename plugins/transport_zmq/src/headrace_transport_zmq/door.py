@@ -16,6 +16,7 @@ from headrace_transport_zmq.keys import others_may_read
 
 _MONITORED: Final = (
     zmq.EVENT_HANDSHAKE_SUCCEEDED
+    | zmq.EVENT_CLOSED
     | zmq.EVENT_DISCONNECTED
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
@@ -65,6 +66,8 @@ class Door:
                 self.connected = False
             elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self.connected, self._reason = True, ""
+            elif event == zmq.EVENT_CLOSED:  # an attempt that came to no connection: what an earlier one met may be over
+                self.connected, self._reason = False, "nothing listens there, or the way is cut"
             else:
                 self.connected, self._reason = False, self._failure(event, value)
         return self._reason
@@ -74,7 +77,11 @@ class Door:
             key = self._pair.public.decode() if self._pair else ""
             return f"it does not let this key in; add {key} to its allow_keys_file"
         if self._pair is None:  # whose end is told the cause, and whose only that the other has gone, is a matter of moments
-            return "it wants keys; set key_file and server_key" if value == MECHANISM else "it ended the handshake, perhaps it wants keys"
+            return (
+                "it wants keys; set key_file and server_key"
+                if value == MECHANISM
+                else "it ended the handshake; it ended itself, or wants keys"
+            )
         if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL and value == MECHANISM:
             return "it has no keys; set key_file there"
         if self._pair is not None and (value == CRYPTOGRAPHIC or event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL):

@@ -60,6 +60,8 @@ class Sending:
         #: set when there is something to wait for that `run` does not know of
         self._wake = asyncio.Event()
         self._ended = ""
+        #: whether the far side was there since the last end
+        self._was_up = False
         self._asked: dict[str, asyncio.Future[int | None]] = {}
         self._sent: dict[Flight, asyncio.Future[None]] = {}
         self._queue: QueueInfo | None = None
@@ -284,6 +286,7 @@ class Sending:
                     self._count.batches.inc()
                     self._count.bytes.inc(sum(len(part) for part in message))
             case Alive():
+                self._was_up = True
                 self._backoff.reset()
                 self._count.connected.set(1)
                 self._context.status("ok", "")
@@ -298,6 +301,7 @@ class Sending:
                     lanes.keep_level(self._context.data_dir, level)
                     self._context.far_level(level)
                 self._door.why()  # what went before is over
+                self._was_up = True
                 self._count.sessions.inc()
                 self._count.connected.set(1)
                 self._backoff.reset()
@@ -331,7 +335,10 @@ class Sending:
         if why := self._door.why():
             reason = f"{reason}: {why}"
         self._ended = reason
-        self._context.log.warning("link ends its connection", reason=reason)
+        # a far side that is away for a night is told of once, not at each attempt to reach it
+        tell = self._context.log.warning if self._was_up else self._context.log.debug
+        self._was_up = False
+        tell("link ends its connection", reason=reason)
         self._context.status("degraded", reason)
 
     def _now(self) -> float:
