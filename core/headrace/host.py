@@ -386,15 +386,9 @@ class Host:
             if health is not None and row["status"] == "ok":  # what the engine saw go wrong comes before what it says itself
                 row.update(health._asdict())
         rows += [
-            {
-                "tier": tier.name,
-                "component": "dead_letters",
-                "role": "dead_letters",
-                "plugin": "",
-                "since": None,
-                **tier.pipeline.dead_letters()._asdict(),
-            }
+            {"tier": tier.name, "component": part, "role": part, "plugin": "", "since": None, **health._asdict()}
             for tier in self.tiers
+            for part, health in (("decoding", tier.pipeline.decoding()), ("dead_letters", tier.pipeline.dead_letters()))
         ]
         queues = [
             {**info._asdict(), "readers": [reader._asdict() for reader in info.readers], "spans": [span._asdict() for span in info.spans]}

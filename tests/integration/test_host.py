@@ -60,11 +60,11 @@ def make(site_of: Make, tmp_path: Path) -> Make:
     return site_of
 
 
-def send(site: SiteProcess, *numbers: int, pad: int = 0) -> None:
+def send(site: SiteProcess, *numbers: int, pad: int = 0, reading: str = "pad") -> None:
     """POST events with these numbers; they are acked."""
 
     async def post() -> None:
-        body = "\n".join(json.dumps({"n": number, "pad": "x" * pad}) for number in numbers)
+        body = "\n".join(json.dumps({"n": number, reading: "x" * pad}) for number in numbers)
         headers = {"Content-Type": "application/x-ndjson"}
         async with (
             aiohttp.ClientSession() as session,
@@ -251,9 +251,13 @@ def test_a_site_starts_on_a_full_disk_and_a_new_one_says_why_not(make: Make) -> 
         site.kill()
         fill(data / "others")
         site.start()
-        send(site, 2)
+        send(site, 2, reading="new")
+        until(lambda: site.metric("decode_waiting") == 1, "the type of a new reading cannot be saved")
+        assert site.components()["decoding"]["reason"].startswith("types of readings cannot be saved in ")
         (data / "others").unlink()
         until(lambda: rows(site) == [1, 2], "it is stored")
+        assert site.metric("decode_waiting") == 0
+        assert site.components()["decoding"]["status"] == "ok"
         site.stop()
         (data / "queues.json").unlink()
         fill(data / "others")

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from headrace import decoding
+from headrace.component import Health
 from headrace.config import Engine
 from headrace.encodings import STORED
 from headrace.engine.dead_letters import ALL_OUTPUTS
@@ -56,8 +57,11 @@ class Pipeline(Reading):
         self._typed = decoding.TypedJson(self._types)
         if not decoding.COMPILED:
             log.warning("JSON is decoded without C, which takes three times as long")
+        #: whether the types of new readings can be saved: without that nothing is decoded
+        self.health = Health("ok")
         #: set once every decoder and enricher is open
         self.ready = asyncio.Event()
+        self._waiting = metrics.gauge("decode_waiting", "1 while the types of new readings cannot be saved, and nothing is decoded.", "max")
         self._count_decoded = metrics.counter("decode_events_total", "Events decoded.")
         self._count_misfits = metrics.counter(
             "decode_misfit_values_total", "Values kept in `_other`: another type came first, or too many names."
@@ -134,13 +138,22 @@ class Pipeline(Reading):
         backoff = Backoff(self._engine.retry_base_ms, self._engine.retry_max_ms, random.Random())
         while True:
             try:
-                return self._types.take(self._types_file.extend(self._types.types))
+                known = self._types_file.extend(self._types.types)
             except BlockingIOError:
                 await asyncio.sleep(TYPES_LOCKED_S)
             except OSError as error:
                 path = str(self._types_file.path)
                 self._log.error("types of readings cannot be saved; decoding waits", path=path, error=describe(error))
+                self.health = Health(
+                    "degraded", f"types of readings cannot be saved in {path}: {describe(error)}; nothing is decoded until then"
+                )
+                self._waiting.set(1)
                 await asyncio.sleep(backoff.next_s())
+            else:
+                if self.health.status != "ok":
+                    self.health = Health("ok")
+                    self._waiting.set(0)
+                return self._types.take(known)
 
     async def _rows(self, raw: pa.RecordBatch) -> tuple[list[decoding.Readings], dict[int, str]]:
         encodings = pc.unique(raw.column("encoding")).to_pylist()

@@ -73,6 +73,7 @@ class PipelineThread:
         #: when the thread's loop last turned (monotonic)
         self.turned = services.clock.monotonic()
         self._released: Callable[[], None] = lambda: None
+        self._health_of_decoding: Callable[[], Health] = lambda: Health("starting")
         self._replaying: Replaying | None = None
         self._waits: Callable[[], Waits | None] = lambda: None
         self._shares: dict[str, Share] = {}
@@ -190,6 +191,10 @@ class PipelineThread:
                 found[output_id] = activity
         return found
 
+    def decoding(self) -> Health:
+        """Whether the tier decodes, or waits for what it needs for that."""
+        return self._health_of_decoding()
+
     def dead_letters(self) -> Health:
         """How the dead letters fare."""
         return self._replaying.health() if self._replaying else Health("starting")
@@ -222,6 +227,8 @@ class PipelineThread:
         types_file = TypesFile(services.data_dir / self._tier.name / "readings.json", engine.readings_max, kinds(self._tier.declared))
         metadata = field_metadata(self._tier.declared)
         self._pipeline = Pipeline(self._queue, decoders, enrichers, engine, types_file, quarantine, self._metrics, self._log, metadata)
+
+        self._health_of_decoding = lambda: self._pipeline.health
 
         def replay_services(queue: ReplayQueue, refused: RefusedAgain) -> tuple[OutputServices, Pipeline, RawReading]:
             pipeline, raw = (
