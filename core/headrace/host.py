@@ -88,7 +88,10 @@ def run(site: Site, tiers: Sequence[str] = (), reload: Callable[[], Site] | None
     set_up(site.host.log_level)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        host = Host(site, tiers, reload)
+        try:
+            host = Host(site, tiers, reload)
+        except OSError as error:  # such as a data_dir of somebody else
+            raise HeadraceError(f"cannot start: {error}") from error
         code = runner.run(host.run())
     if host.totals is not None:
         print(host.totals, file=sys.stderr)

@@ -267,6 +267,14 @@ def test_a_site_starts_on_a_full_disk_and_a_new_one_says_why_not(make: Make) -> 
         subprocess.run(["umount", "-l", str(data)], check=True)
 
 
+def test_a_data_folder_that_cannot_be_made_is_said_in_one_line(make: Make) -> None:
+    site = make(SITE)
+    (site.folder / "data").write_text("a file")
+    with pytest.raises(SiteError, match="headrace: cannot start: ") as refused:
+        site.start()
+    assert "Traceback" not in str(refused.value)
+
+
 def test_while_a_component_cannot_open_readyz_says_why(make: Make, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
