@@ -167,4 +167,6 @@ def _distribution(entry: EntryPoint) -> Distribution:
 
 
 def _reason(error: BaseException) -> str:
+    if isinstance(error, ModuleNotFoundError):
+        return f"{type(error).__name__}: {error}; install what has it beside headrace: {sys.executable} -m pip install ..."
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

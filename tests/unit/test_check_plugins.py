@@ -115,6 +115,14 @@ def test_what_two_have_is_a_problem(tmp_path: Path) -> None:
     assert problems(tmp_path, "", enricher("Enricher"), decoder("Decoder", "other")) == []
 
 
+def test_an_output_that_cannot_be_used_is_no_output_that_lacks(tmp_path: Path) -> None:
+    plugin = "import acme_not_there\n"
+    problems(tmp_path, plugin, '[tiers.site.queue]\nuse = "queue_pmem"\npath = "queue"\n[tiers.site.outputs.mine]\nuse = "./p.py:Sink"\n')
+    findings = check(tmp_path / "site.toml", ports=False)
+    assert [finding.text for finding in findings if finding.warning] == []
+    assert any("No module named 'acme_not_there'; install what has it beside headrace: " in finding.text for finding in findings)
+
+
 def test_what_is_no_batch_is_told_what_to_make() -> None:
     with pytest.raises(TypeError, match=r"^expected a pyarrow\.RecordBatch, got list$"):
         check_batch([{"device": "boiler"}])

@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
+from tests.unit.test_testing_kit_streams import Lines
 
 import headrace.testing
-from headrace.testing import SinkContract, failures
+from headrace.testing import SinkContract, SourceContract, failures
 from headrace.testing.crash_child import load
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,8 +30,18 @@ def test_the_example_is_a_whole_test_module(tmp_path: Path, monkeypatch: pytest.
     sys.modules.pop("headrace_plugin_template", None)
 
 
+def test_the_example_of_an_outside_world_passes_with_a_good_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("headrace_lines")
+    module.Lines = Lines  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "headrace_lines", module)
+    names: dict[str, Any] = {}
+    exec(BLOCKS[1], names)
+    example: type[SourceContract] = names["TestLines"]
+    assert failures(example) == {}
+
+
 def test_the_imports_of_the_page_work() -> None:
-    exec(BLOCKS[1], {})
+    exec(BLOCKS[2], {})
 
 
 def test_everything_that_the_kit_offers_is_on_the_page() -> None:

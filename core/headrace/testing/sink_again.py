@@ -120,7 +120,10 @@ class SinkAgain(SinkBench):
                     except TransientError:
                         pass
                     else:
-                        raise AssertionError("expected TransientError from sink_write or sink_flush while the store is broken, got none")
+                        raise AssertionError(
+                            "expected TransientError from sink_write or sink_flush while the store is broken, got none"
+                            "; either the sink promises what it did not do, or break_store does not break a store that is open"
+                        )
                     with contextlib.suppress(TransientError):  # the host would restart the component; here it heals first
                         await hook.sink_reset()
                 self.heal_store(context)

@@ -35,7 +35,10 @@ class SinkBench(Contract):
         raise NotImplementedError(f"{type(self).__name__} must define read_back(self, context)")
 
     def break_store(self, context: Context) -> None:
-        """Optional, with `heal_store`: make every flush fail from now on, as a full disk or a dead server would."""
+        """Optional, with `heal_store`: make every flush fail from now on, as a full disk or a dead server would.
+
+        Called while the component is open: renaming a folder does not break files that it holds open.
+        """
         skip("the contract class does not define break_store")
 
     def heal_store(self, context: Context) -> None:

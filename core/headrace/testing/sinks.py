@@ -8,7 +8,7 @@ from headrace.testing.sink_stored import SinkStored
 
 
 class SinkContract(SinkStored, SinkAgain, SinkCrashes):
-    """Subclass it as `TestMySink`, with `make(context)` and `read_back(context)`; `SinkBench` has what else may be given.
+    """Subclass it as `TestMySink`, with `make(context)` and `read_back(context)`; `help` shows what else may be given.
 
     The tests are those that fit what the class declares: `sink_resume`, `idempotence`, `holds`. A sink with `holds = False`
     promises nothing; only its life is tested.
