@@ -96,7 +96,7 @@ class Engine(Keys, frozen=True, kw_only=True):
         float, Meta(ge=0, le=1, description="Share of the queue that the cursor of an output without a table may hold.")
     ] = 0.25
     dead_letters_bytes_max: Annotated[
-        int, Meta(ge=1 << 10, description="Room for refused events; when it is used up, the output waits for a person.")
+        int, Meta(ge=MIB, description="Room for refused events; when it is used up, the output waits for a person.")
     ] = 256 * MIB
     stall_s: Annotated[float, Meta(gt=0, le=86_400, description="Time without a try after which a task counts as stuck.")] = 120.0
 
