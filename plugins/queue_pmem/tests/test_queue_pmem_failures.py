@@ -416,6 +416,44 @@ def test_check_reports_damage_of_a_stopped_queue(make, tmp_path):
     run(body())
 
 
+def test_damage_is_counted_once_though_the_open_and_each_reader_meet_it(make, tmp_path):
+    async def body() -> None:
+        queue = make(path=str(tmp_path / "queue"))
+        await queue.open()
+        for reader in ("lake", "live"):
+            await queue.queue_reader_open(reader, "oldest")
+        for first in (0, 10, 20):
+            await queue.queue_append(rows(first, 10), NO_ORIGINS)
+        part = await queue.queue_read("lake", 10, 10, 1 << 20)
+        payload = part.batch["payload"][0].as_buffer().to_pybytes()
+        await queue.close()
+        del part
+        (segment,) = (tmp_path / "queue").glob("segment-*")
+        content = bytearray(segment.read_bytes())
+        content[content.index(payload)] ^= 0xFF
+        segment.write_bytes(content)
+        queue = make(path=str(tmp_path / "queue"))
+        await queue.open()
+        for reader in ("lake", "live"):
+            missing = [hole for at in (0, 10, 20) for hole in (await queue.queue_read(reader, at, 10, 1 << 20)).missing]
+            assert sum(hole.size for hole in missing) == 10
+        counted = queue.context.metrics.registry.get_sample_value
+        assert counted("headrace_queue_quarantined_records_total", {"queue": "site", "reason": "body"}) == 10
+        assert counted("headrace_queue_recovered_events", {"queue": "site"}) == 20
+        for reader in ("lake", "live"):
+            await queue.queue_release(reader, 30)
+        await queue.close()
+        # passed by all readers it is no news at the next start
+        queue = make(path=str(tmp_path / "queue"))
+        await queue.open()
+        counted = queue.context.metrics.registry.get_sample_value
+        assert counted("headrace_queue_quarantined_records_total", {"queue": "site", "reason": "body"}) is None
+        assert counted("headrace_queue_recovered_events", {"queue": "site"}) == 0
+        await queue.close()
+
+    run(body())
+
+
 @pytest.mark.parametrize("name", ["segment-00000001", "segment-00000007"])
 def test_a_segment_of_another_queue_is_set_aside_and_never_delivered(make, tmp_path, name):
     async def body():

@@ -50,7 +50,8 @@ def recover(
         # From its first open on a queue has them: they are the third that tells which of its files are another queue's.
         for note_name in MARKS:
             medium.save(note_name, pack(Note([], 0, head.owner, ring.given_back, medium.place())))
-    report.events = upto - min((reader.cursor for reader in head.readers.values()), default=ring.given_back) - report.lost
+    report.passed = min((reader.cursor for reader in head.readers.values()), default=ring.given_back)
+    report.events = upto - report.passed - report.lost_behind(report.passed)
     return ring, report
 
 

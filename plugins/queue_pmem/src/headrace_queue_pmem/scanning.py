@@ -29,9 +29,10 @@ class Found:
 
 @dataclass
 class Report:
-    """What an open found and did, for the log and the metrics."""
+    """What an open found and did, for the log and the metrics. passed: the last position that every reader has passed."""
 
     created: bool = False
+    passed: int = 0
     events: int = 0
     frames_scanned: int = 0
     tail_dropped: int = 0
@@ -43,7 +44,11 @@ class Report:
     @property
     def lost(self) -> int:
         """Positions that are damaged or gone."""
-        return sum(damage.last - damage.first + 1 for damage in self.damage)
+        return self.lost_behind(0)
+
+    def lost_behind(self, position: int) -> int:
+        """Those of them that lie behind this position."""
+        return sum(max(damage.last - max(damage.first - 1, position), 0) for damage in self.damage)
 
 
 def scan(segment: Segment, area: Area, spans: dict[int, Span], end: int, answers: Callable[[], None]) -> list[Found]:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from prometheus_client import Counter, Gauge
 
@@ -22,6 +22,9 @@ from headrace_queue_pmem.ring import Ring
 from headrace_queue_pmem.scanning import Report
 from headrace_queue_pmem.state import Damage
 
+#: Damaged ranges that are known to have been told of; beyond it the same may be counted again.
+DAMAGE_TOLD_MAX: Final = 4096
+
 
 class Telling:
     """Called from any thread; made on the loop that `context.status` belongs to."""
@@ -31,6 +34,7 @@ class Telling:
         self._loop = asyncio.get_running_loop()
         self._degraded = False
         self._evicted_told = 0
+        self._damage_told: set[tuple[str, int, int, int]] = set()
         self._quarantine = Quarantine(Path(config.path))
         metrics, queue = context.metrics, context.tier
         self._commit_seconds = metrics.hot_histogram(
@@ -56,7 +60,9 @@ class Telling:
         self._gauge("queue_recovered_events", "Events that the last open found in the queue.").set(report.events)
         self._gauge("queue_recovery_duration_seconds", "How long the last open took.", "max").set(seconds)
         for damage in report.damage:
-            self.damaged(damage)
+            # what is known, and of no concern to anybody any more, lies there until its segment is given back
+            if damage.last > report.passed or not self._quarantine.has(damage):
+                self.damaged(damage)
         for name, reason in report.set_aside:
             self._context.log.error("queue segment set aside", segment=name, reason=reason, path=self._config.path)
             self._quarantine.set_aside(name, reason)
@@ -72,7 +78,7 @@ class Telling:
             sync_p50_us=probe.sync_p50_us,
             sync_p99_us=probe.sync_p99_us,
             events=report.events,
-            lost=report.lost,
+            lost=report.lost_behind(report.passed),
             tail_frames_dropped=report.tail_dropped,
             seconds=round(seconds, 3),
         )
@@ -116,7 +122,12 @@ class Telling:
         self._context.log.error("queue upkeep failed", error=what, path=self._config.path)
 
     def damaged(self, damage: Damage) -> None:
-        """Set a damaged range aside, count it and say so."""
+        """Set a damaged range aside, count it and say so: once, though the open and then each reader meet it."""
+        known = (damage.segment, damage.offset, damage.first, damage.last)
+        if known in self._damage_told:
+            return
+        if len(self._damage_told) < DAMAGE_TOLD_MAX:
+            self._damage_told.add(known)
         self._quarantined(damage.reason).inc(max(damage.last - damage.first + 1, 0))
         where = self._quarantine.keep(damage)
         self._context.log.error(
