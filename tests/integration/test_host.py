@@ -267,6 +267,24 @@ def test_a_site_starts_on_a_full_disk_and_a_new_one_says_why_not(make: Make) -> 
         subprocess.run(["umount", "-l", str(data)], check=True)
 
 
+def test_a_store_that_went_back_is_warned_of(make: Make) -> None:
+    site = make(SITE)
+    warned = "store holds less than it had reported safe: another one, or restored; what the queue still has is written again"
+    site.start()
+    send(site, 1, 2)
+    until(lambda: rows(site) == [1, 2], "it is stored")
+    site.stop()
+    site.start()
+    assert warned not in [line["message"] for line in site.lines()]
+    site.stop()
+    (site.folder / "data" / "rows.txt").unlink()
+    site.start()
+    until(lambda: rows(site) == [1, 2], "what the queue still has is stored again")
+    (line,) = [line for line in site.lines() if line["message"] == warned]
+    assert (line["component"], line["position"], line["cursor"]) == ("rows", 0, 2)
+    site.stop()
+
+
 def test_a_data_folder_that_cannot_be_made_is_said_in_one_line(make: Make) -> None:
     site = make(SITE)
     (site.folder / "data").write_text("a file")

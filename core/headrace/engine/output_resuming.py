@@ -33,6 +33,12 @@ class ResumingOutput(Output):
         if first_time:
             await self._suspect(self.reader.plan)
             self.unit.log.info("output starts", position=self.flushed, cursor=self.reader.cursor)
+            if self.flushed < self.reader.cursor and self.keys.hold == "always":  # a window lets go of what the store never had
+                self.unit.log.warning(
+                    "store holds less than it had reported safe: another one, or restored; what the queue still has is written again",
+                    position=self.flushed,
+                    cursor=self.reader.cursor,
+                )
 
     async def _forget(self) -> None:
         """Nothing that was handed over, or is being read, counts any more."""
