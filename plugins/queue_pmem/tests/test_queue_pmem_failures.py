@@ -152,7 +152,8 @@ def test_on_a_disk_filled_by_others_a_queue_gives_back_and_uses_again_its_own_sp
             for _ in range(4):
                 number = await passed(queue, number)
         await queue.close()
-        # what a stop lets go of is taken by others too, and the queue opens all the same
+        # what a stop lets go of is taken by others too, and the queue opens all the same, also one of an earlier version without this note
+        (small_disk / "queue" / "owner").unlink()
         fill_disk(small_disk, "more")
         queue = make(path=str(small_disk / "queue"), medium=medium, level=level, segment_bytes=8 * MIB, size_bytes_max=512 * MIB)
         await queue.open()

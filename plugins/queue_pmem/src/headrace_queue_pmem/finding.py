@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from headrace import QueueFormatError
-from headrace_queue_pmem.failing import NOT_DAMAGE
+from headrace_queue_pmem.failing import DISK_FULL, NOT_DAMAGE
 from headrace_queue_pmem.frame import any_frame, body_intact, find_header, read_header
 from headrace_queue_pmem.head import HEAD, Head
 from headrace_queue_pmem.layout import HEAD_BYTES, HEAD_FILE_BYTES, LINE, SEGMENT_DATA_AT, VERSION
@@ -124,7 +124,11 @@ def own_files(
     for name in [name for name, note in notes.items() if note.owner not in (b"", owner)]:
         set_aside_foreign(medium, name, f"it is of another queue: its owner is {notes.pop(name).owner.hex()}", report)
     if claim != Claim(owner, here):
-        medium.save(OWNER_NOTE, Claim(owner, here).pack())
+        try:
+            medium.save(OWNER_NOTE, Claim(owner, here).pack())
+        except OSError as error:
+            if error.errno not in DISK_FULL:  # a full disk must not keep a queue closed; the next open writes it
+                raise
     return head, notes, ours
 
 
