@@ -300,13 +300,13 @@ static int32_t find(const json_plan *plan, int32_t object, const uint8_t *name, 
 /* The column's block of values, or NULL where there is no memory for one. */
 static uint8_t *values_of(reading *at, json_column *column) {
     if (!column->values) {
-        /* of texts one number more than rows */
-        column->values = calloc((size_t)at->rows + 1, sizeof(int64_t));
-        column->valid = calloc(((size_t)at->rows + 63) / 64, sizeof(uint64_t));
-        if (!column->values || !column->valid) {
+        /* of texts one number more than rows; behind them the bits */
+        size_t numbers = (size_t)at->rows + 1;
+        if (!(column->values = calloc(numbers + ((size_t)at->rows + 63) / 64, sizeof(int64_t)))) {
             at->no_memory = 1;
             return NULL;
         }
+        column->valid = column->values + numbers * sizeof(int64_t);
     }
     return column->values;
 }
@@ -338,7 +338,7 @@ static void take_back(reading *at) {
         const json_member *member = at->plan->members + at->plan->touched[i];
         if (member->kind == JSON_CLAIM || member->kind == JSON_OBJECT) continue;
         json_column *column = at->plan->columns + member->place;
-        if (!column->valid || !column->values || !(column->valid[at->row >> 3] & ~others)) continue;
+        if (!column->values || !(column->valid[at->row >> 3] & ~others)) continue;
         column->valid[at->row >> 3] &= others;
         column->count--;
         if (column->kind == JSON_BOOLEAN) column->values[at->row >> 3] &= others;
@@ -477,7 +477,6 @@ void json_release(json_plan *plan) {
     for (int32_t number = 0; number < plan->columns_count; number++) {
         json_column *column = plan->columns + number;
         free(column->values);
-        free(column->valid);
         free(column->texts);
         column->values = column->valid = column->texts = NULL;
         column->count = column->texts_size = 0;

@@ -24,7 +24,7 @@ typedef struct {
     int32_t kind;
     int64_t count;       /* how many there are; without any there are no blocks */
     uint8_t *values;     /* float64, int64, bits; of texts where they begin, int32 */
-    uint8_t *valid;      /* a bit for each row */
+    uint8_t *valid;      /* a bit for each row; it lies in the block of the values */
     uint8_t *texts;
     int64_t texts_size;
 } json_column;

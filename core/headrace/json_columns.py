@@ -176,14 +176,15 @@ def _add_members(found: list[tuple[bytes, int, int, int]], members: Members, num
 
 def _array(column: Any, kind: pa.DataType, rows: int) -> pa.Array:
     """The column's blocks as an array, which frees them."""
-    nulls = rows - column.count
-    bitmap_bytes = (rows + 7) // 8
-    valid = _taken(column, "valid", bitmap_bytes)
+    nulls, bitmap_bytes = rows - column.count, (rows + 7) // 8
+    valid_at = int(column.valid - column.values)
+    block = _taken(column, "values", valid_at + bitmap_bytes)
+    valid = block.slice(valid_at, bitmap_bytes) if nulls else None
     if column.kind == _lib.JSON_STRING:
-        parts = [_taken(column, "values", 4 * (rows + 1)), _taken(column, "texts", column.texts_size)]
+        parts = [block.slice(0, 4 * (rows + 1)), _taken(column, "texts", column.texts_size)]
     else:
-        parts = [_taken(column, "values", bitmap_bytes if column.kind == _lib.JSON_BOOLEAN else 8 * rows)]
-    return pa.Array.from_buffers(kind, rows, [valid if nulls else None, *parts], nulls)
+        parts = [block.slice(0, bitmap_bytes if column.kind == _lib.JSON_BOOLEAN else 8 * rows)]
+    return pa.Array.from_buffers(kind, rows, [valid, *parts], nulls)
 
 
 def _taken(column: Any, name: str, size: int) -> pa.Buffer:

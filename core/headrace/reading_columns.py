@@ -87,7 +87,7 @@ def columns_of(gathered: Gathered, types: ReadingTypes) -> tuple[pa.StructArray,
         kind = types.types.get(name)
         array, rows = _all_of(name, gathered, kind, others)
         if kind is not None and array.null_count < len(array):
-            fields.append(pa.field(name, array.type, metadata=types.metadata.get(name)))
+            fields.append(types.field(name))
             arrays.append(array if rows is None else _spread(array, rows, gathered.events))
     if others:
         fields.append(pa.field(OTHER, pa.string()))

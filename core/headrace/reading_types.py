@@ -51,6 +51,7 @@ class ReadingTypes:
         self.types: dict[str, str] = {**(types or {}), **(declared or {})}
         self.changed = self.types != (types or {})
         self.metadata = metadata or {}
+        self._fields: dict[str, pa.Field] = {}
 
     def knows(self, name: str) -> bool:
         """Whether the name has a kind already."""
@@ -64,8 +65,16 @@ class ReadingTypes:
             self.changed = True
         return known
 
+    def field(self, name: str) -> pa.Field:
+        """The field of a known name."""
+        field = self._fields.get(name)
+        if field is None:
+            field = self._fields[name] = pa.field(name, ARROW_TYPES[self.types[name]], metadata=self.metadata.get(name))
+        return field
+
     def take(self, types: Mapping[str, str]) -> bool:
         """These are the types from now on; whether all that was given out before still holds."""
+        self._fields.clear()
         holds = self.types.items() <= types.items()
         self.types, self.changed = dict(types), False
         return holds
