@@ -25,6 +25,8 @@ def test_a_message_is_read_as_it_was_written() -> None:
     assert (read_topic, header) == ("pump", Header(10, PUBLISHER, 7, 60, 1_700_000_000_000_000))
     assert read.equals(batch)
     assert read.schema.metadata == batch.schema.metadata
+    followed = header._replace(followed=True)
+    assert unpack(message(topic, followed, payload))[1] == followed, "that another one comes is said"
 
 
 def test_damaged_messages_are_told_from_good_ones() -> None:

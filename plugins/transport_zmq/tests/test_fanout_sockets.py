@@ -19,10 +19,11 @@ from headrace import NO_ORIGINS, ConfigError, TransientError
 from headrace.check import check
 from headrace.config import load
 from headrace.testing import ScriptedDeliver, event_batch, run
-from headrace_transport_zmq import TransportZmq
+from headrace_transport_zmq import TransportZmq, subscribing
 from headrace_transport_zmq.config import TransportConfig, problem
 from headrace_transport_zmq.connections import SUBSCRIPTIONS_MAX
-from headrace_transport_zmq.fanout import unpack
+from headrace_transport_zmq.fanout import Numbering, message, pack, unpack
+from headrace_transport_zmq.subscribing import Subscribing
 
 
 class Fan(Keyed):
@@ -187,6 +188,68 @@ def test_messages_that_wait_are_handed_over_together_or_one_by_one_where_that_is
             assert positions(deliver) == [*range(1, 38)]
             assert metric(subscriber, "fanout_received_events_total") == 37
             assert metric(subscriber, "fanout_discarded_messages_total", reason="refused") == 0
+
+    run(scenario())
+
+
+def test_what_is_published_in_one_moment_is_handed_over_together_when_it_comes_apart(fan: Fan, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        waits = asyncio.Event()
+        following = Subscribing._following
+
+        async def watched(subscribing: Subscribing) -> Any:
+            waits.set()
+            return await following(subscribing)
+
+        monkeypatch.setattr(Subscribing, "_following", watched)
+        monkeypatch.setattr(subscribing, "FOLLOWS_MS", 60_000)
+        numbering, client = Numbering(b"p" * 16), zmq.asyncio.Context()
+        publisher, deliver = client.socket(zmq.XPUB), ScriptedDeliver()
+        publisher.bind(fan.address)
+
+        async def publish(topic: str, batch: pa.RecordBatch, followed: bool) -> None:
+            first, payload = pack(topic, batch)
+            header = numbering.next(topic, batch.num_rows, 0)._replace(followed=followed)
+            await publisher.send_multipart(message(first, header, payload))
+
+        async with fan.subscriber(deliver):
+            await publisher.recv()
+            await publish("pump", event_batch(5), True)
+            await waits.wait()
+            assert not deliver.committed
+            await publish("door", event_batch(3, 10), False)
+            await until(lambda: len(positions(deliver)) == 8)
+            assert len(deliver.committed) == 1
+            # what was to follow got lost
+            monkeypatch.setattr(subscribing, "FOLLOWS_MS", 5)
+            await publish("pump", event_batch(5, 20), True)
+            await until(lambda: len(positions(deliver)) == 13)
+        # one that does not want everything cannot know whether it wants what follows
+        monkeypatch.setattr(subscribing, "FOLLOWS_MS", 60_000)
+        async with fan.subscriber(pumps := ScriptedDeliver(), "pumps", topics=("pump",)):
+            while await publisher.recv() != b"\1pump":
+                pass
+            await publish("pump", event_batch(5), True)
+            await until(lambda: len(positions(pumps)) == 5)
+        publisher.close(linger=0)
+        client.destroy(linger=0)
+
+    run(scenario())
+
+
+def test_a_publisher_says_which_message_is_the_last_of_a_moment(fan: Fan) -> None:
+    async def scenario() -> None:
+        client = zmq.asyncio.Context()
+        async with fan.publisher() as publisher:
+            sub = client.socket(zmq.SUB)
+            sub.subscribe(b"")
+            sub.connect(fan.address)
+            await subscribed(publisher)
+            for topic in ("pump", "door", "pump"):
+                await publisher.transport_publish(event_batch(5), topic)
+            assert [unpack(await sub.recv_multipart())[1].followed for _ in range(3)] == [True, True, False]
+            sub.close(linger=0)
+        client.destroy(linger=0)
 
     run(scenario())
 

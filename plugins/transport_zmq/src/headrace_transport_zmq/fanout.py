@@ -22,18 +22,22 @@ VERSION: Final = 1
 #: magic, version, flags, reserved, rows, crc of the third part, publisher, sequence, events, published (Unix microseconds).
 HEADER: Final = struct.Struct("<4sBBHII16sQQQ")
 assert HEADER.size == 56
+#: In the flags: another message was published in the same moment, under this topic or another one.
+FOLLOWED: Final = 1
 #: A publisher and topic of which nothing came for longest is forgotten beyond so many.
 TOPICS_MAX: Final = 4096
 
 
 class Header(NamedTuple):
-    """sequence: the message's number among those of this publisher and topic, from 1. events: how many events these had before it."""
+    """sequence: the message's number among those of this publisher and topic, from 1. events: how many events these had before it.
+    followed: whether another one was published in the same moment."""
 
     rows: int
     publisher: bytes
     sequence: int
     events: int
     published_us: int
+    followed: bool = False
 
 
 class Numbering:
@@ -96,14 +100,14 @@ def pack(topic: str, batch: pa.RecordBatch) -> tuple[bytes, Buffer]:
 def message(topic: bytes, header: Header, payload: Buffer) -> list[Buffer]:
     """The three parts."""
     fields = (header.rows, crc32c(payload), header.publisher, header.sequence, header.events, header.published_us)
-    return [topic, HEADER.pack(MAGIC, VERSION, 0, 0, *fields), payload]
+    return [topic, HEADER.pack(MAGIC, VERSION, FOLLOWED if header.followed else 0, 0, *fields), payload]
 
 
 def unpack(parts: Sequence[Buffer]) -> tuple[str, Header, pa.RecordBatch]:
     """Topic, header and event batch of a message. MalformedError when it is none."""
     if len(parts) != 3 or len(parts[1]) != HEADER.size:
         raise MalformedError(f"{len(parts)} parts, expected a topic, a header of {HEADER.size} bytes and a batch")
-    magic, version, _, _, rows, crc, *rest = HEADER.unpack(parts[1])
+    magic, version, flags, _, rows, crc, *rest = HEADER.unpack(parts[1])
     if magic != MAGIC or version != VERSION:
         raise MalformedError(f"version {version} of {magic!r}, expected {VERSION} of {MAGIC!r}")
     if crc32c(parts[2]) != crc:
@@ -115,7 +119,7 @@ def unpack(parts: Sequence[Buffer]) -> tuple[str, Header, pa.RecordBatch]:
         raise MalformedError(f"batch: {error}") from error
     if batch.num_rows != rows:
         raise MalformedError(f"{batch.num_rows} rows, the header says {rows}")
-    return topic, Header(rows, *rest), batch
+    return topic, Header(rows, *rest)._replace(followed=bool(flags & FOLLOWED)), batch
 
 
 def _batch(payload: Any) -> pa.RecordBatch:

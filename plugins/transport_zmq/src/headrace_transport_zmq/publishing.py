@@ -16,8 +16,9 @@ import zmq.asyncio
 from headrace import Context, TransientError
 from headrace_transport_zmq.config import TransportConfig
 from headrace_transport_zmq.counters import PublishingCounters
-from headrace_transport_zmq.fanout import Numbering, message, pack, pieces
+from headrace_transport_zmq.fanout import HEADER, Header, Numbering, message, pack, pieces
 from headrace_transport_zmq.guard import Guard
+from headrace_transport_zmq.wire import Buffer
 
 #: A subscription is a prefix of topics; longer ones are cut off with their connection.
 SUBSCRIPTION_BYTES_MAX: Final = 2048
@@ -74,7 +75,7 @@ class Publishing:
         self._numbering = Numbering(context.random.randbytes(16))
         self._wanted = Wanted()
         #: what goes out at the loop's next turn
-        self._outbox: list[list[Any]] = []
+        self._outbox: list[tuple[bytes, Header, Buffer]] = []
         self._zmq = zmq.asyncio.Context()
         self._guard = Guard(config, context, self._zmq)
         self._socket = self._zmq.socket(zmq.XPUB)
@@ -114,17 +115,17 @@ class Publishing:
         published_us = int(self._context.clock.wall() * 1_000_000)
         for piece in pieces(batch, self._config.message_bytes_max):
             first, payload = pack(topic, piece)
-            parts = message(first, self._numbering.next(topic, piece.num_rows, published_us), payload)
             if not self._outbox:
                 asyncio.get_running_loop().call_soon(self._flush)
-            self._outbox.append(parts)
+            self._outbox.append((first, self._numbering.next(topic, piece.num_rows, published_us), payload))
             self._count.messages.inc()
             self._count.events.inc(piece.num_rows)
-            self._count.bytes.inc(sum(len(part) for part in parts))
+            self._count.bytes.inc(len(first) + HEADER.size + len(payload))
 
     def _flush(self) -> None:
         outbox, self._outbox = self._outbox, []
-        for parts in outbox:
+        for left, (first, header, payload) in zip(range(len(outbox) - 1, -1, -1), outbox, strict=True):
+            parts = message(first, header._replace(followed=left > 0), payload)
             if not self._sent(parts):
                 # who is behind loses it, all others get it
                 self._count.slow.inc()

@@ -24,6 +24,8 @@ LOOK_S: Final = 0.5
 #: So many messages, and about so many events, are handed over together.
 BATCHES_MAX: Final = 64
 ROWS_MAX: Final = 4096
+#: What was published in one moment comes in one moment, topic by topic. Longer than this it is not waited for: it is lost.
+FOLLOWS_MS: Final = 5
 
 
 class Subscribing:
@@ -86,34 +88,45 @@ class Subscribing:
             if self._dish is None or not self._dish.udp:  # there is no connection to look at
                 tasks.create_task(self._look())
             while True:
-                came = self._came(await self._first())
+                came = await self._came(await self._first())
                 for _, alike in itertools.groupby(came, key=lambda batch: batch.schema):
                     await self._hand_over([*alike], deliver)
 
-    def _came(self, parts: list[Buffer] | None) -> list[pa.RecordBatch]:
-        """What this message brings, and those that wait behind it."""
+    async def _came(self, parts: list[Buffer] | None) -> list[pa.RecordBatch]:
+        """What this message brings, and those that wait behind it or are about to come."""
         batches: list[pa.RecordBatch] = []
         rows = 0
         while parts is not None:
-            batch = self._unpacked(parts)
+            batch, followed = self._unpacked(parts)
             if batch is not None:
                 batches.append(batch)
                 rows += batch.num_rows
-            parts = self._next() if len(batches) < BATCHES_MAX and rows < ROWS_MAX else None
+            if len(batches) >= BATCHES_MAX or rows >= ROWS_MAX:
+                break
+            parts = self._next()
+            if parts is None and followed:
+                parts = await self._following()
         return batches
 
-    def _unpacked(self, parts: list[Buffer]) -> pa.RecordBatch | None:
-        """What a message brings, and its losses counted; None when it is none."""
+    async def _following(self) -> list[Buffer] | None:
+        """The message that was published together with the one before, when it comes soon: alone, each would cost the tier as much as
+        all of them. None where it is not known to be wanted here."""
+        if self._socket is None or "" not in self._config.topics or not await self._socket.poll(FOLLOWS_MS):
+            return None
+        return self._next()
+
+    def _unpacked(self, parts: list[Buffer]) -> tuple[pa.RecordBatch | None, bool]:
+        """What a message brings, None when it is none, and whether another one follows; its losses counted."""
         try:
             topic, header, batch = unpack(parts)
         except MalformedError as error:
             self._count.discarded("malformed")
             self._context.log.warning("publisher sent a message that is none", error=str(error))
-            return None
+            return None, False
         lost = self._tracking.came(topic, header)
         self._count.lost_messages.inc(lost.messages)
         self._count.lost_events.inc(lost.events)
-        return batch
+        return batch, header.followed
 
     async def _hand_over(self, batches: list[pa.RecordBatch], deliver: Deliver) -> None:
         """Together, for each hand-over costs the tier what a hundred events do; one by one where they are not taken so."""
