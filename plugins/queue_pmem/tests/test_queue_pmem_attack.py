@@ -21,7 +21,17 @@ import pyarrow as pa
 from headrace import NO_ORIGINS
 from headrace_queue_pmem import reading, upkeep
 from headrace_queue_pmem.frame import encode, read_header
-from headrace_queue_pmem.layout import CELL_CRC, HEAD_BYTES, PAGE, SEGMENT_COPY_AT, SEGMENT_DATA_AT
+from headrace_queue_pmem.layout import (
+    CELL_CRC,
+    HEAD_BYTES,
+    KIND_SPAN,
+    PAGE,
+    SEGMENT_COPY_AT,
+    SEGMENT_DATA_AT,
+    SPAN_CELL,
+    SPANS,
+    SPANS_AT,
+)
 from headrace_queue_pmem.layout import SEGMENT as SEGMENT_HEADER
 from headrace_queue_pmem.marks import Marks
 from headrace_queue_pmem.recovery import recover
@@ -48,6 +58,8 @@ class Queue:
     notes: dict[str, bytes]
     payloads: dict[int, bytes]
     frames: list[tuple[str, int, int, int, int]]  # file, offset, size, first, last
+    generations: dict[tuple[str, int], int]  # by file and offset
+    naming: dict[int, tuple[str, int]]  # the frame that names a generation's queue id
     cursors: dict[str, int]
     last_commit: int  # the position with which it began
     closed: bool
@@ -93,17 +105,20 @@ def build(seed: int, tag: bytes) -> Queue:
         closed = life < lives - 1 or chance.random() < 0.5
         if closed:
             upkeep.close(ring)
-    frames = []
+    frames, generations, naming = [], dict[tuple[str, int], int](), dict[int, tuple[str, int]]()
     for segment in ring.segments:
         area, offset = reading.area_for_reading(ring, segment), SEGMENT_DATA_AT
         while offset < segment.end:
             header = read_header(area.view, offset, segment.header.nonce)
             assert header is not None
             frames.append((segment.name, offset, header.size, header.first, header.last))
+            generations[segment.name, offset] = header.generation
+            if header.kind == KIND_SPAN:
+                naming[header.generation] = segment.name, offset
             offset += header.size
     cursors = {name: reader.cursor for name, reader in ring.head.readers.items()}
     files = {name: file.memory.copy() for name, file in medium.files.items()}
-    return Queue(tag, medium.directory, files, dict(medium.notes), payloads, frames, cursors, last, closed)
+    return Queue(tag, medium.directory, files, dict(medium.notes), payloads, frames, generations, naming, cursors, last, closed)
 
 
 @dataclass
@@ -196,16 +211,29 @@ class Attack:
             self.files["head"] = self.other.files["head"].copy()
 
     def whole(self, queue: Queue) -> set[int]:
-        """Positions whose frame stands whole, where it belongs, in some file with a copy of its segment's header."""
+        """Positions whose frame stands whole, where it belongs, in some file with a copy of its segment's header, and whose queue
+        id is named somewhere: under another one they would be stored a second time."""
         size = SEGMENT_HEADER.size + CELL_CRC.size
         found: set[int] = set()
-        for name, offset, length, first, last in queue.frames:
+        stands: set[tuple[str, int]] = set()
+        for name, offset, length, _, _ in queue.frames:
             was = queue.files[name]
             for file, now in self.files.items():
                 headed = any(np.array_equal(now[at : at + size], was[at : at + size]) for at in SEGMENT_COPY_AT)
                 if file != "head" and headed and np.array_equal(now[offset : offset + length], was[offset : offset + length]):
-                    found |= set(range(first, last + 1))
+                    stands.add((name, offset))
+        named = {generation for generation, place in queue.naming.items() if place in stands or self._in_head(queue, generation)}
+        for name, offset, _, first, last in queue.frames:
+            began = queue.generations[name, SEGMENT_DATA_AT]  # what the segment's header says
+            if (name, offset) in stands and (queue.generations[name, offset] in named or queue.generations[name, offset] == began):
+                found |= set(range(first, last + 1))
         return found
+
+    def _in_head(self, queue: Queue, generation: int) -> bool:
+        at = SPANS_AT + 2 * SPAN_CELL * (generation % SPANS)
+        now, was = self.files.get("head", np.zeros(0, np.uint8)), queue.files["head"]
+        copies = (slice(at, at + SPAN_CELL), slice(at + SPAN_CELL, at + 2 * SPAN_CELL))
+        return any(was[copy].any() and np.array_equal(now[copy], was[copy]) for copy in copies)
 
 
 def read_all(ring: Ring, payloads: dict[int, bytes]) -> tuple[set[int], dict[int, str]]:

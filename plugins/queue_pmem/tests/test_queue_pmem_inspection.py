@@ -66,7 +66,7 @@ def dumped(path: Path, capsys: pytest.CaptureFixture[str]) -> list[tuple[int, in
 
 @pytest.mark.parametrize("which", [0, 1, -1], ids=["first", "middle", "last"])
 def test_a_deleted_segment_is_reported_with_its_positions(path, capsys, which):
-    segments = inspect(path).segments
+    segments = inspect(path).ring.segments
     gone = segments[which]
     first, last = gone.base, min(gone.last, 100) if which != -1 else 100
     (path / gone.name).unlink()
@@ -244,7 +244,7 @@ def test_where_there_is_no_queue_every_command_says_so(tmp_path, capsys, words, 
 
 
 def test_a_check_after_a_repair_says_that_the_damage_was_set_aside(path, capsys):
-    segment = inspect(path).segments[1]
+    segment = inspect(path).ring.segments[1]
     file = path / segment.name
     content = bytearray(file.read_bytes())
     content[content.index(b" %d" % (segment.base + 3), 8192)] ^= 1

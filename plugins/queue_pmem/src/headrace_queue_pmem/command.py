@@ -121,7 +121,7 @@ def _plan_text(plan: Any) -> str:
 
 
 def _facts(found: Inspection, verdict: Verdict) -> dict[str, Any]:
-    readers = sorted(found.head.readers.values(), key=lambda reader: reader.name) if found.head else []
+    readers = sorted(found.ring.head.readers.values(), key=lambda reader: reader.name)
     return {
         "path": str(found.directory),
         "medium": "libpmemobj pools" if found.pool else "files",
@@ -131,11 +131,11 @@ def _facts(found: Inspection, verdict: Verdict) -> dict[str, Any]:
         "last": verdict.last,
         "frames": verdict.frames,
         "bytes": verdict.bytes,
-        "segments": len(found.segments),
+        "segments": len(found.ring.segments),
         "spare_segments": found.spare,
         "lost": [{"first": first, "last": last} for first, last in verdict.lost],
         "lost_events": sum(last - first + 1 for first, last in verdict.lost),
-        "queue_ids": [{"id": str(span.id), "first": span.first, "last": span.last} for span in found.spans.values()],
+        "queue_ids": [{"id": str(span.id), "first": span.first, "last": span.last} for span in found.ring.head.spans],
         "readers": [
             {
                 "name": reader.name,
@@ -188,7 +188,7 @@ def _lines(found: Inspection, first: int, last: int, progress: Progress) -> Iter
     for content in contents(found, first, last, progress):
         origins = [origin._asdict() | {"note": None} for origin in origins_of(content.origins)]
         for row, values in enumerate(content.batch.to_pylist()):
-            event = {"queue_id": content.queue_id, "position": content.header.first + row, **values}
+            event = {"queue_id": content.queue_id, "position": content.first + row, **values}
             if row == 0 and origins:
                 event["origins"] = origins
             yield json.dumps(event, default=_plain, ensure_ascii=False) + "\n"
@@ -238,7 +238,7 @@ def _export_table(output: Path, frames: Iterator[Content], kind: str) -> int:
                 writer = _writer(output, batch.schema, kind)
                 schema = batch.schema
             if not batch.schema.equals(schema):
-                raise QueueError(f"position {content.header.first} has columns of its own ({batch.schema.names}): export to .ndjson")
+                raise QueueError(f"position {content.first} has columns of its own ({batch.schema.names}): export to .ndjson")
             writer.write_batch(batch)
             count += batch.num_rows
         if writer is None:  # no event: a table without rows
@@ -263,7 +263,7 @@ def _with_identity(content: Content) -> pa.RecordBatch:
     """The batch with `queue_id` and `queue_position` in front."""
     rows = content.batch.num_rows
     names = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array([content.queue_id]))
-    positions = pa.array(range(content.header.first, content.header.first + rows), pa.uint64())
+    positions = pa.array(range(content.first, content.first + rows), pa.uint64())
     fields = [pa.field("queue_id", names.type), pa.field("queue_position", pa.uint64()), *content.batch.schema]
     return pa.RecordBatch.from_arrays([names, positions, *content.batch.columns], schema=pa.schema(fields))
 
@@ -273,8 +273,7 @@ def _with_identity(content: Content) -> pa.RecordBatch:
 
 def _open(path: Path, found: Inspection) -> tuple[Ring, Report]:
     medium: Medium = PmemMedium(path, "power") if found.pool else FileMedium(path, "power")
-    segment_bytes = (found.head.segment_bytes if found.head else 0) or 64 << 20
-    return recover(str(path), str(path), medium, Options(segment_bytes, 1 << 60), Marks(1 << 24, 1 << 24, 1 << 24))
+    return recover(str(path), str(path), medium, Options(found.ring.head.segment_bytes, 1 << 60), Marks(1 << 24, 1 << 24, 1 << 24))
 
 
 def _repair(options: argparse.Namespace) -> int:
@@ -290,7 +289,7 @@ def _repair(options: argparse.Namespace) -> int:
         ring, report = _open(options.path, found)
         quarantine = Quarantine(options.path)
         # an open does not look into sealed segments: readers would meet what is damaged there
-        sealed = {segment.name for segment in found.segments if segment.sealed}
+        sealed = {segment.name for segment in found.ring.segments if segment.sealed}
         known = {(damage.segment, damage.offset) for damage in report.damage}
         unseen = [damage for damage in before.damage if damage.segment in sealed and (damage.segment, damage.offset) not in known]
         for damage in [one for one in [*report.damage, *unseen] if not one.length or not quarantine.has(one)]:

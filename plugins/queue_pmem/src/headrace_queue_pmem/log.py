@@ -77,7 +77,7 @@ def read_log(ring: Ring, segments: list[Segment], report: Report, told: int, pas
         reached = max(reached, piece.last)
     reached = max([reached, *(segment.last for segment in segments if segment.sealed)])
     _declare_gaps(ring, segments, report)
-    return _end(ring, segments, reached, told, report)
+    return _end(ring, segments, reached, told, passed or 0, report)
 
 
 def _supersede(medium: Medium, segments: list[Segment], scanned: dict[str, list[Found]], report: Report) -> None:
@@ -148,7 +148,7 @@ def _take(ring: Ring, piece: Found) -> None:
             ring.marks.put(mark)
 
 
-def _end(ring: Ring, segments: list[Segment], reached: int, told: int, report: Report) -> int:
+def _end(ring: Ring, segments: list[Segment], reached: int, told: int, passed: int, report: Report) -> int:
     """Make the last segment ready for appends, and drop those in which nothing was committed. Returns the last position there is."""
     while segments and segments[-1].end == SEGMENT_DATA_AT:
         ring.medium.remove(segments.pop().name)
@@ -160,7 +160,9 @@ def _end(ring: Ring, segments: list[Segment], reached: int, told: int, report: R
         )
     if told > reached:
         where = segments[-1] if segments else None
-        report.damage.append(Damage(where.name if where else "", where.end if where else 0, 0, reached + 1, told, "lost"))
+        if told > passed:
+            gone = max(reached, passed) + 1, told
+            report.damage.append(Damage(where.name if where else "", where.end if where else 0, 0, *gone, "lost"))
         if where:
             # What may be left of the lost frames behind its end stays as it is, for whoever looks into it.
             where.writable = False

@@ -340,7 +340,6 @@ class FileMedium:
             address = libc.map_file(descriptor, length, writable)
             try:
                 start = find_area(address, length)
-                libc.populate(address + start, min(2 * libc.PAGE, length - start))  # where its header's copies are
             except OSError:
                 libc.unmap(address, length)
                 raise
@@ -379,7 +378,8 @@ def _write_safely(path: Path, flags: int, content: bytes) -> None:
 def find_area(address: int, length: int) -> int:
     """Where in a mapped file our bytes begin: at the start, or behind libpmemobj's own at the next page with our magic.
 
-    0 when no magic is found, so that the caller meets (and reports) what stands there instead.
+    Its first two pages, where headers have their copies, are in memory then; OSError where they cannot be had. 0 when no magic
+    is found, so that the caller meets (and reports) what stands there instead.
     """
     memory = libc.view(address, length)
     # The first two are where the areas of plain files and of libpmemobj 1.12's pools are; 8 MiB is beyond what any version needs.
@@ -387,7 +387,7 @@ def find_area(address: int, length: int) -> int:
     for offset in candidates:
         if offset + libc.PAGE > length:
             continue
-        libc.populate(address + offset, libc.PAGE)
+        libc.populate(address + offset, min(2 * libc.PAGE, length - offset))
         if any(bytes(memory[offset + at : offset + at + 8]) in AREA_MAGICS for at in MAGIC_AT):
             return offset
     return 0
