@@ -23,10 +23,10 @@ ROUNDS = int(os.environ.get("HEADRACE_ATTACK_ROUNDS") or ("1000" if os.environ.g
 
 def as_read(directory: Path) -> tuple[dict[int, bytes], list[int], list[int]]:
     """Opened, and read by a reader: what is served by position, what is declared corrupt, and what lost that not all have passed."""
-    ring, _ = recover("sim", "queue", FileMedium(directory, "process"), OPTIONS, Marks(8, 8, 8))
+    ring, report = recover("sim", "queue", FileMedium(directory, "process"), OPTIONS, Marks(8, 8, 8))
     served: dict[int, bytes] = {}
     declared: dict[str, list[int]] = {"corrupt": [], "lost": []}
-    after, passed = ring.oldest, min((reader.cursor for reader in ring.head.readers.values()), default=0)
+    after = ring.oldest
     while (part := reading.read(ring, "reader", after, 64, 1 << 20)) is not None:
         gone = {position: hole.reason for hole in part.missing for position in range(hole.first, hole.last + 1)}
         for position, reason in gone.items():
@@ -35,7 +35,7 @@ def as_read(directory: Path) -> tuple[dict[int, bytes], list[int], list[int]]:
         served |= zip(here, part.batch["payload"].to_pylist() if part.batch is not None else [], strict=True)
         after = part.last
     ring.close()
-    return served, declared["corrupt"], [position for position in declared["lost"] if position > passed]
+    return served, declared["corrupt"], [position for position in declared["lost"] if position > report.passed]
 
 
 @pytest.mark.parametrize("number", range(ROUNDS))

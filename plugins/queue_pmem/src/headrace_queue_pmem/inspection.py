@@ -144,7 +144,7 @@ def _look(found: Inspection, deep: bool, done: Callable[[int], None]) -> Verdict
     if deep:
         known = {(one.segment, one.offset) for one in damage}
         ring.on_damage = lambda one: None if (one.segment, one.offset) in known else damage.append(one)
-        gone += _read(ring, done)
+        gone += _read(found, done)
     damage = [one for one in damage if one.last >= one.first or one.length]
     missing = _joined([*gone, *((one.first, one.last) for one in damage)])
     passed = max(
@@ -167,14 +167,15 @@ def _look(found: Inspection, deep: bool, done: Callable[[int], None]) -> Verdict
     return verdict
 
 
-def _read(ring: Ring, done: Callable[[int], None]) -> list[tuple[int, int]]:
-    """Read everything as a reader would; gives what is lost."""
-    after, lost = ring.oldest, []
+def _read(found: Inspection, done: Callable[[int], None]) -> list[tuple[int, int]]:
+    """Read everything as a reader would; gives what is lost. Of a running queue no frame is decoded: it may be another one by then."""
+    ring, lost = found.ring, []
+    after, each = ring.oldest, found.bytes / max(ring.upto - ring.oldest, 1)
     while after < ring.upto:
-        part = reading.read(ring, LOOKER, after, ROWS, BYTES)
+        part = reading.read(ring, LOOKER, after, ROWS, BYTES, rows=False)
         assert part is not None
         lost += [(hole.first, hole.last) for hole in part.missing if hole.reason == "lost"]
-        done(part.batch.nbytes if part.batch is not None else 0)
+        done(int((part.last - after) * each))
         after = part.last
     return lost
 

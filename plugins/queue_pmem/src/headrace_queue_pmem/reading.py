@@ -54,15 +54,18 @@ class _Walk:
         self.position = last + 1
 
 
-def read(ring: Ring, reader: str, after: int, rows_max: int, bytes_max: int) -> QueueRead | None:
-    """The next positions behind `after`, or None when there are none yet. OSError: the medium gives nothing now."""
+def read(ring: Ring, reader: str, after: int, rows_max: int, bytes_max: int, rows: bool = True) -> QueueRead | None:
+    """The next positions behind `after`, or None when there are none yet. OSError: the medium gives nothing now.
+
+    Without `rows` frames are checked and not decoded: what is missing is told, what is there is not given.
+    """
     while True:
-        found = _try(ring, reader, after, rows_max, bytes_max)
+        found = _try(ring, reader, after, rows_max, bytes_max, rows)
         if found is not _AGAIN:
             return found
 
 
-def _try(ring: Ring, reader: str, after: int, rows_max: int, bytes_max: int) -> QueueRead | None:
+def _try(ring: Ring, reader: str, after: int, rows_max: int, bytes_max: int, rows: bool) -> QueueRead | None:
     wanted = after + 1
     with ring.lock:
         if wanted > ring.upto:
@@ -80,7 +83,7 @@ def _try(ring: Ring, reader: str, after: int, rows_max: int, bytes_max: int) -> 
         walk.miss(min(tail - 1, limit), "lost")
         return QueueRead(queue_id, wanted, walk.position - 1, None, NO_ORIGINS, tuple(walk.missing))
     stand = _walk(ring, walk, segments, ends, place, rows_max, bytes_max)
-    batch, other = join(ring, walk.parts)
+    batch, other = join(ring, walk.parts) if rows else (None, None)
     if other is not None:
         _cut(walk, other)
     if walk.missing or walk.damages:
@@ -91,7 +94,7 @@ def _try(ring: Ring, reader: str, after: int, rows_max: int, bytes_max: int) -> 
     if stand is not None and not walk.cut:
         stand.last = walk.position - 1
         ring.remember(reader, stand)
-    return QueueRead(queue_id, wanted, walk.position - 1, batch, join_origins(walk.parts), tuple(walk.missing))
+    return QueueRead(queue_id, wanted, walk.position - 1, batch, join_origins(walk.parts) if rows else NO_ORIGINS, tuple(walk.missing))
 
 
 def _report(ring: Ring, walk: _Walk) -> None:
