@@ -18,12 +18,28 @@ EXT4_IOC_SHUTDOWN: Final = 0x8004587D  # _IOR('X', 125, __u32)
 SHUTDOWN_NOLOGFLUSH: Final = 2
 
 
-def run(*command: str) -> str:
+def call(*command: str) -> str:
     """A command of the system; the test is skipped where it may not be run."""
     ended = subprocess.run(command, capture_output=True, text=True)
     if ended.returncode:
         pytest.skip(f"cannot {' '.join(command)} here: {ended.stderr.strip()}")
     return ended.stdout
+
+
+def mount(*words: str) -> None:
+    """As the command; the test is skipped where it may not be run."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a filesystem")
+    call("mount", *words)
+
+
+def mount_image(image: Path, place: Path, size: int = 0) -> None:
+    """Mount an ext4 filesystem that lies in a file; with a size it is made first."""
+    if size:
+        image.touch()
+        os.truncate(image, size)
+        call("mkfs.ext4", "-q", str(image))
+    mount("-o", "loop,errors=remount-ro", str(image), str(place))
 
 
 def unmounted(place: Path) -> None:
@@ -42,23 +58,19 @@ class Disk:
     events = ("read-only", "shut-down", "device-error")
 
     def __init__(self, folder: Path, size: int = 64 * MIB) -> None:
-        if os.geteuid() != 0:
-            pytest.skip("only root can mount a filesystem")
         # The image of the device lies on a filesystem of its own: shut down, that gives the device EIO at every access.
         self.outer, self.place = folder / "outer", folder / "disk"
         self.outer.mkdir()
         self.place.mkdir()
         self._outer_image, self._image = folder / "outer.img", self.outer / "inner.img"
-        self._make(self._outer_image, size + 32 * MIB)
-        self._mount(self._outer_image, self.outer)
-        self._make(self._image, size)
-        self._mount(self._image, self.place)
+        mount_image(self._outer_image, self.outer, size + 32 * MIB)
+        mount_image(self._image, self.place, size)
 
     def happens(self, event: str) -> None:
         """The filesystem finds an error and turns read-only, is shut down, or its device fails. What was written before is synced."""
-        run("sync", "-f", str(self.place))
+        call("sync", "-f", str(self.place))
         if event == "read-only":
-            device = Path(run("findmnt", "-no", "SOURCE", str(self.place)).strip()).name
+            device = Path(call("findmnt", "-no", "SOURCE", str(self.place)).strip()).name
             trigger = Path("/sys/fs/ext4") / device / "trigger_fs_error"
             if not trigger.exists():
                 pytest.skip("this kernel cannot be told to find an error")
@@ -70,27 +82,19 @@ class Disk:
 
     def forget(self) -> None:
         """Nothing of what lies there is in memory any more, but what is mapped."""
-        run("sync", "-f", str(self.place))
+        call("sync", "-f", str(self.place))
         Path("/proc/sys/vm/drop_caches").write_text("1")
 
     def mend(self) -> None:
         """Mounted anew, as after a restart of the machine."""
         unmounted(self.place)
         unmounted(self.outer)
-        self._mount(self._outer_image, self.outer)
-        self._mount(self._image, self.place)
+        mount_image(self._outer_image, self.outer)
+        mount_image(self._image, self.place)
 
     def close(self) -> None:
         for place in (self.place, self.outer):
             subprocess.run(["umount", "-l", str(place)], capture_output=True)
-
-    def _make(self, image: Path, size: int) -> None:
-        image.touch()
-        os.truncate(image, size)
-        run("mkfs.ext4", "-q", str(image))
-
-    def _mount(self, image: Path, place: Path) -> None:
-        run("mount", "-o", "loop,errors=remount-ro", str(image), str(place))
 
     def _shut_down(self, place: Path) -> None:
         descriptor = os.open(place, os.O_RDONLY)
