@@ -135,7 +135,7 @@ class Reading:
 
     async def _process(self, reader: str, after: int, rows_max: int) -> Events:
         if rows_max == self._engine.read_rows_max:
-            await self._company(reader, after)
+            await self._company(after)
         read = await self._queue.queue_read(reader=reader, after=after, rows_max=rows_max, bytes_max=self._engine.read_bytes_max)
         # what is made of it takes time in which others come: they need not wait for that and for company
         self._read_at = asyncio.get_running_loop().time()
@@ -145,17 +145,16 @@ class Reading:
             self._keep(events)
         return events
 
-    async def _company(self, reader: str, after: int) -> None:
+    async def _company(self, after: int) -> None:
         """At the head, wait a little for more events: a batch of one costs a hundred times as much per event as one of 1,000.
 
         It counts from the last read: what comes after a pause goes on at once.
         """
-        waiting = self._queue.queue_info().head - after
-        if waiting >= SMALL_READ_ROWS or not self._wait_s:
+        if not self._wait_s or self._queue.queue_info().head - after >= SMALL_READ_ROWS:
             return
-        if waiting <= 0:
-            await self._queue.queue_read(reader=reader, after=after, rows_max=1, bytes_max=1)
-        await asyncio.sleep(max(0.0, self._read_at + self._wait_s - asyncio.get_running_loop().time()))
+        wait_s = self._read_at + self._wait_s - asyncio.get_running_loop().time()
+        if wait_s > 0:
+            await asyncio.sleep(wait_s)
 
     def _keep(self, events: Events) -> None:
         # measured once per batch: nbytes walks every buffer
