@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import json
 import random
+import resource
+import select
 import socket
 import struct
 from types import SimpleNamespace
 
+import pyarrow as pa
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from headrace import RAW_SCHEMA
 from headrace.encodings.json_text import check, decode
 from headrace.position import ORIGIN_SESSION
 from headrace.testing import FakeClock
@@ -229,6 +234,41 @@ def test_a_session_whose_connection_left_is_forgotten(kit: SimpleNamespace, mess
             assert sum(isinstance(found, SessionConnection) for found in gc.get_objects()) <= 1
 
     asyncio.run(scenario())
+
+
+def test_a_taken_batch_owns_its_rows_and_gives_their_memory_back(kit: SimpleNamespace) -> None:
+    buffer = CFrameBuffer()
+    gatherer = Gatherer(buffer)
+    payload = b'{"pad":"%s"}' % (b"x" * 4000)
+    with select.epoll() as epoll, contextlib.ExitStack() as sockets:
+        sender, receiver = (sockets.enter_context(sock) for sock in socket.socketpair())
+        epoll.register(receiver, select.EPOLLIN)
+        parser = buffer.parser(1 << 20)  # the connection only points to it
+        connection = gatherer.connection("d\u00fc", "", parser, 1 << 30, 0)
+        connection.gathers, connection.paused = 1, 0
+        gatherer.place(receiver.fileno(), connection, None)
+
+        def taken(frame: bytes) -> pa.RecordBatch:
+            for _ in range(20):
+                sender.send(frame)
+                assert gatherer.read(epoll, 1 << 20, 1 << 30, 5, 1.0) == []
+            return gatherer.take().batch
+
+        kept = taken(kit.frame(1, b'{"a":1}'))
+        assert kept.schema.equals(RAW_SCHEMA, check_metadata=True)
+        kept.validate(full=True)
+        device, payloads = kept.column("device"), kept.column("payload")
+        del kept
+        before, frame = None, kit.frame(1, payload)
+        for round_ in range(800):  # 64 MB in all
+            assert taken(frame).column("payload")[19].as_py() == payload
+            if round_ == 100:
+                before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    gc.collect()
+    assert device.to_pylist() == ["d\u00fc"] * 20
+    assert payloads.to_pylist() == [b'{"a":1}'] * 20
+    assert before is not None
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 24 << 10  # KB
 
 
 levels = st.sampled_from([0.0, 1.0, 3.0, 1000.0])

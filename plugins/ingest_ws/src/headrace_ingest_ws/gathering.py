@@ -30,9 +30,6 @@ CHUNK: Final = np.dtype(
     [("serial", "u8"), ("last", "u8"), ("descriptor", "i4"), ("row", "u4"), ("member", "i4"), ("unused", "i4")]
 )  # fmt: skip
 
-#: The types of RAW_SCHEMA's columns: Arrow makes a new object whenever one is asked for.
-_STRING, _RECEIVED, _ENCODING, _BINARY = RAW_SCHEMA.types
-
 assert CHUNK.itemsize == CHUNK_BYTES == _ffi.sizeof("ws_chunk"), "gather.h and gathering.py differ"
 
 
@@ -59,13 +56,12 @@ class Gone(NamedTuple):
 
 @dataclass(slots=True)
 class Gathered:
-    """One batch: its columns, who is to be acknowledged once it is durable, and the sessions in it.
+    """One raw batch, who is to be acknowledged once it is durable, and the sessions in it.
 
     origins: of the sessions, but for those in `members`, which have to be asked for theirs; both in the order of their rows.
     """
 
-    rows: int
-    columns: list[pa.Array]
+    batch: pa.RecordBatch
     chunks: bytes
     origins: pa.RecordBatch
     members: list[Member]
@@ -83,6 +79,8 @@ class Gatherer:
         self._peers: dict[int, SessionPeer] = {}
         self._gone: dict[int, Gone] = {}  # until what C took of them is settled
         self._rest = _ffi.new("int32_t[]", 2 * 1024)
+        self._columns = _ffi.new("struct ArrowArray *")  # what C fills, and Arrow takes over
+        self._columns_at = int(_ffi.cast("uintptr_t", self._columns))
 
     @property
     def number(self) -> int:
@@ -166,17 +164,14 @@ class Gatherer:
 
     def take(self) -> Gathered:
         """What was gathered; the next batch begins."""
-        c, rows = self._c, self._c.rows
-        columns = [
-            _texts(_STRING, rows, c.device_offsets, c.device, c.device_size),
-            pa.Array.from_buffers(_RECEIVED, rows, [None, _copy(c.received, 8 * rows)]),
-            pa.Array.from_buffers(_ENCODING, rows, [None, pa.py_buffer(bytes((ENCODING_JSON,)) * rows)]),
-            _texts(_BINARY, rows, c.payload_offsets, c.payload, c.payload_size),
-        ]
+        c = self._c
+        if not _lib.ws_columns(c, ENCODING_JSON, self._columns):
+            raise MemoryError
+        batch = pa.RecordBatch._import_from_c(self._columns_at, RAW_SCHEMA)
         chunks = bytes(_ffi.buffer(c.chunks, CHUNK.itemsize * c.chunk_count)) if c.chunk_count else b""
         origins, members = self._origins(chunks) if c.member_count else (NO_ORIGINS, [])
         _lib.ws_next_batch(c)
-        return Gathered(rows, columns, chunks, origins, members)
+        return Gathered(batch, chunks, origins, members)
 
     def _origins(self, chunks: bytes) -> tuple[pa.RecordBatch, list[Member]]:
         room = self._c.member_count
@@ -228,11 +223,3 @@ class Gatherer:
         if last >= gone.gathered:
             del self._gone[serial]
         gone.peer.settled(last)
-
-
-def _copy(at: Any, size: int) -> pa.Buffer:
-    return pa.py_buffer(bytes(_ffi.buffer(at, size)) if size else b"")
-
-
-def _texts(kind: pa.DataType, rows: int, offsets: Any, data: Any, size: int) -> pa.Array:
-    return pa.Array.from_buffers(kind, rows, [None, _copy(offsets, 4 * (rows + 1)), _copy(data, size)])

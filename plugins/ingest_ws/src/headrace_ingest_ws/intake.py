@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import numpy as np
 import pyarrow as pa
 
-from headrace import NO_ORIGINS, RAW_SCHEMA, Clock, Deliver, Origin, QueueFull, TransientError, origin_batch
+from headrace import NO_ORIGINS, Clock, Deliver, Origin, QueueFull, TransientError, origin_batch
 from headrace.batching import RawBatchBuilder
 from headrace.log import Log
 from headrace_ingest_ws.counters import Counters
@@ -287,7 +287,7 @@ class Intake:
 
     def _take(self) -> Commit:
         gathered = self.gatherer.take() if self.gatherer is not None and self.gatherer.rows else None
-        before = gathered.rows if gathered is not None else 0
+        before = gathered.batch.num_rows if gathered is not None else 0
         rows = before + self._builder.rows
         origins = self._origins(gathered)
         # refused messages of a session make a commit of their own: their device must not send them again after a reconnect
@@ -305,10 +305,7 @@ class Intake:
         """The rows that C gathered, then those of Python."""
         if gathered is None:
             return self._builder.take()
-        columns = gathered.columns
-        if self._builder.rows:
-            columns = [pa.concat_arrays(pair) for pair in zip(columns, self._builder.take().columns, strict=True)]
-        return pa.RecordBatch.from_arrays(columns, schema=RAW_SCHEMA)
+        return pa.concat_batches([gathered.batch, self._builder.take()]) if self._builder.rows else gathered.batch
 
     def _origins(self, gathered: Gathered | None) -> pa.RecordBatch:
         """Of the sessions in the batch, in the order of their first rows; those of Python stand behind what C gathered."""
@@ -316,7 +313,7 @@ class Intake:
         in_c = gathered.origins if gathered is not None else NO_ORIGINS
         if not members and (gathered is None or not gathered.members):
             return in_c
-        rows_before = gathered.rows if gathered is not None else 0
+        rows_before = gathered.batch.num_rows if gathered is not None else 0
         origins = [origin for member in gathered.members if (origin := member.origin()) is not None] if gathered is not None else []
         for member in members:
             if (origin := member.origin()) is not None:
