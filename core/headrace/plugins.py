@@ -6,7 +6,8 @@ listens, each listener by itself. What pluggy would let pass and then fail on, `
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pluggy
@@ -39,7 +40,8 @@ class ComponentPlugins:
         for index, participant in reversed(list(enumerate(participants))):
             self._manager.register(participant, f"{plugin_name}.wrap[{index}]")
         self._manager.check_pending()
-        self.hook = self._manager.hook
+        #: its hooks
+        self.hook: Any = SimpleNamespace(**{name: _shortest(getattr(self._manager.hook, name)) for name in SPECS})
 
     def has(self, hook: str) -> bool:
         """Whether the component itself has that hook, and its config asks for it; wrappers do not count."""
@@ -94,6 +96,18 @@ class _Manager(pluggy.PluginManager):
         if options is None or (options.get("specname") or name) not in self._names:
             return None
         return dict(options)
+
+
+def _shortest(caller: pluggy.HookCaller) -> Callable[..., Any]:
+    """How to call a hook: the component's own function where nobody else takes part, at a tenth of what pluggy's call costs."""
+    impls, spec = caller.get_hookimpls(), SPECS[caller.name]
+    if len(impls) != 1 or caller.name in FACTS:
+        return caller
+    alone = impls[0]
+    if alone.wrapper or alone.hookwrapper or set(alone.argnames) != set(spec.parameters):
+        return caller
+    function: Callable[..., Any] = alone.function
+    return function
 
 
 def _refuse(plugin_name: str, problems: Sequence[str]) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
+import pluggy
 from prometheus_client import CollectorRegistry
 
 from headrace.component import Clock, Component, Context
@@ -76,6 +77,11 @@ def fake_context(
 def run(work: Coroutine[Any, Any, T], timeout_s: float = RUN_TIMEOUT_S) -> T:
     """Run a test's coroutine on a loop of its own; TimeoutError instead of a hanging suite."""
     return asyncio.run(asyncio.wait_for(work, timeout_s))
+
+
+def has(call: Any) -> bool:
+    """Whether the component has this one of the hooks that `living` gives."""
+    return not isinstance(call, pluggy.HookCaller) or bool(call.get_hookimpls())
 
 
 @asynccontextmanager

@@ -13,7 +13,7 @@ from headrace.component import Context
 from headrace.engine.enrichment import check_added
 from headrace.errors import PermanentError, TransientError
 from headrace.testing.batches import event_batch
-from headrace.testing.context import living, run
+from headrace.testing.context import has, living, run
 from headrace.testing.contract import Contract, skip
 
 UNKNOWN = ("never-seen-1", "никогда", "", "../../etc", "x" * 1000)
@@ -138,7 +138,7 @@ class EnricherContract(Contract):
     async def _enrich(self, hook: Any, batch: pa.RecordBatch) -> pa.RecordBatch:
         """As the host: prepare, enrich, check what came; any error but Transient and Permanent is the plugin's bug."""
         try:
-            if hook.enrich_prepare.get_hookimpls():
+            if has(hook.enrich_prepare):
                 await hook.enrich_prepare(batch=batch)
             added = hook.enrich(batch=batch)
         except (TransientError, PermanentError):

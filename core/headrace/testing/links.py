@@ -17,7 +17,7 @@ from headrace.hookspecs import QueueInfo
 from headrace.plugins import ComponentPlugins
 from headrace.position import NO_ORIGINS, ORIGIN_MISSING, ORIGIN_QUEUE, Missing, RangeKey, origins_of
 from headrace.testing.batches import QUEUE_ID, raw_batch
-from headrace.testing.context import living, run
+from headrace.testing.context import has, living, run
 from headrace.testing.contract import HalvesContract
 from headrace.testing.crash import test_seed
 from headrace.testing.deliver import ScriptedDeliver
@@ -191,7 +191,7 @@ class LinkContract(HalvesContract):
     @asynccontextmanager
     async def _near(self, folder: Path) -> AsyncIterator[Any]:
         async with living(self.make(self.context(folder / "near")), self.role) as hook:
-            if hook.transport_queue.get_hookimpls():
+            if has(hook.transport_queue):
                 await hook.transport_queue(queue=INFO, secret=SECRET)
             yield hook
 

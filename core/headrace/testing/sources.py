@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from headrace.component import Component
 from headrace.schema import RAW_SCHEMA
-from headrace.testing.context import living, run
+from headrace.testing.context import has, living, run
 from headrace.testing.contract import Contract
 from headrace.testing.deliver import ScriptedDeliver
 
@@ -154,7 +154,7 @@ class SourceContract(Contract):
     async def _serving(self, tmp_path: Path, deliver: ScriptedDeliver) -> AsyncIterator[Component]:
         component = self.make(self.context(tmp_path))
         async with living(component, self.role) as hook:
-            serve: Any = hook.ingest_serve if hook.ingest_serve.get_hookimpls() else hook.transport_serve
+            serve: Any = hook.ingest_serve if has(hook.ingest_serve) else hook.transport_serve
             self._serve: asyncio.Task[None] = asyncio.create_task(serve(deliver=deliver))
             try:
                 yield component
