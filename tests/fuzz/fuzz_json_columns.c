@@ -32,6 +32,19 @@ static json_plan *plan_of(void) {
     return &plan;
 }
 
+/* How many bytes the UTF-8 character at `at` has, 0 where there is none: by its number, not by the rules of what is tested. */
+static int checked_character(const uint8_t *at, const uint8_t *end) {
+    static const uint32_t least[] = {0, 0x80, 0x800, 0x10000};
+    int length = *at < 0x80 ? 1 : *at < 0xc0 ? 0 : *at < 0xe0 ? 2 : *at < 0xf0 ? 3 : *at < 0xf8 ? 4 : 0;
+    if (!length || end - at < length) return 0;
+    uint32_t code = length == 1 ? *at : *at & (0xffu >> (length + 1));
+    for (int i = 1; i < length; i++) {
+        if (at[i] >> 6 != 2) return 0;
+        code = code << 6 | (at[i] & 0x3fu);
+    }
+    return code < least[length - 1] || code > 0x10ffff || (code >= 0xd800 && code <= 0xdfff) ? 0 : length;
+}
+
 static void look_at(const json_column *column, const uint8_t *odd, int64_t rows) {
     int64_t count = 0;
     for (int64_t row = 0; row < rows && column->count; row++) {
@@ -44,7 +57,7 @@ static void look_at(const json_column *column, const uint8_t *odd, int64_t rows)
         memcpy(&to, column->values + 4 * row + 4, 4);
         if (from < 0 || to < from || to > column->texts_size || (!there && to != from)) abort();
         for (const uint8_t *at = column->texts + from, *end = column->texts + to; at < end;) { /* it is UTF-8 */
-            int length = *at < 0x80 ? 1 : character(at, end);
+            int length = checked_character(at, end);
             if (!length) abort();
             at += length;
         }
