@@ -271,6 +271,27 @@ def test_a_taken_batch_owns_its_rows_and_gives_their_memory_back(kit: SimpleName
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 24 << 10  # KB
 
 
+def test_of_all_connections_those_that_are_not_calm_are_found() -> None:
+    buffer = CFrameBuffer()
+    gatherer = Gatherer(buffer)
+    parser = buffer.parser(1 << 20)
+    made = {descriptor: gatherer.connection("d", "", parser, 4, 0) for descriptor in (5, 511, 512, 3000)}
+    for descriptor, connection in made.items():
+        connection.gathers, connection.special, connection.paused, connection.look_at = 1, 0, 0, 100.0
+        gatherer.place(descriptor, connection, None)
+
+    def restless(now: float) -> list[int]:
+        return [descriptor for found in gatherer.restless(now) for descriptor in found]
+
+    assert restless(50.0) == []
+    assert {connection.calm_at for connection in made.values()} == {50.0}
+    made[511].special, made[512].count, made[3000].look_at = 1, 1, 60.0
+    assert restless(60.0) == [511, 512, 3000]
+    assert [connection.calm_at for connection in made.values()] == [60.0, 50.0, 50.0, 50.0]
+    gatherer.remove(512, made[512])
+    assert restless(100.0) == [5, 511, 3000]
+
+
 levels = st.sampled_from([0.0, 1.0, 3.0, 1000.0])
 
 

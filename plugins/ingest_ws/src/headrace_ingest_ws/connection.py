@@ -130,6 +130,11 @@ class Connection(WebSocket):
         return self.identity.gateway is None and self._encoding is JSON
 
     @property
+    def gathered(self) -> bool:
+        """True where C takes what it may of the messages, and knows whether the connection needs to be looked after."""
+        return self._gathered is not None
+
+    @property
     def session_peer(self) -> SessionPeer | None:
         """This connection, when its messages belong to a device session."""
         return None

@@ -60,6 +60,13 @@ int ws_calm(ws_connection *c, double now) {
     return 1;
 }
 
+size_t ws_restless(const ws_gatherer *g, size_t begin, size_t end, double now, int32_t *found) {
+    size_t count = 0;
+    for (size_t i = begin; i < end && i < g->table_size; i++)
+        if (g->table[i] && !ws_calm(g->table[i], now)) found[count++] = (int32_t)i;
+    return count;
+}
+
 int ws_place(ws_gatherer *g, int descriptor, ws_connection *c) {
     size_t at = (size_t)descriptor;
     if (descriptor < 0) return 0;

@@ -82,6 +82,9 @@ int ws_place(ws_gatherer *g, int descriptor, ws_connection *c);
  * nothing, no message of it is unfinished, and its time has not come. */
 int ws_calm(ws_connection *c, double now);
 
+/* The descriptors from `begin` to before `end` whose connections are not calm, with room for so many; their number. */
+size_t ws_restless(const ws_gatherer *g, size_t begin, size_t end, double now, int32_t *found);
+
 /* Reads from what `epoll` says is ready, at most `events_max` descriptors, one behind the other into `buffer`. Gathers what
  * it may while the batch has fewer than `rows_max` rows and `bytes_max` bytes. `now`: in monotonic seconds. Returns the number of
  * finds, or -errno. */

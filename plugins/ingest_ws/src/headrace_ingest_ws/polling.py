@@ -12,7 +12,7 @@ import asyncio
 import os
 import select
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any, Final
 
@@ -59,6 +59,13 @@ class Poller:
         self._leaving.pop(transport, None)
         if self.gatherer is not None:
             self.gatherer.remove(transport.descriptor, transport.gathered)
+
+    def restless(self, now: float) -> Iterator[list[WebSocket]]:
+        """Of the connections that C gathers from, those that need to be looked after, a slice of all at a time."""
+        if self.gatherer is not None:
+            for descriptors in self.gatherer.restless(now):
+                found = map(self._transports.get, descriptors)
+                yield [transport.protocol for transport in found if transport is not None]
 
     def finish(self) -> None:
         """What is read from now on is not taken any more: read it even when the intake is full."""

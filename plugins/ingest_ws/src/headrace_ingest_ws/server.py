@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from random import Random
 from typing import Any, Final
 
@@ -20,6 +20,7 @@ from headrace.log import Log
 from headrace_ingest_ws.acceptor import Acceptor
 from headrace_ingest_ws.ages import ends_at
 from headrace_ingest_ws.auth.admission import Admission
+from headrace_ingest_ws.auth.asking import Asking
 from headrace_ingest_ws.auth.guard import Guard
 from headrace_ingest_ws.auth.identity import Identity, NotAuthorized, NotReady, Unknown
 from headrace_ingest_ws.config import IngestWsConfig
@@ -86,6 +87,8 @@ class Server:
         self._rates = Rates(limit, levels_of=gatherer.levels if gatherer is not None else PythonLevels) if limit is not None else None
         self._places = Places(config.handshakes_max, config.connections_per_address_max)
         self._connections: dict[Connection, Place] = {}
+        self._apart: dict[Connection, None] = {}  # those of which C does not know whether they need to be looked after
+        self._asking = Asking()
         self.sessions = HostSessions(deliver, LocalSessions(deliver, counters.sessions_taken_over.inc))
         self._posting = Posting(config, intake, deliver, self.sessions, self._rates, counters, clock, log, self._admit_new, self._admit)
         self._taking = 0  # upgrades that wait for a session; they will be connections
@@ -134,6 +137,9 @@ class Server:
 
     async def end_unauthorized(self, guard: Guard, now: float) -> None:
         """Close every connection whose credentials do not hold any more, with 1008; `now` is Unix time."""
+        if not self._asking.due(guard, now):
+            return
+        self._asking.begins(guard)
         left = TICKS_PER_TURN
         for connection in list(self._connections):
             left -= 1
@@ -141,6 +147,8 @@ class Server:
                 self._log.warning("connection ended with its credentials", device=connection.identity.name, reason=why)
                 connection.end(CLOSE_POLICY, why)
                 left -= TICKS_PER_END
+            elif not connection.ending:
+                self._asking.came(connection.identity)
             if left <= 0:
                 left = TICKS_PER_TURN
                 await asyncio.sleep(0)
@@ -157,15 +165,21 @@ class Server:
                     await asyncio.sleep(0)
                 if self._rates is not None:
                     self._rates.sweep(now)
+                await self._look_after(list(self._apart), now, closing)
+                for restless in self._poller.restless(now):
+                    await self._look_after([one for one in restless if isinstance(one, Connection)], now, closing)
+
+    async def _look_after(self, connections: Sequence[Connection], now: float, closing: asyncio.TaskGroup) -> None:
+        left = TICKS_PER_TURN
+        for connection in connections:
+            left -= 1
+            if not connection.ending and (end := connection.tick(now)) is not None:
+                closing.create_task(connection.finish(*end))
+                left -= TICKS_PER_END
+            if left <= 0:
                 left = TICKS_PER_TURN
-                for connection in list(self._connections):
-                    left -= 1
-                    if not connection.ending and (end := connection.tick(now)) is not None:
-                        closing.create_task(connection.finish(*end))
-                        left -= TICKS_PER_END
-                    if left <= 0:
-                        left = TICKS_PER_TURN
-                        await asyncio.sleep(0)
+                await asyncio.sleep(0)
+        await asyncio.sleep(0)
 
     async def refuse_new(self) -> None:
         """Stop listening; refuse requests on open connections and ignore their further messages."""
@@ -313,6 +327,9 @@ class Server:
             assert place is not None
             place.upgraded()
             self._connections[connection] = place
+            self._asking.came(connection.identity)
+            if not connection.gathered:
+                self._apart[connection] = None
             self._counters.connections.set(len(self._connections))
         return served
 
@@ -359,6 +376,7 @@ class Server:
         if (place := self._connections.pop(connection, None)) is not None:
             place.give_back()
             self._leave_rate(connection)
+        self._apart.pop(connection, None)
         self._counters.connections.set(len(self._connections))
 
     def _hello(self, session: Mapping[str, Any] | None = None) -> bytes:
