@@ -148,3 +148,25 @@ def test_that_the_file_behind_a_sealed_one_is_gone_is_seen_after_a_crash_too(tmp
         assert missing == [Missing(first, first, "lost")]
         close(ring)
         ring.close()
+
+
+def test_damage_over_the_end_of_a_queue_id_is_damage_on_both_sides(tmp_path):
+    """A read ends with its queue id: what lies there unreadable before that end is corrupt, and not lost."""
+    ends: dict[int, int] = {}
+    for first in (1, 11):
+        ring, _ = opened(tmp_path)
+        ring.open_reader("lake", "oldest")
+        for number in range(first, first + 10):
+            entry = encode(rows(number, 1, 900), NO_ORIGINS, 1)
+            ring.reserve(entry)
+            ring.commit([entry])
+            ends[number] = ring.segments[-1].end
+        close(ring)
+        ring.close()
+    with (tmp_path / "segment-00000001").open("r+b") as file:
+        file.seek(ends[8])
+        file.write(bytes(ends[12] - ends[8]))
+    ring, _ = opened(tmp_path)
+    found, missing = declared(ring, 0)
+    assert found == [*range(1, 9), *range(13, 21)]
+    assert missing == [Missing(9, 12, "corrupt")]

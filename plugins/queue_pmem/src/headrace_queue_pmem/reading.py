@@ -147,7 +147,7 @@ def _walk(
                 offset, reason = behind, "corrupt"
                 continue
             if header.first > walk.limit or (header.first == walk.limit + 1 and header.rows == 0):
-                return _finish(walk, segment, offset, stand)
+                return _finish(walk, segment, offset, stand, reason)
             if header.last < walk.position and not (header.rows == 0 and header.first >= walk.position):
                 offset += size
                 continue
@@ -176,9 +176,9 @@ def _walk(
     return stand
 
 
-def _finish(walk: _Walk, segment: Segment, offset: int, stand: Place | None) -> Place | None:
-    """The next frame belongs to another queue id: what is left of this one is lost."""
-    walk.miss(walk.limit, "lost")
+def _finish(walk: _Walk, segment: Segment, offset: int, stand: Place | None, reason: str) -> Place | None:
+    """The next frame belongs to another queue id: what is left of this one is lost, or lies unreadable before that frame."""
+    walk.miss(walk.limit, reason)
     return stand or Place(0, segment, offset)
 
 
