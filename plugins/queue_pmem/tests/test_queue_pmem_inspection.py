@@ -18,38 +18,18 @@ import pytest
 from headrace import NO_ORIGINS, QueueFull
 from headrace_queue_pmem import command as module
 from headrace_queue_pmem.command import command
-from headrace_queue_pmem.frame import encode
 from headrace_queue_pmem.inspection import check, inspect
-from headrace_queue_pmem.marks import Marks
-from headrace_queue_pmem.medium import FileMedium
-from headrace_queue_pmem.recovery import recover
-from headrace_queue_pmem.ring import Ring
-from headrace_queue_pmem.state import Options
 from headrace_queue_pmem.upkeep import close, upkeep
 
 sys.path.insert(0, str(Path(__file__).parent))
 from conftest import MIB, rows, run
-
-SEGMENT = 32 << 10
-
-
-def opened(directory: Path) -> Ring:
-    directory.mkdir(exist_ok=True)
-    return recover("site", str(directory), FileMedium(directory, "process"), Options(SEGMENT, 64 * SEGMENT), Marks(8, 8, 8))[0]
-
-
-def append(ring: Ring, first: int, count: int, together: int = 1) -> None:
-    for start in range(first, first + count, together):
-        entries = [encode(rows(number, 1, 900), NO_ORIGINS, 1) for number in range(start, start + together)]
-        for entry in entries:
-            ring.reserve(entry)
-        ring.commit(entries)
+from rings import append, opened
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     """A stopped queue of 100 events in several segments, with a reader that has released nothing."""
-    ring = opened(tmp_path / "queue")
+    ring = opened(tmp_path / "queue")[0]
     ring.open_reader("lake", "oldest")
     append(ring, 1, 100)
     upkeep(ring)
@@ -96,7 +76,7 @@ def test_a_deleted_segment_is_reported_with_its_positions(path, capsys, which):
 
 def test_a_segment_of_another_queue_is_named_and_never_dumped(path, tmp_path, capsys):
     for _ in range(5):
-        ring = opened(tmp_path / "other")
+        ring = opened(tmp_path / "other")[0]
         append(ring, 1000, 10)
         close(ring)
         ring.close()
@@ -120,7 +100,7 @@ def test_a_copy_of_a_segment_is_named_and_its_events_are_dumped_once(path, capsy
 @pytest.mark.parametrize("torn", [0, 1])
 def test_what_a_crash_cut_short_is_neither_damage_nor_dumped(tmp_path, capsys, torn):
     """A commit of three frames of which one is torn was acknowledged to nobody; the next open drops all of it from there on."""
-    ring = opened(tmp_path / "queue")
+    ring = opened(tmp_path / "queue")[0]
     append(ring, 1, 4)
     append(ring, 5, 3, together=3)
     segment = ring.segments[0]
@@ -133,7 +113,7 @@ def test_what_a_crash_cut_short_is_neither_damage_nor_dumped(tmp_path, capsys, t
     assert command(["check", str(tmp_path / "queue")]) == 0, capsys.readouterr().out
     whole = [(n, n) for n in range(1, 5 + torn)]
     assert dumped(tmp_path / "queue", capsys) == whole
-    ring = opened(tmp_path / "queue")
+    ring = opened(tmp_path / "queue")[0]
     assert ring.upto == len(whole)
 
 

@@ -11,24 +11,14 @@ from headrace import NO_ORIGINS, Missing
 from headrace_queue_pmem import reading
 from headrace_queue_pmem.frame import encode
 from headrace_queue_pmem.inspection import check, inspect
-from headrace_queue_pmem.marks import Marks
-from headrace_queue_pmem.medium import FileMedium
-from headrace_queue_pmem.recovery import recover
 from headrace_queue_pmem.ring import Ring
-from headrace_queue_pmem.scanning import Report
-from headrace_queue_pmem.state import Options
 from headrace_queue_pmem.upkeep import close, upkeep
 
 sys.path.insert(0, str(Path(__file__).parent))
 from conftest import numbers, rows
+from rings import append, opened
 
-SEGMENT = 32 << 10
-OPTIONS = Options(SEGMENT, 32 * SEGMENT)
 EVENTS = 100
-
-
-def opened(directory: Path) -> tuple[Ring, Report]:
-    return recover("site", str(directory), FileMedium(directory, "process"), OPTIONS, Marks(8, 8, 8))
 
 
 def build(directory: Path, reader: bool, release: int, closed: bool) -> list[tuple[str, int, int]]:
@@ -36,10 +26,7 @@ def build(directory: Path, reader: bool, release: int, closed: bool) -> list[tup
     ring, _ = opened(directory)
     if reader:
         ring.open_reader("lake", "oldest")
-    for number in range(1, EVENTS + 1):
-        entry = encode(rows(number, 1, 900), NO_ORIGINS, 1)
-        ring.reserve(entry)
-        ring.commit([entry])
+    append(ring, 1, EVENTS)
     if release:
         ring.release("lake", release)
     upkeep(ring)

@@ -8,37 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from headrace import NO_ORIGINS
-from headrace_queue_pmem import layout, reading
-from headrace_queue_pmem.frame import encode
+from headrace_queue_pmem import layout
 from headrace_queue_pmem.marks import Marks, Note, pack, unpack
 from headrace_queue_pmem.medium import FileMedium
 from headrace_queue_pmem.ownership import Claim, read_claim, whose
 from headrace_queue_pmem.pmem import PmemMedium
 from headrace_queue_pmem.recovery import recover
-from headrace_queue_pmem.ring import Ring
-from headrace_queue_pmem.scanning import Report
 from headrace_queue_pmem.segment import read_segment_header
 from headrace_queue_pmem.state import Options
 from headrace_queue_pmem.upkeep import checkpoint, close
 
 sys.path.insert(0, str(Path(__file__).parent))
-from conftest import numbers, rows
-
-SEGMENT = 32 << 10
-OPTIONS = Options(SEGMENT, 32 * SEGMENT)
-
-
-def opened(directory: Path) -> tuple[Ring, Report]:
-    directory.mkdir(exist_ok=True)
-    return recover("site", str(directory), FileMedium(directory, "process"), OPTIONS, Marks(8, 8, 8))
-
-
-def append(ring: Ring, first: int, count: int) -> None:
-    for number in range(first, first + count):
-        entry = encode(rows(number, 1, 900), NO_ORIGINS, 1)
-        ring.reserve(entry)
-        ring.commit([entry])
+from rings import append, held, opened
 
 
 def lives(directory: Path, first: int, count: int, each: int = 10) -> list[int]:
@@ -50,15 +31,6 @@ def lives(directory: Path, first: int, count: int, each: int = 10) -> list[int]:
             close(ring)
         ring.close()
     return list(range(first, first + count * each))
-
-
-def held(ring: Ring) -> list[int]:
-    """All that is delivered."""
-    found, after = [], ring.oldest
-    while (part := reading.read(ring, "lake", after, 1000, 1 << 20)) is not None:
-        found += numbers(part.batch)
-        after = part.last
-    return found
 
 
 def segments(directory: Path) -> list[Path]:
