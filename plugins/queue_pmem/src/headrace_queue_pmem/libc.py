@@ -19,7 +19,6 @@ ffi.cdef(
     """
     intptr_t mmap(uintptr_t addr, size_t length, int prot, int flags, int fd, long offset);
     int munmap(uintptr_t addr, size_t length);
-    int msync(uintptr_t addr, size_t length, int flags);
     int madvise(uintptr_t addr, size_t length, int advice);
     uintptr_t memcpy(uintptr_t dest, const void *src, size_t n);
     uintptr_t memset(uintptr_t s, int c, size_t n);
@@ -29,7 +28,6 @@ ffi.cdef(
 libc: Any = ffi.dlopen(None)
 
 PAGE: Final = mmap.PAGESIZE
-MS_SYNC: Final = 4
 MAP_SHARED_VALIDATE: Final = 0x03
 MAP_FIXED: Final = 0x10
 MAP_SYNC: Final = 0x080000
@@ -57,16 +55,6 @@ def unmap(address: int, length: int) -> None:
 def view(address: int, length: int) -> memoryview:
     """Memory as a writable memoryview; the caller keeps the mapping alive."""
     return memoryview(ffi.buffer(ffi.cast("char *", address), length))
-
-
-def sync(address: int, length: int) -> None:
-    """Write a range of a mapping to its device and wait: one device flush. OSError when the device refused.
-
-    msync is called by us because libpmemobj's own msync aborts the process on EIO and ENOSPC.
-    """
-    start = address & ~(PAGE - 1)
-    if libc.msync(start, address + length - start, MS_SYNC):
-        raise OSError(ffi.errno, f"msync: {os.strerror(ffi.errno)}")
 
 
 def copy(address: int, source: Any, length: int) -> None:

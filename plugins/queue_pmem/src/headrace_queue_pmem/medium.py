@@ -343,17 +343,29 @@ class FileMedium:
             except OSError:
                 libc.unmap(address, length)
                 raise
-            return self._area(descriptor if writable else None, address, length, start)
+            return self._area(descriptor, address, length, start) if writable else self._looked_at(name, address, length, start)
         finally:
             os.close(descriptor)
 
-    def _area(self, descriptor: int | None, address: int, length: int, offset: int = 0) -> Area:
+    def _area(self, descriptor: int, address: int, length: int, offset: int = 0) -> Area:
         def release() -> None:
             libc.unmap(address, length)
 
-        if descriptor is not None:
-            return WrittenArea(address + offset, length - offset, descriptor, offset, self.level == "power", release)
-        return Area(address + offset, length - offset, _nothing, libc.sync, release)
+        return WrittenArea(address + offset, length - offset, descriptor, offset, self.level == "power", release)
+
+    def _looked_at(self, name: str, address: int, length: int, offset: int) -> Area:
+        def release() -> None:
+            libc.unmap(address, length)
+
+        def sync(_address: int, _length: int) -> None:
+            # By a descriptor: of a map that cannot be written to the kernel takes an msync, and does nothing.
+            descriptor = os.open(self.directory / name, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fdatasync(descriptor)
+            finally:
+                os.close(descriptor)
+
+        return Area(address + offset, length - offset, sync if self.level == "power" else _nothing, sync, release)
 
     def _sync_directory(self) -> None:
         descriptor = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY)

@@ -82,7 +82,10 @@ def _try(ring: Ring, reader: str, after: int, rows_max: int, bytes_max: int, row
         walk.miss(min(given_back, tail - 1, limit), "released")
         walk.miss(min(tail - 1, limit), "lost")
         return QueueRead(queue_id, wanted, walk.position - 1, None, NO_ORIGINS, tuple(walk.missing))
-    stand = _walk(ring, walk, segments, ends, place, rows_max, bytes_max)
+    try:
+        stand = _walk(ring, walk, segments, ends, place, rows_max, bytes_max)
+    except _GivenBack:
+        return _AGAIN
     batch, other = join(ring, walk.parts) if rows else (None, None)
     if other is not None:
         _cut(walk, other)
@@ -213,9 +216,19 @@ def _cut(walk: _Walk, part: Part) -> None:
     walk.position, walk.cut = first, True
 
 
+class _GivenBack(Exception):
+    """A segment's space was given back, and perhaps reused, while it was mapped."""
+
+
 def area_for_reading(ring: Ring, segment: Segment) -> Area:
     """A segment's map. OSError when the file cannot be mapped."""
     area = segment.writer or segment.area
-    if area is None:
-        area = segment.area = ring.medium.read(segment.name)
-    return area
+    if area is not None:
+        return area
+    area = ring.medium.read(segment.name)
+    with ring.lock:
+        if segment not in ring.segments:
+            raise _GivenBack
+        # One map for all: what gives the segment back waits for the views of those maps that it knows.
+        segment.area = segment.area or area
+        return segment.area

@@ -135,7 +135,8 @@ class Ring(Cursors):
             with contextlib.suppress(OSError):
                 if segment.writer is not None:
                     prepare(segment.writer)
-            segment.unmap()
+            with self.lock:
+                segment.unmap()
             self.discard(segment.name)
 
     def _write(self, entries: Sequence[Entry]) -> None:

@@ -92,7 +92,7 @@ class Segment:
         self.frames += 1
 
     def unmap(self) -> None:
-        """Let go of the maps; they live on as long as a batch refers to them."""
+        """Let go of the maps; they live on as long as a batch refers to them. Under the ring's lock, as a map is put in its place."""
         self.let_go = [area for area in self.let_go if area() is not None]
         self.let_go += [weakref.ref(area) for area in (self.writer, self.area) if area is not None]
         self.writer = self.area = None

@@ -7,6 +7,7 @@ import contextlib
 from typing import Final
 
 from headrace import QueueFull
+from headrace_queue_pmem.failing import NOT_DAMAGE
 from headrace_queue_pmem.layout import SEGMENT_DATA_AT, seal_bytes
 from headrace_queue_pmem.marks import Note, pack
 from headrace_queue_pmem.medium import Pace, no_pace
@@ -46,23 +47,34 @@ def store_cursors(ring: Ring) -> None:
         ring.head.mirror()
 
 
-def checkpoint(ring: Ring) -> None:
-    """Keep the marks of all committed frames in a note of their own, so that the frames may go."""
+def checkpoint(ring: Ring, passed: int = 0) -> None:
+    """Keep the marks of all committed frames in a note of their own, so that the frames may go.
+
+    So many of the oldest segments are passed by every reader: what becomes of them is nobody's concern any more.
+    """
     with ring.lock:
         upto, snapshot, given_back = ring.upto, ring.marks.snapshot(), ring.given_back
         ring.marks.changed = False
-        dirty = [(segment, segment.end) for segment in ring.segments if segment.synced < segment.end]
+        dirty = [(segment, segment.end) for segment in ring.segments[passed:] if segment.synced < segment.end]
     if ring.medium.level == "process":
         # A mark must never outlive its frames: the note survives power loss, so they have to.
         for segment, end in dirty:
-            area = segment.writer or segment.area
-            if area is not None:
-                area.sync(segment.synced, end - segment.synced)
-                segment.synced = end
+            _sync(ring, segment, end)
     content = pack(Note(snapshot, upto, ring.head.owner, given_back, ring.medium.place()))
     for note in MARKS:
         ring.medium.save(note, content)
     ring.checkpoint_upto = upto
+
+
+def _sync(ring: Ring, segment: Segment, end: int) -> None:
+    try:
+        area = segment.writer or segment.area or ring.medium.read(segment.name)
+    except OSError as error:
+        if error.errno in NOT_DAMAGE:
+            raise
+        return  # the file is gone or cut off: its readers are told of it, and others' space must not stay taken for it
+    area.sync(segment.synced, end - segment.synced)
+    segment.synced = end
 
 
 def close(ring: Ring) -> None:
@@ -94,7 +106,8 @@ def _seal(ring: Ring) -> None:
         with contextlib.suppress(OSError):  # without a seal the next open scans it
             _write_seal(ring, segment)
         segment.sealed = True
-        segment.unmap()
+        with ring.lock:
+            segment.unmap()
 
 
 def _write_seal(ring: Ring, segment: Segment) -> None:
@@ -114,7 +127,7 @@ def _give_back(ring: Ring) -> int:
         if not count:
             return 0
         ring.given_back = max(ring.given_back, ring.segments[count - 1].last)
-    checkpoint(ring)
+    checkpoint(ring, count)
     ring.fault("queue_pmem.before_release")
     with ring.lock:
         gone = ring.forget_segments(count)
@@ -126,7 +139,8 @@ def _give_back(ring: Ring) -> int:
 
 def _recycle(ring: Ring, segment: Segment) -> None:
     """Make a segment that nobody looks at any more a spare one; remove it when a view still lives or there are enough."""
-    segment.unmap()
+    with ring.lock:
+        segment.unmap()
     if len(ring.spares) < SPARES_MAX and len(ring.segments) + len(ring.spares) < ring.options.segments_max and not segment.viewed():
         try:
             fresh = ring.medium.open(segment.name)
