@@ -106,8 +106,11 @@ def lake(options: argparse.Namespace) -> tuple[list[Bar], list[str]]:
         found = storage_parts.lake(Path(folder), options.rounds)
     ns = statistics.median(found.ns)
     shown = f"{ns:,.0f} ({min(found.ns):,.0f}-{max(found.ns):,.0f})"
+    alone = statistics.median(found.parquet_ns)
     notes = [
-        f"lake: rolls of {storage_parts.ROLL_ROWS:,} events, zstd, {found.bytes_per_event:.1f} bytes an event; read back by row counts"
+        f"lake: rolls of {storage_parts.ROLL_ROWS:,} events, zstd, {found.bytes_per_event:.1f} bytes an event; read back by row counts",
+        f"lake: pyarrow's writer alone {alone:,.0f} ns ({min(found.parquet_ns):,.0f}-{max(found.parquet_ns):,.0f}): the rows of these "
+        "files, in their order, into memory with the same options",
     ]
     return [Bar("lake write with zstd, ns/event", shown, "at most 500", ns <= 500)], notes
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from lake_driver import START_US, events, make_lake, positions, read, store
+from pyarrow import dataset
 
 from headrace import CLOCK_FLOOR_US, EVENT_COLUMNS, Missing, RangeKey
 from headrace_sink_lake import LocalStore, encoding
@@ -292,6 +293,38 @@ def test_files_have_what_readers_skip_by(tmp_path: Path) -> None:
         probe = "select count(*) filter (bloom_filter_excludes), count(*) from parquet_bloom_probe('{}', 'device', '{}')"
         assert database.sql(probe.format(file, "dev-0155")).fetchall() == [(4, 4)]
         assert database.sql(probe.format(file, "dev-015")).fetchall() == [(3, 4)]
+
+
+def test_a_struct_that_is_null_in_no_row_is_required_and_one_that_is_stays_null(tmp_path: Path) -> None:
+    whole = events(span(1, 2), {"t": [1.0, None]}, {"class": ["a", "a"]})
+    holed = events(span(3, 5), {"t": [1.0, 2.0, None]}, {"class": ["b", "b", "b"]})
+    context = pa.StructArray.from_arrays([pa.array(["b"] * 3)], ["class"], mask=pa.array([False, True, False]))
+    holed = holed.set_column(4, holed.schema.field(4), context)
+    stored(tmp_path / "lake", whole)
+    stored(tmp_path / "other", holed)
+    (one,), both = files(tmp_path / "lake"), files(tmp_path / "other")
+    assert [pq.read_schema(one).field(name).nullable for name in ("readings", "context")] == [False, False]
+    assert pq.read_schema(one).field("readings").type.field("t").nullable
+    assert {pq.read_schema(file).field("context").nullable for file in both} == {True}
+    rows = [row for file in (one, *both) for row in pq.read_table(file, partitioning=None).to_pylist()]
+    assert sorted(rows, key=lambda row: row["position"]) == whole.to_pylist() + holed.to_pylist()
+    # a reader of folders takes the schema of the first file for that of all
+    for order in ([one, *both], [*both, one]):
+        table = dataset.dataset([str(file) for file in order]).to_table()
+        assert sorted(table["position"].to_pylist()) == [1, 2, 3, 4, 5]
+        assert table["context"].combine_chunks().null_count == 1
+
+
+def test_a_page_has_a_good_many_rows(tmp_path: Path) -> None:
+    # Of 20,000 rows each, there were five of each column, and each begins the compression anew.
+    stored(tmp_path / "lake", many(100_000))
+    (file,) = files(tmp_path / "lake")
+    options = encoding.parquet_options(pq.read_table(file, partitioning=None), 3)
+    assert options.get("max_rows_per_page") == (65_536 if encoding.HAS_PAGE_ROWS else None)
+    small = tmp_path / "small.parquet"
+    options.pop("max_rows_per_page", None)
+    pq.write_table(pq.read_table(file, partitioning=None), small, **options)
+    assert file.stat().st_size <= small.stat().st_size
 
 
 def test_readings_have_dictionaries_where_values_repeat(tmp_path: Path) -> None:

@@ -79,6 +79,47 @@ def test_a_text_that_hardly_repeats_is_not_coded_and_stored_all_the_same(tmp_pat
         assert read(tmp_path / name, "select count(*), count(distinct readings.log) from lake") == [(count, 300 + (name == "other"))]
 
 
+def test_a_code_that_leads_elsewhere_is_found_behind_a_batch_with_the_same_words() -> None:
+    words = pa.array(["on", "off"])
+    texts = Texts()
+    for codes, good in (
+        ([0, 1, 1], True),
+        ([1, 1, 0], True),
+        ([0, 2, 1], False),
+        ([0, -1, 1], False),
+        ([0, None, 1], True),
+        ([1, 0, 1], True),
+    ):
+        state = pa.DictionaryArray.from_arrays(pa.array(codes, pa.int32()), words, safe=False)
+        held = columns.checked(events(span(1, 3), {"n": [1.0] * 3}, {"class": ["c"] * 3, "state": state}), texts)
+        assert (held is not None) == good, codes
+        if held is not None:
+            assert held.column("context").field(1).to_pylist() == [None if code is None else words[code].as_py() for code in codes]
+
+
+def test_words_that_are_kept_for_the_next_batch_are_a_copy() -> None:
+    memory = bytearray(b"onoff")
+    offsets = pa.array([0, 2, 5], pa.int32()).buffers()[1]
+    words = pa.StringArray.from_buffers(2, offsets, pa.py_buffer(memory))
+    state = pa.DictionaryArray.from_arrays(pa.array([0, 1], pa.int32()), words)
+    batch = events(span(1, 2), {"n": [1.0] * 2}, {"class": ["c"] * 2, "state": state})
+    texts = Texts()
+    assert columns.checked(batch, texts) is not None
+    memory[:] = b"\xff\xff\xff\xff\xff"  # the queue uses its space again
+    assert columns.checked(batch, texts) is None
+
+
+def test_batches_of_other_columns_are_looked_at_anew() -> None:
+    texts = Texts()
+    one = events(span(1, 2), {"n": [1.0, 2.0]}, {"class": ["c", "d"]})
+    other = events(span(3, 4), {"note": ["a", None], "n": [1, 2]}, {"class": ["c", "d"]})
+    for batch in (one, other, one, other):
+        held = columns.checked(batch, texts)
+        assert held is not None
+        assert held.to_pylist() == batch.to_pylist()
+        assert held.schema.names == batch.schema.names
+
+
 def test_a_row_group_has_few_words_of_other_rows() -> None:
     words = [f"w{number:03}" for number in range(200)]
     codes = pa.array(np.repeat(np.arange(200), 20).astype(np.int32))

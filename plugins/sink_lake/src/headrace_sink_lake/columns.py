@@ -10,49 +10,22 @@ import numpy as np
 import pyarrow as pa
 
 from headrace import CLOCK_FLOOR_US, EVENT_COLUMNS, event_schema
-from headrace_sink_lake.texts import CODED, Texts
+from headrace_sink_lake.texts import Texts
 
 #: Parquet has no struct without children; a file whose events have none carries this child, always null.
 NO_CHILDREN = pa.field("_empty", pa.bool_())
 STRUCTS = ("readings", "context")
 REQUIRED = tuple(field.name for field in event_schema(pa.struct([]), pa.struct([])) if not field.nullable)
+REQUIRED_PLACES = tuple(map(EVENT_COLUMNS.index, REQUIRED))
 
 
 def checked(batch: pa.RecordBatch, texts: Texts) -> pa.RecordBatch | None:
-    """The batch with its texts coded; None where rows are bad: `bad_rows` says which. A word is looked at once, not in each row."""
+    """The batch with its texts coded, by names that all readers take; None where rows are bad: `bad_rows` says which."""
     try:
-        for column in batch.columns:
-            _look_at(column)
         held = texts.coded(batch)
-        for before, after in zip(batch.columns, held.columns, strict=True):
-            _look_at_words(before, after)
     except pa.ArrowInvalid:
         return None
-    return None if any(held.column(name).null_count for name in REQUIRED) else held
-
-
-def _look_at(array: pa.Array) -> None:
-    # All but the text itself: nothing may be read through an offset or a code that leads elsewhere.
-    if pa.types.is_struct(array.type):
-        array.validate()
-        for number in range(array.type.num_fields):
-            _look_at(array.field(number))
-    elif pa.types.is_string(array.type):
-        array.validate()
-        if len(array):
-            offsets = np.frombuffer(array.buffers()[1], np.int32)[array.offset : array.offset + len(array) + 1]
-            if not (offsets[1:] >= offsets[:-1]).all():
-                raise pa.ArrowInvalid("expected offsets that do not fall")
-    else:
-        array.validate(full=not pa.types.is_primitive(array.type))
-
-
-def _look_at_words(before: pa.Array, after: pa.Array) -> None:
-    if pa.types.is_struct(before.type):
-        for number in range(before.type.num_fields):
-            _look_at_words(before.field(number), after.field(number))
-    elif pa.types.is_string(before.type):
-        (after.dictionary if isinstance(after, pa.DictionaryArray) else after).validate(full=True)
+    return None if any(held.column(place).null_count for place in REQUIRED_PLACES) else held
 
 
 def bad_rows(batch: pa.RecordBatch) -> list[int]:
@@ -81,7 +54,7 @@ def _invalid(batch: pa.RecordBatch, rows: Any) -> list[int]:
 
 def wrong_clock_rows(batch: pa.RecordBatch) -> int:
     """How many events were received while the host's clock was certainly wrong."""
-    received = batch.column("received").cast(pa.int64()).to_numpy()
+    received = batch.column("received").view(pa.int64()).to_numpy()
     return int(np.count_nonzero(received < CLOCK_FLOOR_US)) if received.min(initial=CLOCK_FLOOR_US) < CLOCK_FLOOR_US else 0
 
 
@@ -89,31 +62,6 @@ def duplicate_names(schema: pa.Schema) -> list[str]:
     """Children of readings or context that have the same name twice."""
     names = [f"{struct}.{field.name}" for struct in STRUCTS for field in schema.field(struct).type]
     return sorted({name for name in names if names.count(name) > 1}) if len(names) != len(set(names)) else []
-
-
-def readable(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The same rows, with names of readings and context that every reader takes."""
-    for index in map(EVENT_COLUMNS.index, STRUCTS):
-        array, field = batch.column(index), batch.schema.field(index)
-        stored = _stored_names(field.type)
-        if stored != field.type:
-            children = [array.field(number) for number in range(stored.num_fields)]
-            mask = array.is_null() if array.null_count else None
-            array = pa.StructArray.from_arrays(children, fields=list(stored), mask=mask)
-            batch = batch.set_column(index, field.with_type(stored), array)
-    return batch
-
-
-@functools.lru_cache(maxsize=256)
-def _stored_names(struct: pa.StructType) -> pa.StructType:
-    # One file with a child named "" makes DuckDB 2.0 refuse the whole lake; it cuts a name at a NUL.
-    names: list[str] = []
-    for field in struct:
-        name = field.name.replace("\0", "\ufffd") or "_"
-        while name in names or (name != field.name and struct.get_field_index(name) >= 0):
-            name += "_"
-        names.append(name)
-    return pa.struct([field.with_name(name) for field, name in zip(struct, names, strict=True)])
 
 
 @functools.lru_cache(maxsize=256)
@@ -149,53 +97,26 @@ def file_schema(readings: pa.StructType, context: pa.StructType, metadata: dict[
     return schema.with_metadata({**kept, **(schema.metadata or {})})
 
 
-def grouped(batches: Sequence[pa.RecordBatch]) -> list[tuple[pa.RecordBatch, list[int]]]:
-    """The rows of each set of batches whose types go together (nearly always one), with the indexes of its batches."""
-    shapes: list[tuple[pa.StructType, pa.StructType, list[int]]] = []
-    for index, batch in enumerate(batches):
+def shapes(batches: Sequence[pa.RecordBatch]) -> list[tuple[pa.Schema, list[pa.RecordBatch]]]:
+    """Batches whose types go together (nearly always all of them), with the schema that holds their rows."""
+    found: list[tuple[pa.StructType, pa.StructType, list[pa.RecordBatch]]] = []
+    before: tuple[pa.Schema, list[pa.RecordBatch]] | None = None
+    for batch in batches:
+        if before is not None and batch.schema.equals(before[0]):
+            before[1].append(batch)
+            continue
         own = [plain(batch.schema.field(name).type) for name in STRUCTS]
-        for number, (readings, context, members) in enumerate(shapes):
+        for number, (readings, context, members) in enumerate(found):
             wider = merge(readings, own[0]), merge(context, own[1])
             if None not in wider:
-                members.append(index)
-                shapes[number] = (*wider, members)
+                members.append(batch)
+                found[number] = (*wider, members)
                 break
         else:
-            shapes.append((own[0], own[1], [index]))
-    return [(_joined([batches[index] for index in members], one, other), members) for one, other, members in shapes]
-
-
-def _joined(batches: list[pa.RecordBatch], readings: pa.StructType, context: pa.StructType) -> pa.RecordBatch:
-    schema = file_schema(readings, context, batches[0].schema.metadata)
-    batches = _with_coded_devices(batches)
-    uncoded = {path for batch in batches for path in _texts(batch.schema)}
-    fields = []
-    for field in schema:
-        if pa.types.is_struct(field.type):
-            children = [child.with_type(_held_type(f"{field.name}.{child.name}", child.type, uncoded)) for child in field.type]
-            fields.append(field.with_type(pa.struct(children)))
-        else:
-            fields.append(field.with_type(_held_type(field.name, field.type, uncoded)))
-    held = pa.schema(fields, schema.metadata)
-    return pa.concat_batches([aligned(batch, held) for batch in batches])
-
-
-def _with_coded_devices(batches: list[pa.RecordBatch]) -> list[pa.RecordBatch]:
-    """The batches with one dictionary of devices, made of all at once: batch by batch each device would be looked up in every batch."""
-    index = EVENT_COLUMNS.index("device")
-    devices = pa.chunked_array([batch.column(index) for batch in batches]).dictionary_encode()
-    field = batches[0].schema.field(index).with_type(devices.type)
-    return [batch.set_column(index, field, coded) for batch, coded in zip(batches, devices.chunks, strict=True)]
-
-
-def _texts(schema: pa.Schema) -> list[str]:
-    """The columns and children that are text, and not coded."""
-    own = [field.name for field in schema if pa.types.is_string(field.type)]
-    return own + [f"{name}.{child.name}" for name in STRUCTS for child in schema.field(name).type if pa.types.is_string(child.type)]
-
-
-def _held_type(path: str, kind: pa.DataType, uncoded: set[str]) -> pa.DataType:
-    return CODED if pa.types.is_string(kind) and path not in uncoded else kind
+            members = [batch]
+            found.append((own[0], own[1], members))
+        before = batch.schema, members
+    return [(file_schema(readings, context, members[0].schema.metadata), members) for readings, context, members in found]
 
 
 def aligned(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
@@ -204,7 +125,7 @@ def aligned(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     for field in schema:
         column = batch.column(field.name)
         if column.type != field.type:
-            column = _as_struct(column, field.type) if field.name in STRUCTS else _as(column, field.type)
+            column = _as_struct(column, field.type) if field.name in STRUCTS else as_type(column, field.type)
         columns.append(column)
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
@@ -213,12 +134,13 @@ def _as_struct(array: pa.StructArray, target: pa.StructType) -> pa.StructArray:
     children = []
     for field in target:
         index = array.type.get_field_index(field.name)
-        children.append(pa.nulls(len(array), field.type) if index < 0 else _as(array.field(index), field.type))
+        children.append(pa.nulls(len(array), field.type) if index < 0 else as_type(array.field(index), field.type))
     mask = array.is_null() if array.null_count else None
     return pa.StructArray.from_arrays(children, fields=list(target), mask=mask)
 
 
-def _as(array: pa.Array, target: pa.DataType) -> pa.Array:
+def as_type(array: pa.Array, target: pa.DataType) -> pa.Array:
+    """The same values: text as a dictionary or not."""
     if array.type == target:
         return array
     if pa.types.is_dictionary(target) and pa.types.is_string(array.type):
@@ -228,23 +150,24 @@ def _as(array: pa.Array, target: pa.DataType) -> pa.Array:
     return array if array.type == target else array.cast(target)
 
 
-def presence(rows: pa.RecordBatch, partitions: Any) -> dict[str, Any]:
-    """Of each reading with nulls, by partition number, whether the partition has a value of it."""
-    readings, count = rows.column("readings"), int(partitions.max(initial=0)) + 1
-    found = {}
+def absent(rows: pa.RecordBatch, starts: Sequence[int]) -> list[set[str]]:
+    """Of the parts of the rows that begin at these places, each up to the next, the readings that no row of it has."""
+    readings = rows.column(rows.schema.get_field_index("readings"))
+    found: list[set[str]] = [set() for _ in starts]
     for number, field in enumerate(readings.type):
         child = readings.field(number)
         if child.null_count:
-            found[field.name] = np.zeros(count, dtype=np.bool_)
-            found[field.name][partitions[child.is_valid().to_numpy(zero_copy_only=False)]] = True
+            present = np.logical_or.reduceat(child.is_valid().to_numpy(zero_copy_only=False), starts)
+            for part in np.flatnonzero(~present).tolist():
+                found[part].add(field.name)
     return found
 
 
-def storable(rows: pa.RecordBatch, absent: Container[str]) -> pa.RecordBatch:
+def storable(rows: pa.RecordBatch, without: Container[str]) -> pa.RecordBatch:
     """Without these readings, which no row of the file has, and with a child in each struct."""
     index = rows.schema.get_field_index("readings")
     array = rows.column(index)
-    keep = [number for number, field in enumerate(array.type) if field.name not in absent]
+    keep = [number for number, field in enumerate(array.type) if field.name not in without]
     if len(keep) == array.type.num_fields:
         return rows
     fields = [array.type.field(number) for number in keep] or [NO_CHILDREN]
@@ -257,7 +180,13 @@ def storable(rows: pa.RecordBatch, absent: Container[str]) -> pa.RecordBatch:
 def seen_schema(rows: pa.RecordBatch) -> pa.Schema:
     """The schema of a file of these rows as readers see it: texts are text."""
     readings, context = (plain(rows.schema.field(name).type) for name in STRUCTS)
-    return file_schema(readings, context, rows.schema.metadata)
+    return as_required(file_schema(readings, context, rows.schema.metadata), [rows.schema])
+
+
+def as_required(schema: pa.Schema, parts: Sequence[pa.Schema]) -> pa.Schema:
+    """The schema with the structs required that are so in all of these."""
+    fields = [field.with_nullable(any(part.field(field.name).nullable for part in parts)) for field in schema]
+    return pa.schema(fields, schema.metadata)
 
 
 def ids(batch: pa.RecordBatch) -> tuple[list[str], Any, Any]:

@@ -179,6 +179,7 @@ class _Compaction:
                 members.append([(file, schema)])
         for shape, group in zip(shapes, members, strict=True):
             schema = columns.file_schema(*shape, group[0][1].metadata)
+            schema = columns.as_required(schema, [one for _, one in group])
             schema = units.with_units(schema, units.declared(one for _, one in group))
             yield [(file, schema) for file, _ in group]
 

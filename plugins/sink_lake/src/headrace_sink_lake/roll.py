@@ -19,6 +19,7 @@ from headrace_sink_lake.ordering import ordered
 from headrace_sink_lake.outputs import ParquetFiles
 from headrace_sink_lake.partition import Part, partition
 from headrace_sink_lake.record import LakeFile
+from headrace_sink_lake.rows import Rows
 from headrace_sink_lake.store import OutFile, Store
 
 #: Beyond it, files that are complete are made safe at once: object stores hold them in memory until then.
@@ -43,7 +44,6 @@ class Roll:
         self.files: list[LakeFile] = []
         self.schemas: dict[str, dict[str, dict[str, str]]] = {}
         self._batches: list[pa.RecordBatch] = []
-        self._partitions: list[Any] = []
         self._folders: dict[str, int] = {}
         self._buffered_bytes = 0
         self._unsynced: list[OutFile] = []
@@ -54,9 +54,7 @@ class Roll:
         """Take rows in the order of their positions."""
         if batch.num_rows == 0:
             return
-        numbers, parts = partition(batch, self._config.partition_by)
-        self._partitions.append(np.array([self._number(part) for part in parts])[numbers])
-        self._batches.append(columns.readable(batch))
+        self._batches.append(batch)
         self.rows += batch.num_rows
         self.wrong_clock_rows += columns.wrong_clock_rows(batch)
         self._buffered_bytes += batch.nbytes
@@ -79,20 +77,23 @@ class Roll:
     def write_out(self) -> None:
         """Write what is buffered as temporary files."""
         self.begin()
-        folders = list(self._folders)
         declared = units.declared(batch.schema for batch in self._batches)
-        for rows, members in columns.grouped(self._batches):
-            partitions = np.concatenate([self._partitions[index] for index in members])
-            order, runs = ordered(rows, partitions)
-            present = columns.presence(rows, partitions)
-            for run in runs:
-                absent = {name for name, flags in present.items() if not flags[run.partition]}
-                self._write(folders[run.partition], columns.storable(rows, absent), order[run.start : run.stop], declared)
+        for schema, batches in columns.shapes(self._batches):
+            held = Rows(schema, batches)
+            keys = held.keys(self._config.partition_by)
+            numbers, parts = partition(keys, self._config.partition_by)
+            places = np.array([self._number(part) for part in parts])
+            order, runs = ordered(keys, numbers if np.array_equal(places, np.arange(len(places))) else places[numbers])
+            folders = list(self._folders)
+            rows = held.taken(order)
+            absent = columns.absent(rows, [run.start for run in runs])
+            for run, without in zip(runs, absent, strict=True):
+                part = columns.storable(rows.slice(run.start, run.stop - run.start), without)
+                self._write(folders[run.partition], part, declared)
         self._let_go()
 
     def _let_go(self) -> None:
         self._batches.clear()
-        self._partitions.clear()
         self._buffered_bytes = 0
 
     def sync(self) -> None:
@@ -112,11 +113,11 @@ class Roll:
                 self._unsynced.pop().abandon()
         self._let_go()
 
-    def _write(self, folder: str, rows: pa.RecordBatch, order: Any, declared: units.Declared) -> None:
+    def _write(self, folder: str, rows: pa.RecordBatch, declared: units.Declared) -> None:
         seen = columns.seen_schema(rows)
         seen = seen.with_metadata({**(seen.metadata or {}), **self._metadata()})
         if declared:
-            seen = units.with_units(seen, declared, units.classes(rows, order))
+            seen = units.with_units(seen, declared, units.classes(rows))
         schema = self._name_schema(seen)
 
         def written(file: OutFile, rows: int, size: int) -> None:
@@ -135,9 +136,7 @@ class Roll:
             written=written,
         )
         try:
-            # A row group at a time: what was put in order is small enough to be near when it is encoded.
-            for start in range(0, len(order), self._config.row_group_rows):
-                files.write(pa.Table.from_batches([rows.take(pa.array(order[start : start + self._config.row_group_rows]))]))
+            files.write(pa.Table.from_batches([rows]))
             files.end()
         finally:
             files.abandon()

@@ -13,10 +13,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from headrace_sink_lake.repetition import hardly_repeats
+from headrace_sink_lake.shape import Column, Kind, Leaf, Shape
 
 CODED: Final = pa.dictionary(pa.int32(), pa.string())
 #: Batches of fewer rows do not tell whether a text repeats.
 TELLING_ROWS: Final = 256
+#: Larger dictionaries are looked at in each batch.
+WORDS_BYTES_MAX: Final = 1 << 20
 #: A row group's dictionary may have words of other rows, as long as there are so many rows for each: leaving them out costs 7 ns a row.
 WORD_ROWS: Final = 64
 
@@ -26,21 +29,98 @@ class Texts:
 
     def __init__(self) -> None:
         self._plain: dict[str, bool] = {}
+        #: The dictionary last found good of each path: mostly the next batch has the same.
+        self._words: dict[str, pa.Array] = {}
+        self._shape: Shape | None = None
 
     def coded(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """The same rows, texts of readings and context as `CODED`; the batch's offsets are in order (`columns.bad_rows`)."""
+        """The same rows, texts of readings and context as `CODED`, by names that all readers take.
 
-        def child(path: str, array: pa.Array) -> pa.Array:
-            if pa.types.is_string(array.type):
-                if path == "device":
-                    return array
-                if path not in self._plain and len(array) >= TELLING_ROWS:
-                    self._plain[path] = hardly_repeats(array)
-                if self._plain.get(path):
-                    return array
-            return coded(array)
+        pa.ArrowInvalid where a text is not UTF-8, or an offset or a code leads elsewhere; nothing is read through such a one.
+        A word is looked at once, not in each row.
+        """
+        batch.validate()
+        if self._shape is None or not batch.schema.equals(self._shape.schema, check_metadata=True):
+            self._shape = Shape(batch.schema)
+        shape, columns = self._shape, batch.columns
+        for column in shape.columns:
+            array = columns[column.place]
+            columns[column.place] = self._struct(shape, column, array) if column.named else self._held(column.leaves[0], array)
+        if shape.held is None or not all(map(_is_of, columns, shape.held)):
+            fields = [field.with_type(array.type) for field, array in zip(batch.schema, columns, strict=True)]
+            shape.held = pa.schema(fields, batch.schema.metadata)
+        return pa.RecordBatch.from_arrays(columns, schema=shape.held)
 
-        return mapped(batch, child)
+    def _struct(self, shape: Shape, column: Column, array: pa.StructArray) -> pa.StructArray:
+        children = [self._held(leaf, array.field(leaf.child)) for leaf in column.leaves]
+        fields = shape.held_fields.get(column.place)
+        if fields is None or not all(map(_is_of, children, fields)):
+            fields = tuple(field.with_type(child.type) for field, child in zip(column.named, children, strict=True))
+            shape.held_fields[column.place] = fields
+        return pa.StructArray.from_arrays(children, fields=fields, mask=array.is_null() if array.null_count else None)
+
+    def _held(self, leaf: Leaf, array: pa.Array) -> pa.Array:
+        if leaf.kind is Kind.AS_IT_IS:
+            return array
+        if leaf.kind is Kind.TEXT:
+            return self._text(leaf.path, array)
+        if leaf.kind is Kind.NESTED:
+            look_at(array)
+            return array
+        if leaf.kind is Kind.WORDS:
+            return self._of_words(leaf.path, array)
+        array.validate(full=True)
+        return array
+
+    def _text(self, path: str, array: pa.Array) -> pa.Array:
+        look_at_offsets(array)
+        if path != "device":
+            if path not in self._plain and len(array) >= TELLING_ROWS:
+                self._plain[path] = hardly_repeats(array)
+            if not self._plain.get(path):
+                array = array.dictionary_encode()
+                array.dictionary.validate(full=True)
+                return array
+        array.validate(full=True)
+        return array
+
+    def _of_words(self, path: str, array: pa.DictionaryArray) -> pa.Array:
+        words = array.dictionary
+        known = self._words.get(path)
+        if known is not None and not array.null_count and array.type.equals(CODED) and len(words) == len(known) and words.equals(known):
+            # The words were good: what is left is that each code is one of them; seen as unsigned, a negative one is too large.
+            if len(array) and array.indices.to_numpy().view(np.uint32).max() >= len(known):
+                raise pa.ArrowInvalid("expected codes of words that are there")
+            return array
+        array.validate(full=True)
+        held = coded(array)
+        if held is array and words.nbytes <= WORDS_BYTES_MAX:
+            self._words[path] = pa.concat_arrays([words, words[:0]])  # a copy: what is kept may be a view of the queue's memory
+        return held
+
+
+def _is_of(array: pa.Array, field: pa.Field) -> bool:
+    return bool(array.type.equals(field.type))
+
+
+def look_at(array: pa.Array) -> None:
+    """All of a nested array: pa.ArrowInvalid as in `Texts.coded`."""
+    if pa.types.is_struct(array.type):
+        array.validate()
+        for number in range(array.type.num_fields):
+            look_at(array.field(number))
+        return
+    if pa.types.is_string(array.type):
+        look_at_offsets(array)
+    array.validate(full=True)
+
+
+def look_at_offsets(array: pa.Array) -> None:
+    """pa.ArrowInvalid where a text's offsets fall; the array is otherwise in order."""
+    if len(array):
+        offsets = np.frombuffer(array.buffers()[1], np.int32)[array.offset : array.offset + len(array) + 1]
+        if not (offsets[1:] >= offsets[:-1]).all():
+            raise pa.ArrowInvalid("expected offsets that do not fall")
 
 
 def coded(array: pa.Array) -> pa.Array:

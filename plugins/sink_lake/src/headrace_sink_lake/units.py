@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Final
 
 import pyarrow as pa
 
@@ -32,13 +32,13 @@ def declared(schemas: Iterable[pa.Schema]) -> Declared:
     return {name: metadata for name, metadata in found.items() if metadata}
 
 
-def classes(rows: pa.RecordBatch, order: Any) -> list[str | None]:
-    """The device classes of these rows of a batch (`context.class`), None among them where one has none."""
+def classes(rows: pa.RecordBatch) -> list[str | None]:
+    """The device classes of the rows (`context.class`), None among them where one has none."""
     context = rows.column("context")
     index = context.type.get_field_index("class")
     if index < 0:
         return [None]
-    found: list[str | None] = context.flatten()[index].take(pa.array(order)).unique().to_pylist()
+    found: list[str | None] = context.flatten()[index].unique().to_pylist()
     return found
 
 
