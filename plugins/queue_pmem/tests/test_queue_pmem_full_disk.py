@@ -105,6 +105,49 @@ def test_disk_filled_by_others_costs_no_queued_event(make, small_disk, medium, l
     run(body())
 
 
+@DISKS
+@pytest.mark.parametrize("medium", ["pmem", "file"])
+def test_a_queue_whose_only_segment_is_full_and_passed_uses_it_again(make, small_disk, medium, level):
+    """A disk that had room for one segment: nothing else could make room, and the queue would stay full though it is empty."""
+
+    async def body() -> None:
+        queue = make(path=str(small_disk / "queue"), medium=medium, level=level, size_bytes_max=512 * MIB)
+        await queue.open()
+        await queue.queue_reader_open("lake", "oldest")
+        await queue.queue_append(rows(0, 100, 2000), NO_ORIGINS)
+        fill_disk(small_disk)
+        number = 100
+        for _ in range(3):
+            number, full = await fill(queue, number)
+            assert "no room on the disk" in str(full)
+            before = queue.queue_info().tail - 1
+            part = await queue.queue_read("lake", before, 1, 1)
+            await queue.queue_release("lake", number - 1)
+            with pytest.raises(QueueFull):  # one event is not passed yet
+                await queue.queue_append(rows(number, 100, 2000), NO_ORIGINS)
+            await queue.queue_release("lake", number)
+            async with asyncio.timeout(10):
+                while True:
+                    try:
+                        await queue.queue_append(rows(number, 100, 2000), NO_ORIGINS)
+                        break
+                    except QueueFull:
+                        await asyncio.sleep(0.001)  # the upkeep gives the segment back
+                        part = None  # whoever holds a view of it holds its space
+            assert part is None
+            number += 100
+        assert len(list((small_disk / "queue").glob("segment-*"))) == 1
+        await queue.close()
+        queue = make(path=str(small_disk / "queue"), medium=medium, level=level, size_bytes_max=512 * MIB)
+        await queue.open()
+        assert queue.queue_info().head == number
+        part = await queue.queue_read("lake", number - 100, 1000, 1 << 20)
+        assert numbers(part.batch) == list(range(number - 100, number))
+        await queue.close()
+
+    run(body())
+
+
 def spare_made(place: Path) -> None:
     while len(list(place.glob("segment-*"))) < 2:
         time.sleep(0.01)

@@ -51,7 +51,7 @@ class Cursors(RingState):
             reader.cursor = upto
             track = self._track(name)
             track.cursor_place = next((self._timed(place) for place in track.places if place.last == upto), None)
-            return len(self.segments) > 1 and self.slowest() >= self.segments[0].last
+            return len(self.segments) > (0 if self.starved else 1) and self.slowest() >= self.segments[0].last
 
     def remember(self, name: str, place: Place) -> None:
         """Where a reader stands after a read, so that its next one need not look for it."""

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from headrace import PermanentError, TransientError
+from headrace import PermanentError, QueueFull, TransientError
 from headrace_queue_pmem.cursors import Cursors
 from headrace_queue_pmem.failing import DISK_FULL, told
 from headrace_queue_pmem.frame import Entry
@@ -223,7 +223,12 @@ class Ring(Cursors):
             with self.spare_lock:  # one that is being made is there sooner than another one would be
                 with self.lock:
                     spare = self.spares.pop() if self.spares else None
-                return spare or self.make_spare()
+                found = spare or self.make_spare()
+                self.starved = False
+                return found
+        except QueueFull:
+            self.starved = True
+            raise
         finally:
             self.hurry = False
 
@@ -298,6 +303,16 @@ class Ring(Cursors):
         """Take the oldest segments off the list. Under the lock."""
         gone, self.segments = self.segments[:count], self.segments[count:]
         self._planned_segments -= count
+        return gone
+
+    def forget_only(self) -> Segment | None:
+        """Take the only segment off the list, so that the next frame goes to a fresh one; None when it is not the only one, or when
+        frames have their place in it already. Under the commit lock and the lock."""
+        if len(self.segments) != 1 or self.next != self.upto + 1:
+            return None
+        (gone,) = self.forget_segments(1)
+        self._write_at = SEGMENT_DATA_AT
+        self._replan(())
         return gone
 
 

@@ -103,6 +103,7 @@ class RingState:
         self._planned_room = 0
         self.closed = False
         self._refused = False  # whether the last append met a full queue
+        self.starved = False  # whether the last segment that was wanted found no room on the disk
         self._span_named = False  # whether the log holds the frame that names `span`
         self._capacity = data_end(medium.usable(options.segment_bytes)) - SEGMENT_DATA_AT - SPAN_FRAME_BYTES
         self._file_number = 0
@@ -112,8 +113,8 @@ class RingState:
 
     @property
     def refused(self) -> bool:
-        """Whether the last append met a full queue."""
-        return self._refused
+        """Whether the last append met a full queue, or a full disk."""
+        return self._refused or self.starved
 
     @property
     def tail(self) -> int:

@@ -31,7 +31,7 @@ def upkeep(ring: Ring, pace: Pace = no_pace) -> int:
         ring.discard(name)
     _seal(ring)
     store_cursors(ring)
-    given_back = _give_back(ring)
+    given_back = _give_back(ring) or _give_back_only(ring)
     _unmap(ring)
     _spare(ring, pace)
     return given_back
@@ -135,6 +135,25 @@ def _give_back(ring: Ring) -> int:
         _recycle(ring, segment)
     ring.fault("queue_pmem.after_release")
     return count
+
+
+def _give_back_only(ring: Ring) -> int:
+    """The segment that is appended to, where it is the only one and the disk has no room for another: every reader has passed it,
+    and the queue would stay full though it is empty. Appends wait meanwhile: they have no room."""
+    with ring.commit_lock:
+        with ring.lock:
+            slowest = min((reader.durable for reader in ring.head.readers.values()), default=0)
+            wanted = ring.starved and not ring.spares and len(ring.segments) == 1 and slowest >= ring.upto == ring.next - 1
+            if not wanted:
+                return 0
+            ring.given_back = ring.upto
+        checkpoint(ring, 1)
+        with ring.lock:
+            gone = ring.forget_only()
+        if gone is None:
+            return 0
+        _recycle(ring, gone)
+    return 1
 
 
 def _recycle(ring: Ring, segment: Segment) -> None:
