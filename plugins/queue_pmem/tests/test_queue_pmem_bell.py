@@ -64,7 +64,6 @@ def test_thousands_of_calls_and_answers_between_a_thread_and_a_loop():
         stop.set()
         there.ring()
         thread.join()
-        there.close()
         back.close()
 
     run(body())

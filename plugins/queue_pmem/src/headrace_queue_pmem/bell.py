@@ -35,8 +35,10 @@ class ThreadBell:
         if self._poll.poll(seconds * 1000):
             os.eventfd_read(self._descriptor)
 
-    def close(self) -> None:
-        os.close(self._descriptor)
+    def __del__(self) -> None:
+        # Not before: who rings it may come late, and would write into whatever file has this number by then.
+        with contextlib.suppress(AttributeError):  # there was no descriptor to be had
+            os.close(self._descriptor)
 
 
 class LoopBell:

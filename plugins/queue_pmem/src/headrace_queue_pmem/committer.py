@@ -57,7 +57,12 @@ class Committer:
             self._work.ring()
         if self._thread.ident is not None:
             self._thread.join()
-        self._work.close()
+
+    def check(self) -> None:
+        """Raise what stands in the way of an append: a failure that its callers have not seen, or the end. Under the lock."""
+        if self._stopping:
+            raise QueueError(f"queue {self._ring.name!r} is closed")
+        self.unseen.check()
 
     @property
     def idle(self) -> bool:

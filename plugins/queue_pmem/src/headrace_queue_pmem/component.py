@@ -91,8 +91,12 @@ class QueuePmem(Component):
         telling = self._telling = Telling(self.context, self.config)
         try:
             await self.context.call_blocking(self._open, telling)
+            self._start(telling)
         except OSError as error:
+            await self.close()  # what is open of it would keep the next try out
             raise TransientError(f"queue {self.context.tier!r} at {self.config.path} cannot be opened: {told(error)}", 5.0) from error
+
+    def _start(self, telling: Telling) -> None:
         self._bell = LoopBell(asyncio.get_running_loop())
         self._committer = Committer(
             self._in_use,
@@ -182,7 +186,7 @@ class QueuePmem(Component):
         assert committer is not None
         assert self._telling is not None
         with committer.lock:
-            committer.unseen.check()
+            committer.check()
             if origins.num_rows:
                 with ring.lock:
                     batch, origins, dropped = trim(batch, origins, ring.marks.staged)
@@ -345,6 +349,7 @@ class QueuePmem(Component):
             opened.ring.on_damage = telling.damaged
             upkeep(opened.ring)
         except BaseException:
+            opened.ring.close()
             opened.lock.close()
             raise
         self._opened, self._ring = opened, opened.ring

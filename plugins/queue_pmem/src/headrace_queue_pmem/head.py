@@ -167,9 +167,10 @@ class Head:
 
     def drop_reader(self, name: str) -> None:
         """Forget a reader; durable on return."""
-        reader = self.readers.pop(name)
+        reader = self.readers[name]
         self._store(self._readers[reader.slot], _pack_reader(0, 0, b""))
         self._readers[reader.slot].mirror()
+        del self.readers[name]
 
     def store_cursor(self, reader: Reader, cursor: int) -> None:
         """Make a cursor durable."""

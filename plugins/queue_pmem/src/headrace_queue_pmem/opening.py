@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+import traceback
 from pathlib import Path
 from typing import NamedTuple
 
 from headrace import ConfigError, Context
+from headrace_queue_pmem import libc
 from headrace_queue_pmem.config import QueueConfig
 from headrace_queue_pmem.lock import Lock
 from headrace_queue_pmem.marks import Marks
@@ -46,12 +48,14 @@ def open_queue(config: QueueConfig, context: Context) -> Opened:
                 f"power on {found.filesystem}, which does not survive power loss",
                 'use level = "process", or a path on a disk',
             )
-        options = Options(config.segment_bytes, config.size_bytes_max, config.view_bytes_max)
+        options = Options(config.segment_bytes // libc.PAGE * libc.PAGE, config.size_bytes_max, config.view_bytes_max)
         marks = Marks(config.sessions_max, config.sessions_per_device_max, config.queue_origins_max)
         medium = _medium(config, context, directory, found)
         started = time.perf_counter()
         ring, report = recover(context.tier, config.path, medium, options, marks, context.fault)
-    except BaseException:
+    except BaseException as error:
+        # Whoever keeps the error keeps what was open when it came: pools, which libpmemobj opens once at a time.
+        traceback.clear_frames(error.__traceback__)
         lock.close()
         raise
     return Opened(ring, lock, found, report, time.perf_counter() - started)
