@@ -94,13 +94,14 @@ def take_times(rows: list[Readings], received: pa.Array, past_max_s: int, future
 
 def judge(claims: Claims, received: pa.Array, past_max_s: int, future_max_s: int) -> tuple[Times, list[int]]:
     """The times of events that claim these, and which claims stay readings."""
-    arrived, claimed = received.cast(pa.int64()).to_numpy(), claims.microseconds
+    # seen as numbers and times, not cast: 30 us each
+    arrived, claimed = received.view(pa.int64()).to_numpy(), claims.microseconds
     readable = claimed != NO_TIME
     early, late = arrived - past_max_s * 1_000_000, arrived + future_max_s * 1_000_000
     believed = readable & ((arrived < CLOCK_FLOOR_US) | ((claimed >= early) & (claimed <= late)))
     kept = claims.given_by(np.flatnonzero(~believed))
     outside = int(readable.sum()) - int(believed.sum())
-    time = pa.array(np.where(believed, claimed, arrived), pa.int64()).cast(TIMESTAMP)
+    time = pa.array(np.where(believed, claimed, arrived), pa.int64()).view(TIMESTAMP)
     return Times(time, outside, len(kept) - outside), kept
 
 

@@ -6,6 +6,7 @@ import os
 import random
 
 import pyarrow as pa
+import pytest
 from context_driver import FIELDS, held_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -46,6 +47,15 @@ def test_an_empty_context_gives_nulls() -> None:
 
 def test_no_rows_give_no_rows() -> None:
     assert held_of(["a"], site=["hall"]).join(pa.array([], pa.string())).added.num_rows == 0
+
+
+@pytest.mark.parametrize("times", [1, 1000])
+def test_devices_that_repeat_and_unknown_ones_are_found_in_batches_of_any_size(times: int) -> None:
+    held = held_of(["a", "b", "c"], site=["hall", "yard", "gate"])
+    joined = held.join(pa.array(["b", "x", "a", "b", "y", "x"] * times))
+    assert joined.added.column("site").to_pylist() == ["yard", None, "hall", "yard", None, None] * times
+    assert joined.unknown_events == 3 * times
+    assert joined.unknown.to_pylist() == ["x", "y"]
 
 
 def test_text_that_repeats_is_held_once_and_given_as_words() -> None:

@@ -128,8 +128,8 @@ def read_schema(fields: pa.Schema) -> pa.Schema:
 
 
 def _mostly_differ(devices: pa.StringArray) -> bool:
-    """Whether finding each device once is not worth the while: a look at some of a large batch."""
-    return len(devices) >= 4 * SAMPLE_ROWS and len(devices.slice(len(devices) // 2, SAMPLE_ROWS).unique()) > SAMPLE_ROWS * 3 // 4
+    """Whether finding each device once is not worth the while: a look at some of a large batch; never in a small one (100 us of 350)."""
+    return len(devices) < 4 * SAMPLE_ROWS or len(devices.slice(len(devices) // 2, SAMPLE_ROWS).unique()) > SAMPLE_ROWS * 3 // 4
 
 
 def _joined(old: pa.Array, new: pa.Array) -> pa.Array:

@@ -20,7 +20,7 @@ PAGE_ROWS_MAX = 1 << 16
 DELTA, SPLIT, PLAIN = "DELTA_BINARY_PACKED", "BYTE_STREAM_SPLIT", ""
 #: Growing columns of every file: half the size and half the time of plain or dictionary pages.
 STEADY = ("time", "received", "position")
-#: pyarrow before 24 has no bloom filters, and none of them had pages of so many rows from the start.
+#: Older versions of pyarrow have no bloom filters (before 24), or no say in how long pages are.
 _PARAMETERS = inspect.signature(pq.ParquetWriter).parameters
 HAS_BLOOM = "bloom_filter_options" in _PARAMETERS
 HAS_PAGE_ROWS = "max_rows_per_page" in _PARAMETERS
