@@ -17,12 +17,13 @@ import pytest
 
 from headrace import NO_ORIGINS, QueueFull
 from headrace_queue_pmem import command as module
+from headrace_queue_pmem import joining
 from headrace_queue_pmem.command import command
-from headrace_queue_pmem.inspection import check, inspect
+from headrace_queue_pmem.inspection import check, contents, inspect
 from headrace_queue_pmem.upkeep import close, upkeep
 
 sys.path.insert(0, str(Path(__file__).parent))
-from conftest import MIB, rows, run
+from conftest import MIB, numbers, rows, run
 from rings import append, opened
 
 
@@ -36,6 +37,29 @@ def path(tmp_path: Path) -> Path:
     close(ring)
     ring.close()
     return tmp_path / "queue"
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_what_is_given_back_and_used_again_while_it_is_decoded_is_not_shown(path, monkeypatch, whole):
+    """Of a queue that runs a dump showed the bytes of later events under the positions of earlier ones."""
+    found, decode = inspect(path), joining.decode_batch
+    name = found.ring.segments[0].name
+    reused = []
+
+    def decoding(kind: int, payload: pa.Buffer) -> pa.RecordBatch:
+        if not reused:
+            reused.append(name)
+            content = (path / name).read_bytes()
+            with (path / name).open("r+b") as file:
+                file.write(content.replace(b" 1", b" 7") if whole else bytes(len(content)))
+        return decode(kind, payload)
+
+    monkeypatch.setattr(joining, "decode_batch", decoding)
+    shown = [(content.first + row, value) for content in contents(found) for row, value in enumerate(numbers(content.batch))]
+    assert reused
+    assert shown
+    assert all(position == value for position, value in shown)
+    assert shown[0][0] > 1
 
 
 def dumped(path: Path, capsys: pytest.CaptureFixture[str]) -> list[tuple[int, int]]:

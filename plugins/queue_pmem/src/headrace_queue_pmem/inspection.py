@@ -67,7 +67,7 @@ def inspect(directory: Path) -> Inspection:
         raise QueueFormatError(
             str(directory), f"expected the directory of a queue, but {there}; the option path of the tier's queue names it"
         )
-    options = Options(64 << 20, 1 << 60)  # nothing is appended
+    options = Options(64 << 20, 1 << 60, view_bytes_max=0)  # nothing is appended, and what is read are copies: see `contents`
     ring, report = recover(str(directory), str(directory), medium, options, Marks(1 << 24, 1 << 24, 1 << 24))
     spare = sum(name.startswith(SEGMENT_PREFIX) for name in medium.removed)
     return Inspection(directory, ring, report, medium.pool, held, spare)
@@ -84,14 +84,24 @@ class Content:
 
 
 def contents(found: Inspection, first: int = 0, last: int = 2**63, done: Callable[[int], None] = lambda _bytes: None) -> Iterator[Content]:
-    """What is held of positions first..last, frame by frame, in order."""
+    """What is held of positions first..last, frame by frame, in order.
+
+    A queue that runs gives space back, and uses it again, while one looks: what was decoded counts only if it lies there still.
+    """
     ring = found.ring
     after, last = max(ring.oldest, first - 1), min(ring.upto, last)
     while after < last:
-        part = reading.read(ring, LOOKER, after, 1, 1)  # the least that it gives is one frame
-        assert part is not None
-        after = part.last
-        if part.batch is None:
+        part, error = None, None
+        try:
+            part = reading.read(ring, LOOKER, after, 1, 1)  # the least that it gives is one frame
+        except (pa.ArrowException, EOFError, OSError, ValueError) as caught:
+            error = caught
+        still = reading.read(ring, LOOKER, after, 1, 1, rows=False)
+        assert still is not None
+        if error is not None and not still.missing:
+            raise error
+        after = still.last
+        if part is None or part.batch is None or (part.last, part.missing) != (still.last, still.missing):
             continue
         done(part.batch.nbytes)
         begins = part.first
