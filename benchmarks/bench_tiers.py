@@ -203,6 +203,8 @@ NOTES: Final = (
     "- device to live: edge -> middle -> fan-out -> live tier -> one WebSocket client; `read_wait_ms_max` 15 at the edge, "
     "0 behind it, `tick_ms = 5`; the generator sleeps between events and may be a millisecond late; "
     "a moment is taken when the generator writes the event, by the millisecond",
+    "- after an outage: the generator of the live devices is never held up itself (SCHED_FIFO, where it may have that); the lake has "
+    "`nice = 10`, as in `examples/tiers.toml`",
     "- after every run the lake held exactly what was acked",
 )
 

@@ -19,6 +19,7 @@ import msgspec
 from headrace.hookspecs import HOOKS_API, Role, Status
 from headrace.log import Log
 from headrace.metrics import Metrics
+from headrace.scheduling import give_way
 
 T = TypeVar("T")
 
@@ -90,6 +91,7 @@ class Context:
     blocking_threads: int = 2
     worker: int = 0
     workers: int = 1
+    nice: int = 0
     _pool: ThreadPoolExecutor | None = field(default=None, repr=False)
 
     @property
@@ -103,7 +105,8 @@ class Context:
         A cancelled caller does not stop the call: the thread goes on to its end.
         """
         if self._pool is None:
-            self._pool = ThreadPoolExecutor(self.blocking_threads, thread_name_prefix=f"{self.tier}.{self.id}")
+            name = f"{self.tier}.{self.id}"
+            self._pool = ThreadPoolExecutor(self.blocking_threads, name, initializer=give_way, initargs=(self.nice,))
         return await asyncio.get_running_loop().run_in_executor(self._pool, fn, *args)
 
     def close(self) -> None:

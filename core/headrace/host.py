@@ -36,6 +36,7 @@ from headrace.position import OriginMark
 from headrace.queue_metrics import RULES, QueueCollector
 from headrace.queue_rates import SAMPLE_S, ReleaseRates
 from headrace.register import QueueRegister
+from headrace.scheduling import short_slices
 from headrace.stopping import Stopping, unless
 from headrace.tier import Tier
 from headrace.unheld import report_unheld
@@ -67,17 +68,19 @@ class Part(NamedTuple):
 
 
 class Totals(NamedTuple):
-    """What a process did, in events: received, acked, stored by component, left in the queue."""
+    """What a process did, in events: received, acked, stored by component, left in the queue, and taken from other tiers."""
 
     received: int
     acked: int
     stored: dict[str, int]
     queued: int
+    linked: int = 0
 
     def __str__(self) -> str:
         where = ", ".join(f"{component} {count:,}" for component, count in self.stored.items()) or "nowhere"
         left = f"; {self.queued:,} left in the queue" if self.queued else ""
-        return f"received {self.received:,} events, acked {self.acked:,}, stored: {where}{left}"
+        links = f", over links {self.linked:,}" if self.linked else ""
+        return f"received {self.received:,} events, acked {self.acked:,}{links}, stored: {where}{left}"
 
 
 def run(site: Site, tiers: Sequence[str] = (), reload: Callable[[], Site] | None = None) -> int:
@@ -87,6 +90,7 @@ def run(site: Site, tiers: Sequence[str] = (), reload: Callable[[], Site] | None
     """
     set_up(site.host.log_level)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    short_slices()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:
             host = Host(site, tiers, reload)
@@ -269,7 +273,8 @@ class Host:
                     stored[sample.labels["component"]] = int(sample.value)
         names = ("ingest_received_events_total", "ingest_acked_events_total", "queue_size_events")
         received, acked, queued = (int(sums.get(PREFIX + name, 0)) for name in names)
-        return Totals(received, acked, stored, queued)
+        links = ("link_received_events_total", "fanout_received_events_total")
+        return Totals(received, acked, stored, queued, sum(int(sums.get(PREFIX + name, 0)) for name in links))
 
     async def give_up(self, origin: str) -> OriginMark | None:
         """Another worker takes this origin over: the mark of the queue here. QueueError where there is none that keeps marks."""

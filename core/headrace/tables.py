@@ -153,6 +153,14 @@ class OutputKeys(EntryKeys, frozen=True, kw_only=True):
     flush_bytes: Annotated[int, Meta(ge=1, description="Flushed after this many bytes.")] = 128 * MIB
     flush_interval_s: Annotated[float, Meta(gt=0, le=86_400, description="Flushed at the latest after this long.")] = 10.0
     send_window: Annotated[int, Meta(ge=1, le=1024, description="Batches of a transport on their way at once.")] = 8
+    nice: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=19,
+            description="How far its own threads (`call_blocking`) give way to others on the same cores, as by `nice -n`; only on Linux.",
+        ),
+    ] = 0
     spread: Annotated[
         Annotated[str, Meta(pattern="^[a-z0-9_-]{1,64}$")] | None,
         Meta(description="Links of a tier with the same word here share its events: each takes those of its own devices, by hash."),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import socket
 import sqlite3
 import urllib.request
@@ -54,7 +55,7 @@ def test_all_tiers_in_one_process(tmp_path: Path, lake: Any, overrides: list[str
                 assert answer.status == 200
             site.wait_for_metric("link_received_events_total", 2, tier="storage")
             assert site.metric("link_connected", component="uplink") == 1
-            assert site.stop().endswith("stored: uplink 2, downlink 2, lake 2")
+            assert site.stop().endswith("over links 6, stored: uplink 2, downlink 2, lake 2")
     assert lake.ids() == {"0-1": 1, "0-2": 1, "1-1": 1, "1-2": 1}
     ids = lake.query("select readings.id, origin, position from {lake} order by 1")
     assert [position for _, _, position in ids] == [1, 2, 3, 4], "the edge's positions, which go on over its restart"
@@ -113,9 +114,18 @@ async def drive(tiers: dict[str, SiteProcess], oracle: Oracle, seen: set[str]) -
     await oracle.settle(lambda: tiers["edge"].url("devices"))
 
 
+def niceness(site: SiteProcess) -> frozenset[int]:
+    """Of all its threads, over this process's own."""
+    assert site.process is not None
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    return frozenset(os.getpriority(os.PRIO_PROCESS, int(task.name)) - own for task in Path(f"/proc/{site.process.pid}/task").iterdir())
+
+
 def test_four_tiers_as_four_processes_with_keys(tmp_path: Path, lake: Any, tiers: dict[str, SiteProcess]) -> None:
     oracle, seen = Oracle(devices=4, pause_s=0.005), set[str]()
     asyncio.run(drive(tiers, oracle, seen))
+    assert {niceness(tiers[tier]) for tier in ("edge", "middle")} == {frozenset({0})}
+    assert niceness(tiers["storage"]) == {0, 10}, "the lake's own threads"
     tiers["storage"].kill()
     asyncio.run(oracle.settle(lambda: tiers["edge"].url("devices")))
     tiers["storage"].start()

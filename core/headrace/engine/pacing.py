@@ -27,9 +27,9 @@ RATE_MIN: Final = 80_000.0
 RATE_MAX: Final = 10_000_000.0
 #: To what comes in: so that it ends.
 TO_INTAKE_MIN: Final = 2.0
-#: A mean wait for a core that is none, in seconds. On an idle machine it is 12 to 20 us, with more threads than cores 300 and more; at
+#: A mean wait for a core that is none, in seconds. On an idle machine it is 5 to 20 us, with more threads than cores 300 and more; at
 #: 100 us one ack in a hundred takes four times as long already.
-WAIT_S: Final = 0.00005
+WAIT_S: Final = 0.00003
 LOOK_S: Final = 0.1
 #: So long after the last event nobody waits for an ack.
 QUIET_S: Final = 1.0

@@ -40,6 +40,7 @@ from headrace.log import describe
 from headrace.metrics import Metrics
 from headrace.position import RangeKey
 from headrace.retry import Backoff
+from headrace.scheduling import give_way
 
 T = TypeVar("T")
 
@@ -206,6 +207,7 @@ class PipelineThread:
     # --- on the thread -----------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        give_way()
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 runner.run(self._main())

@@ -190,6 +190,7 @@ class Supervised:
             far_level=self._far_side_keeps,
             worker=services.process.worker if services.process else 0,
             workers=services.process.workers if services.process else 1,
+            nice=getattr(self.entry.keys, "nice", 0),
         )
 
     def _fault(self, name: str) -> None:

@@ -14,6 +14,7 @@ from headrace.config import Site, load
 from headrace.errors import QueueError
 from headrace.host import SWITCH_INTERVAL_S, Host, Part
 from headrace.log import Log, set_up
+from headrace.scheduling import short_slices
 from headrace.workers.colleagues import ByChannel
 from headrace.workers.messages import Channel, Ended, Found, GivenUp, GiveUp, Reload, Reloaded, Start, Started, Stop
 from headrace.workers.plan import Process, site_of
@@ -47,6 +48,7 @@ class Worker:
         site = self._site()
         set_up(site.host.log_level)
         sys.setswitchinterval(SWITCH_INTERVAL_S)
+        short_slices()
         self._log = Log("", host=site.host.name, worker=start.name)
         self._colleagues = ByChannel(channel)
         self._host = Host(site, list(site.tiers), self._site, Part(self._process, admin, start.first, self._colleagues))

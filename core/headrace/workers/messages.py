@@ -62,6 +62,7 @@ class Ended(msgspec.Struct, frozen=True, tag=True):
     acked: int
     stored: dict[str, int]
     queued: int
+    linked: int = 0
 
 
 class Take(msgspec.Struct, frozen=True, tag=True):

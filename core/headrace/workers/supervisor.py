@@ -257,4 +257,5 @@ def _summed(ended: list[Any]) -> Totals:
     for one in ended:
         for component, count in one.stored.items():
             stored[component] = stored.get(component, 0) + count
-    return Totals(sum(one.received for one in ended), sum(one.acked for one in ended), stored, sum(one.queued for one in ended))
+    received, acked, queued, linked = (sum(getattr(one, name) for one in ended) for name in ("received", "acked", "queued", "linked"))
+    return Totals(received, acked, stored, queued, linked)
