@@ -17,7 +17,7 @@ from headrace.component import SystemClock
 from headrace.log import Log
 from headrace.metrics import Metrics
 from headrace_queue_pmem import QueuePmem
-from headrace_queue_pmem.medium import Area, WrittenArea
+from headrace_queue_pmem.area import Area, WrittenArea
 from headrace_queue_pmem.unseen import TURNS
 
 MIB = 1 << 20

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from headrace_queue_pmem.area import Area
 from headrace_queue_pmem.layout import HEAD_BYTES, PAGE, align
 from headrace_queue_pmem.libc import ffi
-from headrace_queue_pmem.medium import Area
 
 UNITS = {"lines": (64, 8), "pages": (4096, 512)}
 

@@ -123,6 +123,7 @@ def test_readers_are_listed_moved_and_removed(path, capsys):
     assert "cursor 7, 23 events behind" in capsys.readouterr().out
     assert command(["readers", str(path), "rewind", "lake", "--to", "3"]) == 0
     assert command(["readers", str(path), "rewind", "lake", "--to", "99"]) == 1
+    assert command(["readers", str(path), "rewind", "lake", "--to", "²"]) == 1
     assert "from 0 to 30" in capsys.readouterr().err
     assert command(["readers", str(path), "list"]) == 0
     assert "cursor 3, 27 events behind" in capsys.readouterr().out

@@ -17,8 +17,9 @@ import pytest
 from headrace import NO_ORIGINS, ConfigError, Origin, QueueFormatError, QueueFull, TransientError, origin_batch
 from headrace_queue_pmem import pmem
 from headrace_queue_pmem import upkeep as upkeep_module
+from headrace_queue_pmem.area import WrittenArea
 from headrace_queue_pmem.layout import HEADER, HEADER_AT, HEADER_CELL
-from headrace_queue_pmem.medium import FileMedium, WrittenArea
+from headrace_queue_pmem.medium import FileMedium
 
 sys.path.insert(0, str(Path(__file__).parent))
 from conftest import MIB, FailingDevice, failure_seen, numbers, rows, run

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from headrace import NO_ORIGINS
-from headrace_queue_pmem import medium as module
-from headrace_queue_pmem.medium import SLICE_BYTES, FileMedium
+from headrace_queue_pmem import area as module
+from headrace_queue_pmem.area import SLICE_BYTES
+from headrace_queue_pmem.medium import FileMedium
 from headrace_queue_pmem.pmem import PmemMedium
 from headrace_queue_pmem.upkeep import upkeep
 

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from headrace_queue_pmem import reading, recovery, runs, scanning, upkeep
+from headrace_queue_pmem.area import Area
 from headrace_queue_pmem.layout import LINE
-from headrace_queue_pmem.medium import Area
 from headrace_queue_pmem.ring import Ring
 
 sys.path.insert(0, str(Path(__file__).parent))

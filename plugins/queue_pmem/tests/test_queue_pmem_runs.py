@@ -19,10 +19,10 @@ import pytest
 from headrace import NO_ORIGINS, ORIGIN_SCHEMA, RAW_SCHEMA, Origin, QueueRead, origin_batch
 from headrace.position import ORIGIN_MISSING, ORIGIN_SESSION
 from headrace_queue_pmem import joining, reading
+from headrace_queue_pmem.area import Area
 from headrace_queue_pmem.frame import encode
 from headrace_queue_pmem.layout import FRAME_MAGIC
 from headrace_queue_pmem.marks import Marks
-from headrace_queue_pmem.medium import Area
 from headrace_queue_pmem.messages import joined
 from headrace_queue_pmem.recovery import recover
 from headrace_queue_pmem.ring import Ring

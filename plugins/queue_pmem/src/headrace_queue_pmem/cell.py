@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from headrace_queue_pmem.area import Area
 from headrace_queue_pmem.layout import CELL_CRC, CELL_OVERHEAD, CELL_SEQUENCE, checksum
-from headrace_queue_pmem.medium import Area
 
 
 class Cell:

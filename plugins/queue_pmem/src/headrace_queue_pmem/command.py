@@ -346,7 +346,7 @@ def _rewind(ring: Ring, name: str, to: str) -> int:
     reader = ring.head.readers[name]
     if to in ("oldest", "head"):
         reader.cursor = ring.oldest if to == "oldest" else ring.upto
-    elif to.isdigit() and ring.tail - 1 <= int(to) <= ring.upto:
+    elif to.isdecimal() and ring.tail - 1 <= int(to) <= ring.upto:
         reader.cursor = int(to)
     else:
         raise QueueError(f"--to: expected oldest, head or a position from {ring.tail - 1} to {ring.upto}, got {to!r}")

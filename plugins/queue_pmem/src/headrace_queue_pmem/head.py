@@ -11,6 +11,7 @@ from typing import Final
 import numpy as np
 
 from headrace import PermanentError, Plan, QueueError
+from headrace_queue_pmem.area import Area
 from headrace_queue_pmem.cell import Cell
 from headrace_queue_pmem.layout import (
     CURSOR,
@@ -40,7 +41,6 @@ from headrace_queue_pmem.layout import (
     SPANS_AT,
     VERSION,
 )
-from headrace_queue_pmem.medium import Area
 
 HEAD: Final = "head"
 _READER_LENGTH: Final = READER.size + READER_NAME_BYTES

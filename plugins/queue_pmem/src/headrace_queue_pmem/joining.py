@@ -12,9 +12,9 @@ import pyarrow as pa
 
 from headrace import NO_ORIGINS, ORIGIN_SCHEMA, RAW_SCHEMA
 from headrace.position import ORIGIN_ROWS, ORIGIN_SESSION
+from headrace_queue_pmem.area import Area
 from headrace_queue_pmem.frame import FrameHeader, decode_batch, decode_origins, shift_origins
 from headrace_queue_pmem.layout import KIND_RAW, LINE, align
-from headrace_queue_pmem.medium import Area
 from headrace_queue_pmem.messages import Ints, joined
 from headrace_queue_pmem.ring import Ring
 from headrace_queue_pmem.runs import Run

@@ -13,7 +13,8 @@ import os
 from pathlib import Path
 
 from headrace_queue_pmem import libc
-from headrace_queue_pmem.medium import Area, FileMedium, Pace, find_area, no_pace
+from headrace_queue_pmem.area import Area, Pace, no_pace
+from headrace_queue_pmem.medium import FileMedium, find_area
 
 
 class LookingMedium(FileMedium):

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from headrace_queue_pmem.medium import Area
+from headrace_queue_pmem.area import Area
 
 Ints = npt.NDArray[np.int64]
 

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from headrace_queue_pmem import libc
+from headrace_queue_pmem.area import Area, Pace, WrittenArea, no_pace, slices
 from headrace_queue_pmem.layout import POOL, POOL_AT, POOL_MAGIC, checksum
 from headrace_queue_pmem.libc import ffi
-from headrace_queue_pmem.medium import Area, FileMedium, Level, Pace, WrittenArea, no_pace, slices
+from headrace_queue_pmem.medium import FileMedium, Level
 
 ffi.cdef(
     """

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from headrace import NO_ORIGINS, Missing, QueueRead
+from headrace_queue_pmem.area import Area
 from headrace_queue_pmem.failing import NOT_DAMAGE
 from headrace_queue_pmem.frame import FrameHeader, body_intact, find_header, read_header
 from headrace_queue_pmem.joining import Part, join, join_origins
 from headrace_queue_pmem.layout import KIND_RAW, KIND_SPAN, LINE, SEGMENT_DATA_AT
-from headrace_queue_pmem.medium import Area
 from headrace_queue_pmem.ring import Ring
 from headrace_queue_pmem.runs import Run, find_run
 from headrace_queue_pmem.segment import Segment

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from headrace import PermanentError, QueueFull, TransientError
+from headrace_queue_pmem.area import Area, Pace, no_pace
 from headrace_queue_pmem.cursors import Cursors
 from headrace_queue_pmem.failing import DISK_FULL, told
 from headrace_queue_pmem.frame import Entry
 from headrace_queue_pmem.head import Span
 from headrace_queue_pmem.layout import BEGINS_COMMIT, KIND_SPAN, LINE, SEGMENT_DATA_AT, SPAN, align, frame_bytes
-from headrace_queue_pmem.medium import Area, Pace, no_pace
 from headrace_queue_pmem.segment import Segment, begin, prepare
 from headrace_queue_pmem.state import SPAN_FRAME_BYTES, Place, now_us
 

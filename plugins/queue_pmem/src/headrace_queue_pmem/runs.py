@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from crc32c import crc32c
 
+from headrace_queue_pmem.area import Area
 from headrace_queue_pmem.layout import FRAME_MAGIC, KIND_RAW, LINE
-from headrace_queue_pmem.medium import Area
 from headrace_queue_pmem.messages import Ints
 
 #: How far a run reaches at most; and the fewest frames that are worth the array operations.

@@ -6,10 +6,10 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from headrace_queue_pmem.area import Area
 from headrace_queue_pmem.frame import FrameHeader, body_intact, find_header, read_header
 from headrace_queue_pmem.head import Span
 from headrace_queue_pmem.layout import KIND_SPAN, LINE, SEGMENT_DATA_AT, SPAN
-from headrace_queue_pmem.medium import Area
 from headrace_queue_pmem.segment import Segment
 from headrace_queue_pmem.state import Damage
 

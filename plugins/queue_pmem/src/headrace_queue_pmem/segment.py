@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from headrace_queue_pmem.area import Area
 from headrace_queue_pmem.layout import (
     CELL_CRC,
     INDEX_ENTRY,
@@ -31,7 +32,6 @@ from headrace_queue_pmem.layout import (
     checksum,
     seal_bytes,
 )
-from headrace_queue_pmem.medium import Area
 
 WARM_BYTES: Final = 1 << 20
 #: After that the kernel may have taken it out of memory again.

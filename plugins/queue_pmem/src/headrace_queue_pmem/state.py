@@ -16,10 +16,11 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from headrace import QueueFull, QueueSpan, ReaderInfo
+from headrace_queue_pmem.area import Area
 from headrace_queue_pmem.head import Head, Reader, Span
 from headrace_queue_pmem.layout import LINE, SEGMENT_DATA_AT
 from headrace_queue_pmem.marks import Marks
-from headrace_queue_pmem.medium import Area, Medium
+from headrace_queue_pmem.medium import Medium
 from headrace_queue_pmem.segment import Segment, data_end
 
 #: Kept free in each segment for the frame that names a new queue id.

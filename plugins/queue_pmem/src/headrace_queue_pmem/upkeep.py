@@ -7,10 +7,10 @@ import contextlib
 from typing import Final
 
 from headrace import QueueFull
+from headrace_queue_pmem.area import Pace, no_pace
 from headrace_queue_pmem.failing import NOT_DAMAGE
 from headrace_queue_pmem.layout import SEGMENT_DATA_AT, seal_bytes
 from headrace_queue_pmem.marks import Note, pack
-from headrace_queue_pmem.medium import Pace, no_pace
 from headrace_queue_pmem.recovery import MARKS
 from headrace_queue_pmem.ring import Ring
 from headrace_queue_pmem.segment import Segment, prepare, seal
