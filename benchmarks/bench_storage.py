@@ -101,14 +101,18 @@ def decode(options: argparse.Namespace) -> tuple[list[Bar], list[str]]:
 
 
 def lake(options: argparse.Namespace) -> tuple[list[Bar], list[str]]:
-    """sink_lake, from event batches to committed files."""
+    """sink_lake, from event batches to committed files: of readings that drift, and of those that hardly change."""
     with _one_core(), tempfile.TemporaryDirectory(prefix="headrace-bench-", dir=options.folder) as folder:
-        found = storage_parts.lake(Path(folder), options.rounds)
+        found = storage_parts.lake(storage_parts.new_folder(Path(folder), "drifting"), options.rounds)
+        still = storage_parts.lake(storage_parts.new_folder(Path(folder), "still"), options.rounds, storage_parts.readings)
     ns = statistics.median(found.ns)
     shown = f"{ns:,.0f} ({min(found.ns):,.0f}-{max(found.ns):,.0f})"
     alone = statistics.median(found.parquet_ns)
     notes = [
-        f"lake: rolls of {storage_parts.ROLL_ROWS:,} events, zstd, {found.bytes_per_event:.1f} bytes an event; read back by row counts",
+        f"lake: rolls of {storage_parts.ROLL_ROWS:,} events of readings that drift and are noisy, zstd, {found.bytes_per_event:.1f} bytes "
+        "an event; read back by row counts",
+        f"lake: of readings that hardly change {statistics.median(still.ns):,.0f} ns ({min(still.ns):,.0f}-{max(still.ns):,.0f}), "
+        f"{still.bytes_per_event:.1f} bytes an event",
         f"lake: pyarrow's writer alone {alone:,.0f} ns ({min(found.parquet_ns):,.0f}-{max(found.parquet_ns):,.0f}): the rows of these "
         "files, in their order, into memory with the same options",
     ]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
+import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -81,6 +83,26 @@ def readings(number: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def device_of(number: int) -> int:
+    """Which of the lake's 5,000 devices sent the event: each two in a batch."""
+    batch, row = divmod(number, BATCH_ROWS)
+    return (row * 7 + batch) % 5000
+
+
+def drifting(number: int) -> dict[str, Any]:
+    """The same as a sensor sends it: it drifts through the day and is noisy in its last digits. The same number, the same event."""
+    day = 2 * math.pi * number / 100 / 86_400
+    noise = random.Random(number).gauss
+    return {
+        "ts": START_S + number / 100 + round(noise(0, 0.002), 3),
+        "temperature": round(21.5 + device_of(number) / 500 + 4 * math.sin(day) + noise(0, 0.05), 2),
+        "humidity": round(40.25 - 9 * math.sin(day) + noise(0, 0.3), 2),
+        "pressure": round(1013.2 + 6 * math.sin(day / 3) + noise(0, 0.08), 1),
+        "battery": round(3.71 - number * 1e-9 + noise(0, 0.005), 3),
+        "seq": number, "status": "ok" if noise(0, 1) < 2.5 else "calibrating", "door": noise(0, 1) > 2,
+    }  # fmt: skip
+
+
 def nested(number: int) -> dict[str, Any]:
     """The same with a position below a name of its own."""
     return {**readings(number), "gps": {"lat": 52.1, "lon": 4.3 + number % 5}}
@@ -155,7 +177,7 @@ def pipeline(folder: Path, rounds: int, devices: int) -> PipelineFigures:
 
     async def measure() -> None:
         # each of a tier of its own: what a pipeline expects follows from what came before
-        tiers = {name: make_pipeline(_folder(folder, name), component) for name in reads}
+        tiers = {name: make_pipeline(new_folder(folder, name), component) for name in reads}
         for name, event_read in reads.items():
             for _ in range(2):  # names of readings are new once
                 await tiers[name].events(event_read)
@@ -174,7 +196,8 @@ def pipeline(folder: Path, rounds: int, devices: int) -> PipelineFigures:
     return figures
 
 
-def _folder(parent: Path, name: str) -> Path:
+def new_folder(parent: Path, name: str) -> Path:
+    """A folder of that name, made."""
     made = parent / name
     made.mkdir()
     return made
@@ -189,7 +212,7 @@ _BATCHES: dict[str, Callable[[int], dict[str, Any]]] = {
 }
 
 
-def lake(folder: Path, rounds: int) -> LakeFigures:
+def lake(folder: Path, rounds: int, event: Callable[[int], dict[str, Any]] = drifting) -> LakeFigures:
     """Measure the lake: batches of 10,000 decoded and enriched events, until they are in committed files."""
     component = context_of(folder / "context", 100_000)
     made = make_pipeline(folder, component)
@@ -198,8 +221,8 @@ def lake(folder: Path, rounds: int) -> LakeFigures:
 
     async def prepare() -> None:
         for number in range(count):
-            names = [f"sensor-{(row * 7 + number) % 5000:08}" for row in range(BATCH_ROWS)]
-            batch = raw(readings, names, number * BATCH_ROWS)
+            names = [f"sensor-{device_of(number * BATCH_ROWS + row):08}" for row in range(BATCH_ROWS)]
+            batch = raw(event, names, number * BATCH_ROWS)
             events = await made.events(read_of(batch, number * BATCH_ROWS + 1))
             batches.append(events.batch)
 
