@@ -105,6 +105,22 @@ def test_times_are_read_with_an_overlap() -> None:
     assert (_earlier(7, 60), _earlier("x", 60)) == (7, "x")
 
 
+def test_a_time_that_lies_ahead_of_the_reading_is_no_mark() -> None:
+    from headrace_enricher_context.reading import _believed
+
+    begun = datetime.datetime(2026, 11, 26, 12, tzinfo=datetime.UTC)
+    hour, naive = datetime.timedelta(hours=1), begun.replace(tzinfo=None)
+    far = datetime.datetime(9999, 12, 31)
+    at = begun.timestamp()
+    assert _believed(begun - hour, at) == begun - hour
+    assert _believed(begun + hour, at) == begun
+    assert _believed(far.replace(tzinfo=datetime.UTC), at) == begun
+    # a time without a zone may be of any
+    assert _believed(naive + 13 * hour, at) == naive + 13 * hour
+    assert _believed(far, at) == naive - 12 * hour
+    assert (_believed(7, at), _believed("9999", at), _believed(None, at)) == (7, "9999", None)
+
+
 keys = st.sampled_from([f"d{number}" for number in range(8)])
 rows = st.lists(st.tuples(keys, st.none() | st.text(max_size=2), st.none() | st.integers(0, 3)), max_size=10)
 FIELDS = pa.schema([("class", pa.string()), ("floor", pa.int64())])

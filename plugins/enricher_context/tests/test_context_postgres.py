@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from context_driver import added, classes, enricher, next_reading, until
 
+from headrace.component import SystemClock
 from headrace.testing import FakeClock, living, run
 from headrace.testing.postgres import PASSWORD, PostgresServer
 from headrace_enricher_context.config import Column
@@ -72,13 +73,28 @@ def test_changes_by_a_time_of_change_come_once_the_transaction_has_ended(postgre
         "UPDATE devices SET changed = now() - interval '1 hour'",
         "UPDATE devices SET changed = now() WHERE device = 'd2'",
     )
-    component, context = enricher(postgres.url, tmp_path / "data", updated_column="changed", columns={"class": Column()})
+    clock = SystemClock()  # the server's times are real ones
+    component, context = enricher(postgres.url, tmp_path / "data", clock=clock, updated_column="changed", columns={"class": Column()})
     run(component.open())
     # a transaction that began before the last reading, and is committed only now
     postgres.execute("UPDATE devices SET class = 'late', changed = now() - interval '30 seconds' WHERE device = 'd0'")
     run(component._refresh())
     assert classes(component, "d0", "d1", "d2") == ["late", "b", "c"]
     assert context.metric("enrich_refresh_rows_total") == 3 + 2
+
+
+@pytest.mark.parametrize("kind", ["timestamptz", "timestamp"])
+def test_changes_are_seen_behind_a_row_of_the_year_9999(postgres: PostgresServer, tmp_path: Path, kind: str) -> None:
+    fill(postgres, "a", "b")
+    postgres.execute(
+        f"ALTER TABLE devices ADD COLUMN changed {kind} DEFAULT now()",
+        "UPDATE devices SET changed = '9999-12-31' WHERE device = 'd1'",
+    )
+    component, _ = enricher(postgres.url, tmp_path / "data", clock=SystemClock(), updated_column="changed", columns={"class": Column()})
+    run(component.open())
+    postgres.execute("UPDATE devices SET class = 'moved', changed = now() WHERE device = 'd0'")
+    run(component._refresh())
+    assert classes(component, "d0", "d1") == ["moved", "b"]
 
 
 def test_a_view_and_rows_of_one_device_in_a_fixed_order(postgres: PostgresServer, tmp_path: Path) -> None:

@@ -135,7 +135,9 @@ class EnricherContext(Component):
         before = self._before if now < self._full_at else None
         try:
             async with asyncio.timeout(config.connect_timeout_s + config.query_timeout_s):
-                reading = await self.context.call_blocking(read_context, self._database, config, self._fields, stop, before)
+                reading = await self.context.call_blocking(
+                    read_context, self._database, config, self._fields, stop, before, self.context.clock.wall()
+                )
         except TimeoutError:
             limit = f"{self.config.query_timeout_s:g} s (query_timeout_s)"
             raise Unavailable(f"{self._database.name}: no answer within {limit}") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -25,7 +26,7 @@ NAMED_MAX = 3
 class Reading:
     """A context, how many rows had which problem, and the first of them in words.
 
-    rows: how many were read. mark: the greatest value of `updated_column` up to now.
+    rows: how many were read. mark: the greatest value of `updated_column`, and no time after the one at which it was read.
     """
 
     held: Held
@@ -36,9 +37,16 @@ class Reading:
 
 
 def read_context(
-    database: Database, config: ContextConfig, fields: pa.Schema, stop: threading.Event, before: Reading | None = None
+    database: Database,
+    config: ContextConfig,
+    fields: pa.Schema,
+    stop: threading.Event,
+    before: Reading | None = None,
+    begun_s: float = math.inf,
 ) -> Reading:
     """Read all devices, or those that changed since the reading `before`, and what it holds of the others.
+
+    begun_s: the wall time at which it began.
 
     Blocking. Raises `Unavailable`; `stop` ends it between two chunks.
     """
@@ -52,7 +60,7 @@ def read_context(
         raise _too_many(database, config)
     if before is None:
         reading.problems["duplicate"] += held.replaced
-    reading.held = held
+    reading.held, reading.mark = held, _believed(reading.mark, begun_s)
     return reading
 
 
@@ -95,6 +103,18 @@ def _latest(mark: Any, values: Sequence[Any], database: Database, config: Contex
         kinds = ", ".join(sorted({type(value).__name__ for value in there}))
         problem = f"expected values that can be compared in the updated_column {config.updated_column!r}, got {kinds}"
         raise Unavailable(f"{database.name}: {problem}") from None
+
+
+def _believed(mark: Any, begun_s: float) -> Any:
+    """The mark, or the time of the reading where a row bears a later one: behind a row of the year 9999 no change would be seen."""
+    if not isinstance(mark, datetime.datetime) or math.isinf(begun_s):
+        return mark
+    begun = datetime.datetime.fromtimestamp(begun_s, datetime.UTC)
+    if mark.tzinfo is not None:
+        return min(mark, begun)
+    # of a zone that is not known: from 12 hours behind UTC to 14 before it
+    begun = begun.replace(tzinfo=None)
+    return mark if mark <= begun + datetime.timedelta(hours=14) else begun - datetime.timedelta(hours=12)
 
 
 def _earlier(mark: Any, overlap_s: float) -> Any:
