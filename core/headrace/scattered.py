@@ -11,6 +11,8 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
+from headrace.schema import POSITION_MAX
+
 #: version, flags, number of queue ids, first position, positions covered (with BITS) or rows.
 _HEADER: Final = struct.Struct("<BBHQI")
 _VERSION: Final = 1
@@ -18,7 +20,6 @@ _BITS: Final = 1
 _NAMES: Final = 2
 #: Rows that follow each other take no bytes: this many are believed.
 ROWS_MAX: Final = 1 << 24
-_POSITION_MAX: Final = (1 << 63) - 1
 
 Array = np.ndarray[Any, Any]
 
@@ -75,7 +76,7 @@ def unpack_rows(packed: bytes, rows_max: int = ROWS_MAX) -> Scattered:
     """What `pack_rows` packed. ValueError when it is not that, or more rows than there can be."""
     try:
         version, flags, ids, base, covered = _HEADER.unpack_from(packed)
-        if version != _VERSION or base + covered > _POSITION_MAX:
+        if version != _VERSION or base + covered > POSITION_MAX:
             raise ValueError(f"version {version}, from {base} on")
         if not flags & _BITS and covered > rows_max:
             raise ValueError(f"{covered} rows, expected {rows_max} at most")
@@ -83,6 +84,8 @@ def unpack_rows(packed: bytes, rows_max: int = ROWS_MAX) -> Scattered:
         positions = np.arange(base, base + (0 if flags & _BITS else covered), dtype=np.uint64)
         if flags & _BITS:
             size = -(-covered // 8)
+            if (count := int.from_bytes(packed[at : at + size], "little").bit_count()) > rows_max:
+                raise ValueError(f"{count} rows, expected {rows_max} at most")  # each would take 64 times what it took on its way
             bits = np.unpackbits(np.frombuffer(packed, np.uint8, size, at), count=covered, bitorder="little")
             positions = np.flatnonzero(bits).astype(np.uint64) + np.uint64(base)
             at += size

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Final
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 KIND: Final = b"headrace.kind"
 
@@ -38,6 +39,11 @@ EVENT_COLUMNS: Final = ("device", "time", "received", "readings", "context", "or
 
 #: origin and position are the event's global id, given by the first durable queue that took it.
 ORIGIN_TYPE: Final = pa.dictionary(pa.int32(), pa.string())
+
+#: The types that readings have.
+READING_TYPES: Final = (pa.float64(), pa.string(), pa.bool_(), pa.int64(), pa.null())
+#: Positions begin with 1, and are kept by stores whose integers have a sign.
+POSITION_MAX: Final = (1 << 63) - 1
 
 
 def event_schema(readings: pa.StructType, context: pa.StructType) -> pa.Schema:
@@ -99,13 +105,31 @@ def check_batch(batch: pa.RecordBatch) -> None:
             raise ValueError(f"expected a raw batch of {_shape(RAW_SCHEMA)}, got {_shape(batch.schema)}")
         required = _RAW_COLUMNS
     else:
-        if tuple(batch.schema.names) != EVENT_COLUMNS:
-            raise ValueError(f"expected an event batch of {', '.join(EVENT_COLUMNS)}, got {_shape(batch.schema)}")
+        _check_events(batch)
         required = ("device", "time", "received", "origin", "position")
     for column in required:
         if nulls := batch.column(column).null_count:
             name = batch.schema.names[column] if isinstance(column, int) else column
             raise ValueError(f"expected a value in every row of {name!r}, got {nulls} nulls")
+
+
+def _check_events(batch: pa.RecordBatch) -> None:
+    """ValueError when the columns are not those of an event batch, by name and by type."""
+    columns = dict(zip(batch.schema.names, batch.schema.types, strict=True))
+    readings, context = columns.get("readings"), columns.get("context")
+    if tuple(batch.schema.names) != EVENT_COLUMNS or not isinstance(readings, pa.StructType) or not isinstance(context, pa.StructType):
+        raise ValueError(f"expected an event batch of {', '.join(EVENT_COLUMNS)}, got {_shape(batch.schema)}")
+    expected = event_schema(readings, context)
+    if list(columns.values()) != expected.types:
+        raise ValueError(f"expected an event batch of {_shape(expected)}, got {_shape(batch.schema)}")
+    for fields in (list(readings), list(context)):
+        if len({field.name for field in fields}) < len(fields):
+            raise ValueError(f"expected fields of different names, got {_shape(pa.schema(fields))}")
+    if strange := [field for field in readings if field.type not in READING_TYPES]:
+        raise ValueError(f"expected readings that are numbers, booleans or texts, got {strange[0].name}: {strange[0].type}")
+    bounds = pc.min_max(batch.column("position")).as_py()  # None where there are no values
+    if bounds["min"] is not None and not 0 < bounds["min"] <= bounds["max"] <= POSITION_MAX:
+        raise ValueError(f"expected positions from 1 to {POSITION_MAX}, got {bounds['min']} to {bounds['max']}")
 
 
 def _shape(schema: pa.Schema) -> str:

@@ -16,6 +16,7 @@ from headrace.position import Named, drop_rows, global_ids, join_keys, named_row
 from headrace.register import QueueRegister, Registered
 from headrace.retry import Backoff
 from headrace.schema import check_batch
+from headrace.testing import event_batch
 
 
 def test_backoff_doubles_with_jitter_up_to_its_bound_and_starts_over() -> None:
@@ -162,3 +163,29 @@ def test_a_batch_that_no_output_could_read_is_refused_before_it_is_stored() -> N
         check_batch(batch.set_column(0, RAW_SCHEMA.field("device"), pa.array([None], pa.string())))
     with pytest.raises(ValueError, match="expected an event batch"):
         check_batch(batch.replace_schema_metadata({b"headrace.kind": b"event"}))
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "why"),
+    [
+        ("device", pa.array([1, 2]), "expected an event batch"),
+        ("time", pa.array([1, 2]), "expected an event batch"),
+        ("received", pa.array([1, 2], pa.timestamp("ns", "UTC")), "expected an event batch"),
+        ("readings", pa.array(["a", "b"]), "expected an event batch"),
+        ("readings", pa.array([{"a": [1]}, None]), "numbers, booleans or texts, got a: list"),
+        ("readings", pa.StructArray.from_arrays([pa.array([1.0, 2.0])] * 2, ["a", "a"]), "different names"),
+        ("context", pa.nulls(2), "expected an event batch"),
+        ("origin", pa.array(["a", "b"]), "expected an event batch"),
+        ("position", pa.nulls(2, pa.uint64()), "got 2 nulls"),
+        ("position", pa.array([0, 1], pa.uint64()), "expected positions from 1"),
+        ("position", pa.array([1, 1 << 63], pa.uint64()), "expected positions from 1"),
+    ],
+)
+def test_a_batch_of_events_has_the_columns_that_every_output_counts_on(column: str, values: pa.Array, why: str) -> None:
+    """A queue that stored another one would have it read at every start, and the process would end each time."""
+    batch = event_batch(2, context={"class": ["pump", None]}, readings={"a": [1.0, 2.0], "b": ["x", None], "c": [True, False], "d": [1, 2]})
+    check_batch(batch)
+    check_batch(batch.slice(0, 0))
+    columns = [values if name == column else batch.column(name) for name in batch.schema.names]
+    with pytest.raises(ValueError, match=why):
+        check_batch(pa.RecordBatch.from_arrays(columns, batch.schema.names).replace_schema_metadata(batch.schema.metadata))

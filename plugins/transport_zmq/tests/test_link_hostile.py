@@ -8,17 +8,19 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import struct
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import zmq
 import zmq.asyncio
 from test_transport_zmq import LABELS, QUEUE, Bench, info, numbers, opened, positions, send, until
 
-from headrace.testing import ScriptedDeliver, raw_batch, run
+from headrace.testing import ScriptedDeliver, event_batch, raw_batch, run
 from headrace.tier import TierDeliver
 from headrace_transport_zmq import TransportZmq, identities, wire
 from headrace_transport_zmq.wire import Frame
@@ -290,6 +292,91 @@ def test_a_queue_id_of_ones_own_gives_no_way_into_another_ones(bench: Bench) -> 
             assert count(far, "discarded_frames_total", reason="content") == 1
         assert await positions(queue) == [1, 2, 3, 4, 5, 101, 102, 103, 104, 105, 6, 7, 8, 9]
         await queue.close()
+
+    run(check())
+
+
+LAST = (1 << 63) - 1
+EVENTS = event_batch(5)
+#: Of 16 MB of bits each would have become a position of 8 bytes; one in two rows is there.
+MANY_BITS = struct.pack("<BBHQI", 1, 1, 0, 1, 32_000_000) + b"\x55" * 4_000_000
+
+
+def replaced(name: str, column: pa.Array) -> pa.RecordBatch:
+    """EVENTS with another column."""
+    columns = [column if one == name else EVENTS.column(one) for one in EVENTS.schema.names]
+    return pa.RecordBatch.from_arrays(columns, names=EVENTS.schema.names).replace_schema_metadata(EVENTS.schema.metadata)
+
+
+def compressed(batch: pa.RecordBatch) -> bytes:
+    """The bare message of the batch, as Arrow compresses it."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        writer.write_batch(batch)
+    *_, message = pa.ipc.MessageReader.open_stream(sink.getvalue())
+    return bytes(message.serialize())
+
+
+def carrying(batch: pa.RecordBatch) -> Frame:
+    """A frame with these events."""
+    payload, kind = wire.pack_batch(batch)
+    return data(1, 5, flags=wire.START)._replace(flags=wire.START | kind, parts=(wire.pack_missing(()), b"", payload))
+
+
+def at(first: int, last: int, prev: int) -> Frame:
+    """A frame that says these positions; its content is good for five."""
+    return data(1, 5, flags=wire.START)._replace(prev=prev, first=first, last=last)
+
+
+def with_part(number: int, part: bytes, flags: int = 0) -> Frame:
+    """A frame of which one part is another."""
+    frame = data(1, 5, flags=wire.START | flags)
+    return frame._replace(parts=(*frame.parts[:number], part, *frame.parts[number + 1 :]))
+
+
+@pytest.mark.parametrize(
+    ("frame", "why"),
+    [
+        # acknowledged, it ended the process, and again at each start: what keeps dead letters has no such number
+        (at((1 << 64) - 5, (1 << 64) - 1, (1 << 64) - 6), "positions"),
+        (at(LAST - 3, LAST + 1, LAST - 4), "positions"),
+        (at(0, 4, 0), "positions"),
+        (at(10, 9, 9), "positions"),
+        # 2 to 4 would be lost in silence: the mark goes on behind them
+        (at(5, 9, 1), "neither a row nor missing"),
+        (at(5, 9, 7), "neither a row nor missing"),
+        # these came through, and ended the process, or stopped its outputs
+        (carrying(replaced("context", pa.array(["c"] * 5))), "expected an event batch"),
+        (carrying(replaced("readings", pa.array([1] * 5))), "expected an event batch"),
+        (carrying(replaced("device", pa.array([1] * 5))), "expected an event batch"),
+        (carrying(replaced("time", pa.array(["t"] * 5))), "expected an event batch"),
+        (carrying(replaced("readings", pa.array([{"a": [1]}] * 5))), "expected readings that are"),
+        (carrying(replaced("position", pa.array([1 << 63] * 5, pa.uint64()))), "expected positions"),
+        # memory without bound, from little
+        (with_part(2, compressed(raw_batch(5, payload_bytes=10_000))), "not compressed"),
+        (with_part(1, MANY_BITS, wire.ROWS), "16000000 rows"),
+    ],
+)  # fmt: skip
+def test_content_that_nothing_could_be_done_with_is_refused_before_it_is_stored(bench: Bench, frame: Frame, why: str) -> None:
+    """From a peer that is welcome, under checksums that fit."""
+
+    async def check() -> None:
+        deliver = ScriptedDeliver(info=info())
+        async with bench.far(deliver) as far, bench.near() as near, stranger_to(bench) as stranger:
+            await near.transport_resume(QUEUE)
+            socket = stranger.connect()
+            await socket.send_multipart(wire.encode(hello()))
+            assert wire.decode(await socket.recv_multipart()).type == wire.WELCOME
+            await socket.send_multipart(wire.encode(frame))
+            answer = wire.decode(await socket.recv_multipart())
+            assert (answer.type, answer.last) == (wire.REFUSE, frame.last)
+            refusal = wire.unpack_text(answer, wire.Refusal)
+            assert refusal.code == "batch"
+            assert why in refusal.reason
+            await send(near, 1, 5)
+            assert count(far, "discarded_frames_total", reason="content") == 1
+            assert count(near, "sessions_total") == 1
+        assert numbers(deliver) == [1, 2, 3, 4, 5]
 
     run(check())
 

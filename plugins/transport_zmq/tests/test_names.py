@@ -71,7 +71,9 @@ def wire_parts(positions, named, holes, rows, rng):
         told = [origin for origin in told if origin.id != MIDDLE]
         missing = tuple(hole for hole in holes if first <= hole.first <= last)
         flight = flight_of(raw_batch(len(inside)), origin_batch(told), RangeKey(MIDDLE, first, last, missing))
-        frame = wire.decode(wire.encode(wire.Frame(wire.DATA, first=first, last=last, rows=len(inside), parts=flight.parts)))
+        frame = wire.decode(
+            wire.encode(wire.Frame(wire.DATA, prev=first - 1, first=first, last=last, rows=len(inside), parts=flight.parts))
+        )
         staged.append(Staged(peer, first, last, take(frame), 0))
         first = last + 1
     return staged

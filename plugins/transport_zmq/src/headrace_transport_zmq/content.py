@@ -17,6 +17,7 @@ from headrace_transport_zmq.wire import Frame
 
 def take(frame: Frame) -> Taken:
     """What is in a DATA frame; MalformedError when it is not what a queue takes."""
+    wire.check_range(frame)
     missing = wire.unpack_missing(frame)
     return Taken(wire.unpack_batch(frame), missing, wire.unpack_origins(frame), wire.unpack_rows(frame, missing))
 

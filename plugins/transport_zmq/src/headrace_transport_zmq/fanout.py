@@ -15,6 +15,7 @@ import pyarrow as pa
 from crc32c import crc32c
 
 from headrace.schema import check_batch, kind_of
+from headrace_transport_zmq.arrow_messages import read_stream
 from headrace_transport_zmq.wire import Buffer, MalformedError
 
 MAGIC: Final = b"HRPB"
@@ -123,8 +124,7 @@ def unpack(parts: Sequence[Buffer]) -> tuple[str, Header, pa.RecordBatch]:
 
 
 def _batch(payload: Any) -> pa.RecordBatch:
-    with pa.ipc.open_stream(pa.py_buffer(payload)) as reader:
-        batch = reader.read_next_batch()
+    batch = read_stream(payload)
     batch.validate(full=True)
     if kind_of(batch.schema) != "event":
         raise ValueError("expected events, got a raw batch")

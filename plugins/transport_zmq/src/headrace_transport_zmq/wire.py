@@ -18,7 +18,8 @@ from msgspec import Meta
 from headrace import ORIGIN_SCHEMA, RAW_SCHEMA, Missing, Origin, RangeKey, origin_batch, scattered
 from headrace.position import ORIGIN_SESSION, Named, named_rows, row_names, without
 from headrace.scattered import Scattered
-from headrace.schema import check_batch
+from headrace.schema import POSITION_MAX, check_batch
+from headrace_transport_zmq.arrow_messages import read_batch, read_stream
 
 VERSION: Final = 1
 MAGIC: Final = b"HRLK"
@@ -100,7 +101,6 @@ class Frame(NamedTuple):
 
 
 _QUEUE_ID: Final = re.compile("[0-9a-f-]{36}")
-_POSITION_MAX: Final = (1 << 63) - 1
 _Id = Annotated[str, Meta(pattern="^[0-9a-f-]{36}$")]
 _Name = Annotated[str, Meta(max_length=200)]
 
@@ -200,6 +200,15 @@ def unpack_text(frame: Frame, kind: type[T]) -> T:
         raise MalformedError(str(error)) from error
 
 
+def check_range(frame: Frame) -> None:
+    """The positions of a DATA frame are ones that there can be, and nothing is left out before them. MalformedError when they are not: what
+    nobody declared missing would be lost in silence."""
+    if not 0 < frame.first <= frame.last <= POSITION_MAX:
+        raise MalformedError(f"positions {frame.first}-{frame.last}, expected ascending ones from 1 to {POSITION_MAX}")
+    if frame.prev != frame.first - 1:
+        raise MalformedError(f"prev {frame.prev} before {frame.first}: what lies between is neither a row nor missing")
+
+
 def pack_missing(missing: Sequence[Missing]) -> bytes:
     """The ranges without rows, with their reasons."""
     packed = [_COUNT.pack(len(missing))]
@@ -248,14 +257,14 @@ def unpack_origins(frame: Frame) -> tuple[Named, ...]:
     if not len(frame.parts[1]) or frame.flags & ROWS:
         return ()
     try:
-        origins = pa.ipc.read_record_batch(pa.ipc.read_message(pa.py_buffer(frame.parts[1])), ORIGIN_SCHEMA)
+        origins = read_batch(frame.parts[1], ORIGIN_SCHEMA)
         origins.validate(full=True)
         named = named_rows(origins)
     except (pa.ArrowException, OSError, EOFError, ValueError) as error:
         raise MalformedError(f"origins: {error}") from error
     row = 0
     for run in named:
-        if not _QUEUE_ID.fullmatch(run.queue_id) or not 0 < run.first <= _POSITION_MAX - run.rows:
+        if not _QUEUE_ID.fullmatch(run.queue_id) or not 0 < run.first <= POSITION_MAX - run.rows:
             raise MalformedError(f"origins: {run.rows} rows from {run.queue_id[:100]!r}/{run.first} on")
         if run.rows < 1 or not row <= run.row_offset <= frame.rows - run.rows:
             raise MalformedError(f"origins: {run.rows} rows from row {run.row_offset} on, of {frame.rows}")
@@ -284,7 +293,7 @@ def unpack_rows(frame: Frame, missing: Sequence[Missing]) -> Scattered | None:
         raise MalformedError(f"{len(positions)} scattered rows do not fit {frame.rows} of {frame.first}-{frame.last}")
     if names is not None and frame.rows:
         foreign = [name for name in names.ids if not _QUEUE_ID.fullmatch(name)]
-        if foreign or not 0 < int(names.numbers.min()) <= int(names.numbers.max()) <= _POSITION_MAX:
+        if foreign or not 0 < int(names.numbers.min()) <= int(names.numbers.max()) <= POSITION_MAX:
             raise MalformedError(f"names of scattered rows: {foreign[:1]}, or a position that is none")
     return rows
 
@@ -302,12 +311,7 @@ def pack_batch(batch: pa.RecordBatch) -> tuple[Buffer, int]:
 def unpack_batch(frame: Frame) -> pa.RecordBatch:
     """The batch of a DATA frame, checked to be one that a queue takes. A view into the message where that can be."""
     try:
-        payload = pa.py_buffer(frame.parts[2])
-        if frame.flags & EVENTS:
-            with pa.ipc.open_stream(payload) as reader:
-                batch = reader.read_next_batch()
-        else:
-            batch = pa.ipc.read_record_batch(pa.ipc.read_message(payload), RAW_SCHEMA)
+        batch = read_stream(frame.parts[2]) if frame.flags & EVENTS else read_batch(frame.parts[2], RAW_SCHEMA)
         batch.validate(full=True)
         check_batch(batch)
     except (pa.ArrowException, OSError, EOFError, StopIteration, ValueError) as error:
