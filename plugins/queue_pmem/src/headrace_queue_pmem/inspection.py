@@ -168,8 +168,9 @@ def _look(found: Inspection, deep: bool, done: Callable[[int], None]) -> Verdict
         verdict.first = missing[0][1] + 1 if missing and missing[0][0] <= ring.oldest + 1 else ring.oldest + 1
         verdict.last = missing[-1][0] - 1 if missing and missing[-1][1] >= ring.upto else ring.upto
     sealed = {segment.name for segment in ring.segments if segment.sealed}
-    verdict.frames = sum(segment.frames for segment in ring.segments) - sum(one.segment in sealed for one in damage)
-    verdict.bytes = found.bytes - sum(one.length for one in damage)
+    places = {(one.segment, one.offset): one.length for one in damage}
+    verdict.frames = sum(segment.frames for segment in ring.segments) - sum(name in sealed for name, _ in places)
+    verdict.bytes = found.bytes - sum(places.values())
     for one in verdict.damage:
         verdict.problems.append(f"{one.segment}: {one.length} damaged bytes at {one.offset}, positions {one.first}-{one.last}")
     for first, last in lost:

@@ -103,7 +103,8 @@ def _try(ring: Ring, reader: str, after: int, rows_max: int, bytes_max: int, row
 def _report(ring: Ring, walk: _Walk) -> None:
     """Set damage aside, once."""
     for segment, damage in walk.damages:
-        place = (damage.offset, damage.length)
+        # With the last position: bytes over the end of a queue id are met once for each, by two reads.
+        place = (damage.offset, damage.length, damage.last)
         if place not in segment.damaged:
             segment.damaged.add(place)
             ring.on_damage(damage)

@@ -72,7 +72,7 @@ class Segment:
     firsts: list[int] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
     times: list[int] = field(default_factory=list)
-    damaged: set[tuple[int, int]] = field(default_factory=set)  # ranges that were reported
+    damaged: set[tuple[int, int, int]] = field(default_factory=set)  # ranges that were reported
     warm: tuple[int, int] = (0, 0)  # what was brought into memory lately
     warm_until: float = 0.0
     let_go: list[weakref.ref[Area]] = field(default_factory=list)  # maps that may still have views
