@@ -11,6 +11,7 @@ from headrace import NO_ORIGINS, Missing
 from headrace_queue_pmem import reading
 from headrace_queue_pmem.frame import encode
 from headrace_queue_pmem.inspection import check, inspect
+from headrace_queue_pmem.layout import SEGMENT_DATA_AT
 from headrace_queue_pmem.ring import Ring
 from headrace_queue_pmem.upkeep import close, upkeep
 
@@ -137,23 +138,35 @@ def test_that_the_file_behind_a_sealed_one_is_gone_is_seen_after_a_crash_too(tmp
         ring.close()
 
 
-def test_damage_over_the_end_of_a_queue_id_is_damage_on_both_sides(tmp_path):
-    """A read ends with its queue id: what lies there unreadable before that end is corrupt, and not lost."""
-    ends: dict[int, int] = {}
-    for first in (1, 11):
+@pytest.mark.parametrize(
+    ("first", "last", "sealed"),
+    [(5, 8, False), (1, 8, False), (5, 8, True), (1, 8, True), (5, 12, True), (1, 12, True)],  # of 12 events, 6 of each id
+)
+def test_damage_over_the_end_of_a_queue_id_is_damage_on_both_sides(tmp_path, first, last, sealed):
+    """A read ends with its queue id: what lies there unreadable before that end is corrupt, and not lost, and met by the next read too."""
+    ends = {0: SEGMENT_DATA_AT}
+    for begin in (1, 7):
         ring, _ = opened(tmp_path)
         ring.open_reader("lake", "oldest")
-        for number in range(first, first + 10):
-            entry = encode(rows(number, 1, 900), NO_ORIGINS, 1)
-            ring.reserve(entry)
-            ring.commit([entry])
+        for number in range(begin, begin + 6):
+            append(ring, number, 1)
             ends[number] = ring.segments[-1].end
+        if begin == 7 and sealed:
+            while len(ring.segments) == 1:
+                append(ring, ring.next, 1)
+            upkeep(ring)
         close(ring)
         ring.close()
+    held = ring.upto
     with (tmp_path / "segment-00000001").open("r+b") as file:
-        file.seek(ends[8])
-        file.write(bytes(ends[12] - ends[8]))
-    ring, _ = opened(tmp_path)
+        file.seek(ends[first - 1])
+        file.write(bytes(ends[last] - ends[first - 1]))
+    verdict = check(inspect(tmp_path))
+    assert (verdict.events, verdict.missing, verdict.lost) == (held - (last - first + 1), last - first + 1, [])
+    ring, report = opened(tmp_path)
+    told = [(damage.first, damage.last) for damage in report.damage]
+    ring.on_damage = lambda damage: told.append((damage.first, damage.last))
     found, missing = declared(ring, 0)
-    assert found == [*range(1, 9), *range(13, 21)]
-    assert missing == [Missing(9, 12, "corrupt")]
+    assert missing == [Missing(first, last, "corrupt")]
+    assert found == [number for number in range(1, held + 1) if not first <= number <= last]
+    assert {position for one, other in told for position in range(one, other + 1)} == set(range(first, last + 1))

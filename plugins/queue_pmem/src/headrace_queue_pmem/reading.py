@@ -183,6 +183,8 @@ def _walk(
 def _finish(walk: _Walk, segment: Segment, offset: int, stand: Place | None, reason: str) -> Place | None:
     """The next frame belongs to another queue id: what is left of this one is lost, or lies unreadable before that frame."""
     walk.miss(walk.limit, reason)
+    if reason == "corrupt":
+        return stand  # before what is unreadable: the other id may have its part in that, and its read must meet it too
     return stand or Place(0, segment, offset)
 
 
