@@ -99,7 +99,7 @@ def test_a_hook_that_is_asked_before_open_and_raises_is_a_problem(tmp_path: Path
     assert problem.endswith("(/p.py:26)")
 
 
-@pytest.mark.parametrize("number", ["0", "1", "3", "256", "'200'"])
+@pytest.mark.parametrize("number", ["0", "1", "3", "4", "127", "256", "'200'"])
 def test_numbers_of_encodings_that_a_site_cannot_have_are_problems(tmp_path: Path, number: str) -> None:
     plugin = f"class Bad(Decoder):\n    encodings = {{'mine': {number}}}\n"
     (problem,) = problems(tmp_path, plugin, decoder("Bad"))

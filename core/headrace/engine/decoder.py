@@ -9,7 +9,6 @@ import pyarrow as pa
 from headrace import decoding
 from headrace.component import Clock
 from headrace.config import Engine
-from headrace.encodings import STORED
 from headrace.engine.supervisor import Supervised
 from headrace.errors import HookError, PermanentError, TransientError
 from headrace.log import describe
@@ -86,7 +85,7 @@ def check_encodings(decoders: Mapping[str, object]) -> str | None:
         for name, number in encodings.items():
             if number in owners:
                 return f"decoders {owners[number]!r} and {decoder!r} both have the encoding {number}; give one of them another number"
-            if not isinstance(number, int) or number in STORED or not 0 < number <= 255:
+            if type(number) is not int or not ENCODING_SITE_FIRST <= number <= 255:
                 return f"decoder {decoder!r}: encoding {name!r} has the number {number!r}: a site's own are {ENCODING_SITE_FIRST}-255"
             owners[number] = decoder
     return None

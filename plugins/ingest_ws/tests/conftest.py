@@ -208,7 +208,14 @@ class RawClient:
         self.head = b""  # of the answer
 
     @classmethod
-    async def connect(cls, address: tuple[str, int], device: str, extra: str = "", receive_buffer: int | None = None) -> RawClient:
+    async def connect(
+        cls,
+        address: tuple[str, int],
+        device: str,
+        extra: str = "",
+        receive_buffer: int | None = None,
+        connection: str = "Connection: Upgrade",
+    ) -> RawClient:
         sock = socket.socket()
         if receive_buffer is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
@@ -216,7 +223,7 @@ class RawClient:
         await asyncio.get_running_loop().sock_connect(sock, address)
         reader, writer = await asyncio.open_connection(sock=sock, limit=4096 if receive_buffer else 1 << 16)
         writer.write(
-            f"GET /v1/devices/{device}/events HTTP/1.1\r\nHost: test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+            f"GET /v1/devices/{device}/events HTTP/1.1\r\nHost: test\r\n{connection}\r\nUpgrade: websocket\r\n"
             f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n{extra}\r\n".encode()
         )
         client = cls(reader, writer)

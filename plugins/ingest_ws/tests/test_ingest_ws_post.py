@@ -137,6 +137,9 @@ def test_a_repetition_names_the_same_bad_events(kit: SimpleNamespace) -> None:
         (b"\n\n", NDJSON, 400, "payload_invalid"),
         (b"[{},{},{},{}]", JSON, 413, "too_large"),
         (b"{}\n{}\n{}\n{}\n", NDJSON, 413, "too_large"),
+        (b"[{},{},{}]\n{}", NDJSON, 413, "too_large"),
+        (b"{}\n[{},{},{}]", NDJSON, 413, "too_large"),
+        (b"[{},{},{},{}]\n", NDJSON, 413, "too_large"),
     ],
 )
 def test_a_body_without_one_good_event_gets_an_error_with_the_reason(

@@ -441,6 +441,17 @@ def test_a_bad_device_name_is_refused_with_400(kit: SimpleNamespace, device: str
     asyncio.run(scenario())
 
 
+def test_a_connection_header_in_several_lines_is_one_list(kit: SimpleNamespace) -> None:
+    async def scenario() -> None:
+        async with kit.running() as site:
+            client = await kit.RawClient.connect(site.address, "d1", connection="Connection: keep-alive\r\nConnection: Upgrade")
+            assert client.head.startswith(b"HTTP/1.1 101 ")
+            client.text(b"{}")
+            assert await client.receive() == (1, b'{"ack":1}')
+
+    asyncio.run(scenario())
+
+
 def test_a_get_without_upgrade_says_what_to_do(kit: SimpleNamespace) -> None:
     async def scenario() -> None:
         async with kit.running() as site:

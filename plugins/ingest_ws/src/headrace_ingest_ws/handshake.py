@@ -21,6 +21,11 @@ _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 VERSION: Final = "13"
 
 
+def wants_upgrade(request: web.Request) -> bool:
+    """Whether the header Connection, which a proxy may have made several of, says Upgrade."""
+    return "upgrade" in (token.strip().lower() for token in ",".join(request.headers.getall("Connection", [])).split(","))
+
+
 def handshake_problem(request: web.Request) -> str | None:
     """Why this request is no WebSocket handshake that we take, or None."""
     headers = request.headers
@@ -28,7 +33,7 @@ def handshake_problem(request: web.Request) -> str | None:
         return "expected HTTP/1.1"
     if headers.get("Upgrade", "").strip().lower() != "websocket":
         return "expected the header Upgrade: websocket"
-    if "upgrade" not in (token.strip().lower() for token in headers.get("Connection", "").split(",")):
+    if not wants_upgrade(request):
         return "expected the header Connection: Upgrade"
     if headers.get("Sec-WebSocket-Version", "").strip() != VERSION:
         return f"expected the header Sec-WebSocket-Version: {VERSION}"

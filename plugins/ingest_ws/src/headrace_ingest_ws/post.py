@@ -102,9 +102,21 @@ def read_body(body: bytes, content_type: str, identity: Identity, received_s: fl
     if isinstance(lines, Refusal):
         result.refused.append(lines)
         return result
+    sent = Sent(identity.name, received_s, events_max)
+    came = 0
     for index, line in lines:
-        result.take_message(events_of(line, JSON, Sent(identity.name, received_s, events_max - len(result.events))), index)
+        events = events_of(line, JSON, sent)
+        came += events.events if isinstance(events, Refusal) else len(events)
+        if came > events_max:
+            return _too_many(identity, came, events_max)
+        result.take_message(events, index)
     return result
+
+
+def _too_many(identity: Identity, came: int, events_max: int) -> Body:
+    refused = Body(identity, JSON)
+    refused.refused.append(Refusal(TOO_LARGE, f"expected at most {events_max} events in a request, got {came} or more", events=came))
+    return refused
 
 
 def type_problem(content_type: str) -> str | None:

@@ -27,7 +27,7 @@ from headrace_ingest_ws.config import IngestWsConfig
 from headrace_ingest_ws.connection import Connection
 from headrace_ingest_ws.counters import Counters
 from headrace_ingest_ws.directory import HostSessions, LocalSessions, Standing, standing
-from headrace_ingest_ws.handshake import VERSION, chosen_subprotocol, handshake_problem
+from headrace_ingest_ws.handshake import VERSION, chosen_subprotocol, handshake_problem, wants_upgrade
 from headrace_ingest_ws.intake import Intake
 from headrace_ingest_ws.lobby import Handler, Lobby
 from headrace_ingest_ws.parser import FrameBuffer
@@ -280,7 +280,7 @@ class Server:
         return self._admit(request)  # draining may have begun meanwhile
 
     async def _get(self, request: web.Request) -> web.StreamResponse:
-        if "upgrade" not in request.headers.get("Connection", "").lower():
+        if not wants_upgrade(request):
             raise Refused(426, Refusal("upgrade_required", "expected a WebSocket upgrade, or a POST with events"), HANDSHAKE_HEADERS)
         identity = await self._admit_new(request)
         if len(self._connections) + self._taking >= self._config.connections_max:

@@ -63,7 +63,7 @@ class JwtGuard(Bearers):
             self._gateway(claims),
             credential=str(claims.get("jti") or key.kid or "")[:64],
             # accepted until then, so not ended before
-            expires=float(claims["exp"]) + self._options.skew_s,
+            expires=claims["exp"] + self._options.skew_s,
             proof=key.fingerprint,
         )
 
@@ -83,7 +83,7 @@ class JwtGuard(Bearers):
     def _claims(self, key: Key, token: str) -> dict[str, Any]:
         options = self._options
         try:
-            return jwt.decode(
+            claims: dict[str, Any] = jwt.decode(
                 token,
                 key.key,
                 algorithms=[key.algorithm],  # never what the token says
@@ -92,6 +92,8 @@ class JwtGuard(Bearers):
                 leeway=options.skew_s,
                 options={"require": ["exp"]},
             )
+            claims["exp"] = float(claims["exp"])
+            return claims
         except jwt.PyJWTError as error:
             for kind, why, reason in _FAILURES:
                 if isinstance(error, kind):
