@@ -179,6 +179,40 @@ def test_types_and_encodings_that_are_not_read_get_415(kit: SimpleNamespace) -> 
     asyncio.run(scenario())
 
 
+def test_a_body_is_asked_for_only_where_it_may_come(kit: SimpleNamespace) -> None:
+    async def scenario() -> None:
+        async with kit.running(post_bytes_max=100) as site:
+
+            async def asked(extra: str) -> bytes:
+                """The answer to a header alone, and where that is "go on", to its body."""
+                reader, writer = await asyncio.open_connection(*site.address)
+                writer.write(f"POST /v1/devices/d1/events HTTP/1.1\r\nHost: x\r\n{extra}\r\n".encode())
+                head: bytes = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+                if b" 100 " in head:
+                    writer.write(b"{}")
+                    head += await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+                writer.close()
+                return head
+
+            granted = await asked("Content-Length: 2\r\nExpect: 100-continue\r\n")
+            assert granted.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 ")
+            assert (await asked("Content-Length: 999\r\nExpect: 100-Continue\r\n")).startswith(b"HTTP/1.1 413 ")
+            assert (await asked("Content-Length: 2\r\nExpect: 100-continue\r\nContent-Type: a/b\r\n")).startswith(b"HTTP/1.1 415 ")
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(("version", "expected"), [("1.1", "99-bottles"), ("1.0", "100-continue")])
+def test_other_expectations_change_nothing(kit: SimpleNamespace, version: str, expected: str) -> None:
+    async def scenario() -> None:
+        async with kit.running() as site:
+            headers = f"Host: x\r\nConnection: close\r\nContent-Length: 2\r\nExpect: {expected}\r\n"
+            request = f"POST /v1/devices/d1/events HTTP/{version}\r\n{headers}\r\n{{}}"
+            assert (await kit.http(site.address, request.encode()))[0] == 200
+
+    asyncio.run(scenario())
+
+
 def test_events_of_a_failed_commit_are_answered_with_503(kit: SimpleNamespace) -> None:
     async def scenario() -> None:
         async with kit.running(kit.FakeDeliver(TransientError("disk"))) as site:

@@ -170,6 +170,7 @@ class Posting:
             async with asyncio.timeout(self._config.request_timeout_s):
                 if (request.content_length or 0) > bytes_max:
                     raise TooLong
+                await _continue(request)
                 return await (self._inflated(request, bytes_max) if gzip else _plain(request, bytes_max))
         except TimeoutError:
             problem = f"expected the whole body in {self._config.request_timeout_s:g} s"
@@ -293,3 +294,10 @@ async def _plain(request: web.Request, bytes_max: int) -> bytes:
         if len(body) > bytes_max:
             raise TooLong
     return bytes(body)
+
+
+async def _continue(request: web.Request) -> None:
+    """Say that the body may come, to a client that waits for that word (RFC 9110 section 10.1.1)."""
+    if request.headers.get("Expect", "").strip().lower() == "100-continue" and request.version >= (1, 1):
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # of the answer itself, nothing is written yet

@@ -97,8 +97,8 @@ class Server:
         self._lobby: Lobby | None = None
         self._acceptor: Acceptor | None = None
         app = web.Application(client_max_size=config.post_bytes_max, middlewares=[self._answer_errors])
-        app.router.add_get(EVENTS_PATH, self._get, allow_head=False)
-        app.router.add_post(EVENTS_PATH, self._post)
+        app.router.add_get(EVENTS_PATH, self._get, allow_head=False, expect_handler=_continue_later)
+        app.router.add_post(EVENTS_PATH, self._post, expect_handler=_continue_later)
         self._runner = web.AppRunner(
             app,
             access_log=None,
@@ -387,3 +387,7 @@ class Server:
 
     async def _post(self, request: web.Request) -> web.StreamResponse:
         return await self._posting.answer(request)
+
+
+async def _continue_later(request: web.Request) -> None:
+    """aiohttp would ask for the body before it is known whether the client may send one, and refuse other expectations uncounted."""
