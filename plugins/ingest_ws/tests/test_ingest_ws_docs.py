@@ -68,8 +68,13 @@ def test_the_documented_limits_are_the_defaults() -> None:
     limits = PAGE.read_text().partition("## Limits")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| `(\w+)` \| ([\d,]+)[^|]*\|", limits, re.MULTILINE)
     config = IngestWs.Config(auth="none")
-    assert len(rows) == 21
+    assert len(rows) == 22
     assert {name: float(value.replace(",", "")) for name, value in rows} == {name: float(getattr(config, name)) for name, _ in rows}
+
+
+def test_every_option_stands_in_the_readme() -> None:
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    assert [name for name in IngestWs.Config.__struct_fields__ if f"`{name}`" not in text] == []
 
 
 def test_every_code_is_documented() -> None:
