@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
+import sqlite3
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from headrace.dead.command import main
@@ -93,6 +96,79 @@ def test_show_has_the_bytes_as_they_came(data: Path, capfdbinary: pytest.Capture
     assert main(["show", place, "77"]) == 1
 
 
+def strange_events() -> dict[str, pa.RecordBatch]:
+    """Events that outputs refuse for what Python has no value for either."""
+    broken = pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xff"], pa.binary()).buffers())
+    readings = {
+        "text": pa.StructArray.from_arrays([broken], ["t"]),
+        "twice": pa.StructArray.from_arrays([pa.array([1.5]), pa.array([2.5])], ["x", "x"]),
+        "when": pa.StructArray.from_arrays([pa.array([1 << 62], pa.timestamp("us", "UTC"))], ["at"]),
+        "fine": pa.StructArray.from_arrays([pa.array([1], pa.timestamp("ns"))], ["at"]),
+        "deep": pa.array([{"l": [{"d": 1 << 30}]}], pa.struct([("l", pa.list_(pa.struct([("d", pa.date32())])))])),
+    }
+    time = pa.array([-(1 << 62)], pa.timestamp("us", "UTC"))
+    return {name: pa.RecordBatch.from_arrays([time, struct], ["time", "readings"]) for name, struct in readings.items()}
+
+
+def test_events_with_what_python_has_no_value_for_are_shown_and_hide_no_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = DeadLetters(tmp_path / "site" / dead_letter_file.NAME, 1 << 20)
+    for position, batch in enumerate(strange_events().values(), 1):
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, batch.schema) as stream:
+            stream.write_batch(batch)
+        store.add([letter(position, encoding=0, payload=sink.getvalue().to_pybytes(), received_us=1 << 62)])
+    store.add([letter(9)])
+    store.close()
+    place = str(tmp_path)
+    assert listed(capsys, place) == [1, 2, 3, 4, 5, 9]
+    assert main(["replay", place, "--all", "--dry-run"]) == 0
+    assert "6  for output lake; decodes now" in capsys.readouterr().out
+    expected = {
+        1: '"t": "\\\\xff"',
+        2: '"x (2)": 2.5',
+        3: f'"at": "{1 << 62} (timestamp[us, tz=UTC])"',
+        4: "(timestamp[ns])",
+        5: "(date32[day])",
+    }
+    for seq, text in expected.items():
+        assert main(["show", place, str(seq)]) == 0
+        told = capsys.readouterr().out
+        assert text in told
+        assert f"received  {1 << 62} us" in told
+        assert main(["show", place, str(seq), "--json"]) == 0
+        capsys.readouterr()
+
+
+def test_a_limit_of_a_listing_for_programs_is_kept_whatever_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("site", "edge"):
+        store = DeadLetters(tmp_path / name / dead_letter_file.NAME, 1 << 20)
+        store.add([letter(position) for position in range(60)])
+        store.close()
+    assert len(listed(capsys, str(tmp_path), "--limit", "50")) == 50
+    assert len(listed(capsys, str(tmp_path), "--limit", "70")) == 70
+    assert len(listed(capsys, str(tmp_path))) == 120
+
+
+def test_ages_beyond_all_time_are_no_error(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert len(listed(capsys, str(data), "--since", f"{'9' * 20}d")) == 4
+    assert main(["purge", str(data), "--older-than", f"{'9' * 20}d"]) == 1
+    assert "0 letters would be purged" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("other", ["", "create table devices (a)"])
+def test_a_look_into_another_file_is_refused_and_does_not_change_it(tmp_path: Path, other: str) -> None:
+    file = tmp_path / "context.db"
+    file.touch()
+    if other:
+        with contextlib.closing(sqlite3.connect(file)) as database:
+            database.execute(other)
+    before = file.read_bytes()
+    with pytest.raises(HeadraceError, match=r"context\.db holds no dead letters; expected a dead_letters\.db"):
+        main(["list", str(file)])
+    assert file.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["context.db"]
+
+
 def test_purge_wants_a_filter_and_a_yes_and_leaves_the_position(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     place = str(data / "site")
     assert main(["purge", place]) == 2
@@ -140,8 +216,6 @@ def test_places_without_letters_say_what_was_expected(tmp_path: Path) -> None:
 
 
 def test_a_file_of_the_first_version_is_read_and_gets_the_new_columns(tmp_path: Path) -> None:
-    import sqlite3
-
     path = tmp_path / dead_letter_file.NAME
     old = sqlite3.connect(path)
     old.execute(

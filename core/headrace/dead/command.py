@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import itertools
 import json
 import re
 import sys
@@ -49,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
 
     listing = add("list", _list, "List letters, with counts by reason.")
     _filters(listing)
-    listing.add_argument("--limit", type=_positive, default=LIMIT, help=f"list so many at most ({LIMIT}); the counts are of all")
+    listing.add_argument("--limit", type=_positive, help=f"list so many at most ({LIMIT}); the counts are of all")
     listing.add_argument("--json", action="store_true", help="as NDJSON: one letter a line, all of them unless --limit is given")
     show = add("show", _show, "Show letters whole: ids, reason, and the bytes as they came.")
     show.add_argument("seq", nargs="+", type=_seqs, metavar="SEQ", help="numbers as `list` shows them; 5, or 5-9")
@@ -96,20 +97,19 @@ def _filter(options: argparse.Namespace) -> Filter:
 
 def _list(options: argparse.Namespace, stores: list[DeadStore], wanted: Filter) -> int:
     if options.json:
-        limit = None if options.limit == LIMIT else options.limit
-        for store in stores:
-            for row in store.rows(wanted, limit):
-                print(json.dumps(content.as_json(store.name, row), ensure_ascii=False))
+        rows = ((store, row) for store in stores for row in store.rows(wanted, options.limit))
+        for store, row in itertools.islice(rows, options.limit):
+            print(json.dumps(content.as_json(store.name, row), ensure_ascii=False))
         _mention_corrupt(stores, sys.stderr)
         return 0
-    left = options.limit
+    left = options.limit or LIMIT
     lines = []
     for store in stores:
         for row in store.rows(wanted, left):
             left -= 1
             state = "" if row.state == "dead" else f" ({row.state})"
             again = f" (x{row.attempts})" if row.attempts > 1 else ""
-            refused = content.time_text(row.refused_us)[:19] + "Z"
+            refused = re.sub(r"\.\d+Z$", "Z", content.time_text(row.refused_us))
             lines.append(
                 (store.name, str(row.seq), refused, row.stage + state, row.component, row.output or "(all)", row.device, row.reason + again)
             )
@@ -202,7 +202,8 @@ def _seconds(text: str) -> float:
 
 
 def _ago(seconds: float) -> int:
-    return int((datetime.datetime.now(datetime.UTC).timestamp() - seconds) * 1e6)
+    # Before 1970 nothing was refused, and SQLite's numbers end.
+    return max(int((datetime.datetime.now(datetime.UTC).timestamp() - seconds) * 1e6), 0)
 
 
 def _moment(text: str) -> int:

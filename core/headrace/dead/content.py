@@ -22,8 +22,11 @@ def encoding_name(encoding: int) -> str:
 
 
 def time_text(microseconds: int) -> str:
-    """RFC 3339, UTC, with milliseconds."""
-    moment = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC) + datetime.timedelta(microseconds=microseconds)
+    """RFC 3339, UTC, with milliseconds; of a year that has no such form, the number."""
+    try:
+        moment = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC) + datetime.timedelta(microseconds=microseconds)
+    except OverflowError:
+        return f"{microseconds} us"
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
@@ -40,9 +43,34 @@ def event_of(payload: bytes) -> dict[str, Any] | None:
     """The one event of a letter that has no payload of a device any more."""
     try:
         with pa.ipc.open_stream(payload) as stream:
-            return dict(stream.read_all().to_pylist()[0])
-    except (pa.ArrowInvalid, OSError, IndexError):
+            batch = stream.read_next_batch()
+        batch.validate()  # nothing may be read through a broken offset
+        return {name: _value(column[0]) for name, column in zip(batch.schema.names, batch.columns, strict=True)}
+    except (pa.ArrowException, OSError, IndexError, StopIteration):
         return None
+
+
+def _value(scalar: pa.Scalar) -> Any:
+    """What a scalar holds, also where Python has no such value: it is for just these that outputs refuse events."""
+    if not scalar.is_valid:
+        return None
+    if isinstance(scalar, pa.StructScalar):
+        # Children of the same name are told apart: an event with two of them is refused for that.
+        found: dict[str, Any] = {}
+        for number, child in enumerate(scalar.type):
+            name = child.name if child.name not in found else f"{child.name} ({number + 1})"
+            found[name] = _value(scalar[number])
+        return found
+    if isinstance(scalar, pa.DictionaryScalar):
+        return _value(scalar.value)
+    if isinstance(scalar, pa.StringScalar):
+        return scalar.as_buffer().to_pybytes().decode(errors="backslashreplace")
+    if isinstance(scalar, pa.ListScalar):
+        return [_value(one) for one in scalar.values]
+    try:
+        return scalar.as_py()
+    except (ValueError, OverflowError):  # a time beyond the calendar, or finer than a microsecond
+        return f"{getattr(scalar, 'value', '?')} ({scalar.type})"
 
 
 def readable(row: Row) -> str:

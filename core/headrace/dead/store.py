@@ -102,6 +102,8 @@ class DeadStore:
     def __init__(self, name: str, path: Path) -> None:
         self.name, self.path = name, path
         try:
+            if not dead_letter_file.is_one(path):
+                raise HeadraceError(f"{path} holds no dead letters; expected a {dead_letter_file.NAME}")
             self._db = dead_letter_file.connect(path)
         except sqlite3.Error as error:
             raise HeadraceError(f"dead letters at {path} cannot be read: {error}") from error

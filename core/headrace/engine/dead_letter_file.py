@@ -81,6 +81,15 @@ def connect(path: Path) -> sqlite3.Connection:
     return db
 
 
+def is_one(path: Path) -> bool:
+    """Whether the file, which is there, is a store of dead letters: to look into another must not change it. Raises sqlite3.Error."""
+    db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=BUSY_S)
+    try:
+        return db.execute("select 1 from sqlite_master where type = 'table' and name = 'letters'").fetchone() is not None
+    finally:
+        db.close()
+
+
 def size_bytes(db: sqlite3.Connection) -> int:
     """What the letters take, without the pages that are free again."""
     pages, free, size = (db.execute(f"pragma {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size"))

@@ -195,6 +195,81 @@ def test_types_that_do_not_go_together_and_files_without_readings_keep_every_eve
     well(lake)
 
 
+@pytest.mark.parametrize("struct", ["readings", "context"])
+def test_a_reading_that_is_named_as_the_placeholder_of_none_stays(tmp_path: Path, struct: str) -> None:
+    def named(key: RangeKey) -> pa.RecordBatch:
+        count = key.last - key.first + 1
+        kinds: list[dict[str, Any]] = [
+            {"_empty": [True] * count},
+            {"_empty": [False] * count, "t": [1.0] * count},
+            {},
+            {"t": [1.0] * count},
+        ]
+        own = kinds[key.first // 10 % 4]
+        return events(key, *((own, {}) if struct == "readings" else ({}, own)))
+
+    lake = tmp_path / "lake"
+    write(lake, *spans(1, 80, 10), batches=named, partition_by=[])
+    compact(LocalStore(lake), Options(files_min=2))
+    vacuum(LocalStore(lake), 0, wall=later)
+    rows = [row for file in lake.glob("*.parquet") for row in pq.read_table(file).to_pylist()]
+    found = {row["position"]: row[struct].get("_empty") for row in rows}
+    assert found == {number: {0: True, 1: False}.get((number - 1) // 10 % 4) for number in range(1, 81)}
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-9])
+
+
+def flip(file: Path) -> None:
+    """In the first page of the first column."""
+    data = bytearray(file.read_bytes())
+    place = data.index(b"\x28\xb5\x2f\xfd")  # where zstd's frame begins
+    data[place] ^= 1
+    file.write_bytes(data)
+
+
+def garble(file: Path) -> None:
+    table = pq.read_table(file)
+    device = pa.Array.from_buffers(pa.string(), len(table), pa.array([b"\xff"] * len(table), pa.binary()).buffers())
+    pq.write_table(table.set_column(0, "device", device), file)
+
+
+def shorten(file: Path) -> None:
+    pq.write_table(pq.read_table(file).slice(1), file)
+
+
+def replace(file: Path) -> None:
+    pq.write_table(pa.table({"a": [1]}), file)
+
+
+@pytest.mark.parametrize("harm", [cut, flip, garble, shorten, replace])
+def test_a_damaged_file_is_named_and_keeps_no_other_partition_from_being_merged(
+    lake: Path, harm: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = sorted(lake.glob("class=meter/*.parquet"))[3]
+    harm(file)
+    assert main(["compact", str(lake), "--files-min", "2"]) == 1
+    told = capsys.readouterr().out
+    assert "30 files made 3 in 3 partitions" in told
+    assert "note     class=meter: left alone, for" in told
+    assert f"class=meter/{file.name}" in told
+    assert "restore the file from a backup" in told
+    assert sorted(path.parent.name for path in lake.glob("**/*.merged")) == ["class=door", "class=thermostat", "class=unknown"]
+
+
+def test_a_store_that_does_not_answer_is_no_damaged_file(lake: Path) -> None:
+    class Gone(LocalStore):
+        def open_input(self, path: str) -> Any:
+            raise OSError("no answer")
+
+        def size(self, path: str) -> int | None:
+            raise OSError("no answer")
+
+    with pytest.raises(OSError, match=r"^no answer$"):
+        compact(Gone(lake), Options(files_min=2))
+
+
 def test_rolls_that_are_not_published_or_stand_behind_a_hole_are_left_alone(lake: Path) -> None:
     attempt = next(iter(lake.glob("**/q-00000000000000000121-*.parquet"))).name.rsplit("-", 1)[0]
     (lake / "_tmp" / attempt).mkdir()

@@ -128,7 +128,9 @@ def test_a_hole_in_the_chain_of_records_is_told(lake: Path, fast: bool) -> None:
     record.unlink()
     found = problems(lake, fast=fast)
     assert any("expected a record that begins at 51" in problem and "a hole: it begins at 101" in problem for problem in found)
-    assert sum("move it out" in problem for problem in found) == len(files)
+    assert sum(
+        "restore that record from a backup of the lake; only where there never was one, move it out" in problem for problem in found
+    ) == len(files)
 
 
 def test_a_record_that_does_not_add_up_or_cannot_be_read_is_told(lake: Path) -> None:
@@ -138,6 +140,22 @@ def test_a_record_that_does_not_add_up_or_cannot_be_read_is_told(lake: Path) -> 
     found = problems(lake)
     assert any("expected 49 positions in 1..49, found 50 rows" in problem for problem in found)
     assert any("cannot be read" in problem and "r%2F2" in problem for problem in found)
+
+
+def test_files_whose_record_is_damaged_are_not_to_be_moved_away(lake: Path) -> None:
+    (lake / "_commits/r%2F2/00000000000000000001.json").write_bytes(b"{")
+    told = [problem for problem in problems(lake) if ".parquet: " in problem]
+    assert len(told) == len(list(lake.glob("**/r%2F2-*.parquet"))) > 0
+    assert all(
+        "whose record _commits/r%2F2/00000000000000000001.json is not there or cannot be read; restore" in problem for problem in told
+    )
+
+
+def test_what_else_lies_among_the_folders_is_passed_over(lake: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder in ("", "_commits", "_commits/q", "_tmp"):
+        (lake / folder / ".DS_Store").write_bytes(b"x")
+    for command in ("info", "verify", "files", "compact"):
+        assert main([command, str(lake)]) == 0, capsys.readouterr().out
 
 
 def test_a_roll_that_is_committed_and_not_yet_published_is_well(tmp_path: Path) -> None:

@@ -70,7 +70,8 @@ class ArrowStore:
         return sorted(entry.base_name for entry in found)
 
     def folders(self, path: str) -> list[str]:
-        return self.names(path)
+        found = self._fs.get_file_info(fs.FileSelector(self._path(path), allow_not_found=True))
+        return sorted(entry.base_name for entry in found if entry.type == fs.FileType.Directory)
 
     def remove_tree(self, path: str) -> int:
         count = len(self.names(path))

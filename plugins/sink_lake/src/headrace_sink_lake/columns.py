@@ -85,9 +85,19 @@ def plain(struct: pa.StructType) -> pa.StructType:
     return pa.struct([(f.name, f.type.value_type if pa.types.is_dictionary(f.type) else f.type) for f in struct])
 
 
-def without_placeholder(struct: pa.StructType) -> pa.StructType:
-    """The type without the child that stands for none."""
-    return pa.struct([field for field in struct if field != NO_CHILDREN])
+def of_file(schema: pa.Schema, metadata: Any, name: str) -> pa.StructType:
+    """The type of a file's readings or context, without the child that stands for none; metadata: the file's footer.
+
+    A device may well send a boolean of that name. That one is not null in each row.
+    """
+    struct = plain(schema.field(name).type)
+    return pa.struct([]) if list(struct) == [NO_CHILDREN] and _all_null(metadata, f"{name}.{NO_CHILDREN.name}") else struct
+
+
+def _all_null(metadata: Any, path: str) -> bool:
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    found = [group.column(place) for group in groups for place in range(group.num_columns) if group.column(place).path_in_schema == path]
+    return all(column.statistics is not None and column.statistics.null_count == column.num_values for column in found)
 
 
 def file_schema(readings: pa.StructType, context: pa.StructType, metadata: dict[bytes, bytes] | None) -> pa.Schema:

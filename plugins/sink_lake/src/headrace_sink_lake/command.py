@@ -121,7 +121,7 @@ def _compact(options: argparse.Namespace) -> int:
         print(f"note     {note}")
     merged = f"{done.files_before:,} files made {done.files_after:,} in {done.partitions:,} partitions, {done.rows:,} rows"
     print(f"{without_secrets(options.path)}: {merged}; read it by headrace lake files until headrace lake vacuum has run")
-    return 0
+    return 1 if done.damaged else 0
 
 
 def _vacuum(options: argparse.Namespace) -> int:

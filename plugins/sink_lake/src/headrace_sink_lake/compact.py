@@ -20,8 +20,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from headrace import EVENT_COLUMNS
 from headrace_sink_lake import columns, units
-from headrace_sink_lake.inspection import queue_names, records, require_lake
+from headrace_sink_lake.inspection import RESTORE, queue_names, records, require_lake
 from headrace_sink_lake.ledger import TEMPORARIES
 from headrace_sink_lake.manifest import COMPACTED_FILE, MERGED, ORPHAN_S, Covered, LiveFile, Manifest, Partition, compacted_name
 from headrace_sink_lake.merging import batch_rows, merged, mixed
@@ -48,13 +49,18 @@ class Options(NamedTuple):
 
 @dataclass
 class Outcome:
-    """What a compaction did. `notes`: what it left alone, and why."""
+    """What a compaction did. `damaged`: partitions with a file that cannot be read; `notes`: what it left alone, and why."""
 
     partitions: int = 0
     files_before: int = 0
     files_after: int = 0
     rows: int = 0
+    damaged: int = 0
     notes: list[str] = field(default_factory=list)
+
+
+class _DamagedError(OSError):
+    """A file that is there and cannot be read as what it should be."""
 
 
 class _Input(NamedTuple):
@@ -147,6 +153,12 @@ class _Compaction:
             )
             self._discard(names)
             return
+        except _DamagedError as error:
+            # The others are merged all the same: one bad file must not let small files grow without end.
+            self._outcome.notes.append(f"{folder or '.'}: left alone, for {error}")
+            self._outcome.damaged += 1
+            self._discard(names)
+            return
         except BaseException:
             self._discard(names)
             raise
@@ -165,9 +177,11 @@ class _Compaction:
         shapes: list[tuple[pa.StructType, pa.StructType]] = []
         members: list[list[tuple[LiveFile, pa.Schema]]] = []
         for file in files:
-            with self._store.open_input(file.path) as stream:
-                schema = pq.read_schema(stream)
-            own = tuple(columns.without_placeholder(columns.plain(schema.field(name).type)) for name in columns.STRUCTS)
+            with self._reading(file.path), self._store.open_input(file.path) as stream, pq.ParquetFile(stream) as parquet:
+                schema = parquet.schema_arrow
+                if tuple(schema.names) != EVENT_COLUMNS:
+                    raise pa.ArrowInvalid(f"expected the columns {', '.join(EVENT_COLUMNS)}, found {', '.join(schema.names)}")
+                own = [columns.of_file(schema, parquet.metadata, name) for name in columns.STRUCTS]
             for number, shape in enumerate(shapes):
                 wider = columns.merge(shape[0], own[0]), columns.merge(shape[1], own[1])
                 if None not in wider and len(members[number]) < INPUTS_MAX:
@@ -212,7 +226,8 @@ class _Compaction:
             stack.callback(files.abandon)
             rows = batch_rows(len(inputs))
             streams = [stack.enter_context(self._store.open_input(file.path)) for file in inputs]
-            for table in merged([pq.ParquetFile(stream).iter_batches(batch_size=rows) for stream in streams], schema):
+            sources = [self._batches(file.path, stream, rows) for file, stream in zip(inputs, streams, strict=True)]
+            for table in merged(sources, schema):
                 files.write(table)
             files.end()
         self._check(inputs, made)
@@ -220,6 +235,23 @@ class _Compaction:
         self._fault("lake.after_merge")
         self._outcome.rows += sum(file.rows for file in made)
         return made
+
+    def _batches(self, path: str, stream: Any, rows: int) -> Iterator[pa.RecordBatch]:
+        with self._reading(path):
+            for batch in pq.ParquetFile(stream).iter_batches(batch_size=rows):
+                batch.validate(full=True)  # a text that is none would go into the merged file, and keep DuckDB from the whole lake
+                yield batch
+
+    @contextlib.contextmanager
+    def _reading(self, path: str) -> Iterator[None]:
+        """Turns what pyarrow says of a damaged file into one error that names it; a store that does not answer is none."""
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except (OSError, pa.ArrowException) as error:
+            self._store.size(path)
+            raise _DamagedError(f"{path} cannot be read ({error}); {RESTORE}") from error
 
     def _check(self, inputs: list[LiveFile], made: list[LiveFile]) -> None:
         """The merged files, read back, hold the very events of the others: OSError where they do not."""
@@ -234,7 +266,7 @@ class _Compaction:
         found: dict[str, tuple[int, int]] = {}
         for file in files:
             rows = 0
-            with self._store.open_input(file.path) as stream:
+            with self._reading(file.path), self._store.open_input(file.path) as stream:
                 for batch in pq.ParquetFile(stream, read_dictionary=["origin"]).iter_batches(1 << 18, columns=["origin", "position"]):
                     rows += batch.num_rows
                     names, codes, positions = columns.ids(batch)
@@ -243,7 +275,7 @@ class _Compaction:
                         count, total = found.get(names[code], (0, 0))
                         found[names[code]] = (count + len(own), (total + int(mixed(own).sum())) % (1 << 64))
             if rows != file.rows:
-                raise OSError(f"expected {file.rows} rows in {file.path}, found {rows}; run headrace lake verify")
+                raise _DamagedError(f"expected {file.rows} rows in {file.path}, found {rows}; {RESTORE}")
         return found
 
     def _commit(self) -> None:

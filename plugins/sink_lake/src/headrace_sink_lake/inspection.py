@@ -16,6 +16,8 @@ from headrace_sink_lake.store import Store
 #: Files that readers like; what is below a quarter of it counts as small.
 TARGET_BYTES = 128 << 20
 SMALL_BYTES = TARGET_BYTES // 4
+#: What to do about a damaged file.
+RESTORE = "restore the file from a backup, or replay its range from a recording"
 
 
 @dataclass
@@ -110,7 +112,7 @@ def require_lake(store: Store) -> None:
 
 def queue_names(store: Store) -> list[str]:
     """The queue ids that have commit records, percent-encoded as their folders are."""
-    return store.names(COMMITS)
+    return store.folders(COMMITS)
 
 
 def records(store: Store, queue: str) -> Iterator[tuple[str, CommitRecord | OSError]]:

@@ -91,7 +91,8 @@ class LocalStore:
             return []
 
     def folders(self, path: str) -> list[str]:
-        return self.names(path)
+        # What else lies there (a `.DS_Store`, a `.nfs...`) is nobody's roll.
+        return [name for name in self.names(path) if self._path(f"{path}/{name}").is_dir()]
 
     def remove_tree(self, path: str) -> int:
         count = len(self.names(path))

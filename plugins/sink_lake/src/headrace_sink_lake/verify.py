@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from headrace_sink_lake.columns import ids
-from headrace_sink_lake.inspection import queue_names, records, require_lake
+from headrace_sink_lake.inspection import RESTORE, queue_names, records, require_lake
 from headrace_sink_lake.ledger import COMMITS, TEMPORARIES
 from headrace_sink_lake.manifest import COMPACTED_FILE, MANIFESTS, MERGED, PARQUET, ROLL_FILE, Index, Manifest
 from headrace_sink_lake.positions import Seen, passes_for
@@ -101,6 +101,7 @@ class _Check:
         self._ranges: dict[str, _Range] = {}
         self._covered_rows: dict[str, int] = {}
         self._replaced: set[str] = set()
+        self._known: set[tuple[str, int]] = set()
 
     def run(self) -> Verdict:
         for queue in queue_names(self._store):
@@ -156,6 +157,7 @@ class _Check:
             self._verdict.add(path, f"files of {record.rows} rows", f"{sum(file.rows for file in record.files)}", remedy)
         if (unquote(queue), record.first) != (record.queue_id, int(path[-25:-5])):
             self._verdict.add(path, "the record of that queue id and position", f"one of {record.queue_id}/{record.first}", remedy)
+        self._known.add((queue, int(path[-25:-5])))
         self._ranges[record.attempt] = _Range(record.first, record.last, tuple(sorted([*holes, *record.dead])))
         for number, file in enumerate(record.files):
             folder = file.path.rpartition("/")[0]
@@ -176,17 +178,24 @@ class _Check:
             if path in self._live:
                 there.add(path)
                 if length != self._live[path].bytes:
-                    self._verdict.add(path, f"{self._live[path].bytes} bytes", f"{length}", _RESTORE)
+                    self._verdict.add(path, f"{self._live[path].bytes} bytes", f"{length}", RESTORE)
             elif path in self._replaced or COMPACTED_FILE.fullmatch(name):
                 leftover += 1
             elif path.endswith((PARQUET, MERGED)) and not self._is_newer(path):
-                self._verdict.add(
-                    path, "only files that a commit record or the manifest names", "this one", "move it out of the lake: readers count it"
-                )
+                self._verdict.add(path, "only files that a commit record or the manifest names", *self._unnamed(name))
         if leftover:
             self._verdict.notes.append(f"{leftover} files that compacted ones replace are still there; `headrace lake vacuum` removes them")
         for path in sorted(self._live.keys() - there):
             self._absent(path, self._live[path])
+
+    def _unnamed(self, name: str) -> tuple[str, str]:
+        """What to say of a file that nothing names, and what to do: one whose record was damaged holds events that were acknowledged."""
+        roll = ROLL_FILE.fullmatch(name)
+        if roll is None or (roll["queue"], int(roll["first"])) in self._known:
+            return "this one", "move it out of the lake: readers count it"
+        record = f"{COMMITS}/{roll['queue']}/{roll['first']}.json"
+        remedy = "restore that record from a backup of the lake; only where there never was one, move it out of the lake"
+        return f"this one, whose record {record} is not there or cannot be read", remedy
 
     def _is_newer(self, path: str) -> bool:
         # A roll that was committed after its queue id's records were read.
@@ -203,7 +212,7 @@ class _Check:
             self._live[waiting] = self._live.pop(path)
             return
         if self._store.size(path) is None:
-            self._verdict.add(path, f"a file of {file.rows} rows", "none", _RESTORE)
+            self._verdict.add(path, f"a file of {file.rows} rows", "none", RESTORE)
             self._live.pop(path)
 
     # --- the events ----------------------------------------------------------------------------------------------
@@ -229,14 +238,14 @@ class _Check:
             with self._store.open_input(path) as stream, pq.ParquetFile(stream, read_dictionary=["origin"]) as parquet:
                 rows = parquet.metadata.num_rows
                 if first and rows != file.rows:
-                    self._verdict.add(path, f"{file.rows} rows", f"{rows}", _RESTORE)
+                    self._verdict.add(path, f"{file.rows} rows", f"{rows}", RESTORE)
                 if self._fast:
                     return
                 for batch in parquet.iter_batches(columns=["origin", "position"], batch_size=1 << 18):
                     yield from self._by_origin(path, file, batch, first)
         except (OSError, pa.ArrowException) as error:
             if first:
-                self._verdict.add(path, f"a Parquet file of {file.rows} rows", f"{type(error).__name__}: {error}", _RESTORE)
+                self._verdict.add(path, f"a Parquet file of {file.rows} rows", f"{type(error).__name__}: {error}", RESTORE)
 
     def _by_origin(self, path: str, file: _Expected, batch: pa.RecordBatch, first: bool) -> Iterator[tuple[str, Any]]:
         names, codes, positions = ids(batch)
@@ -256,7 +265,7 @@ class _Check:
         if wrong.any():
             shown = _shown(positions[wrong])
             declared = f"positions of {span.first}..{span.last} that are neither missing nor dead"
-            self._verdict.add(path, declared, f"{int(wrong.sum())} others ({shown})", _RESTORE)
+            self._verdict.add(path, declared, f"{int(wrong.sum())} others ({shown})", RESTORE)
 
     def _tell_doubles(self, doubles: dict[str, set[int]]) -> None:
         wanted = {origin: np.array(sorted(positions), dtype=np.uint64) for origin, positions in doubles.items()}
@@ -272,9 +281,6 @@ class _Check:
 
     def _progress(self, text: str) -> None:
         self._tell(text)
-
-
-_RESTORE = "restore the file from a backup, or replay its range from a recording"
 
 
 def _shown(positions: Any) -> str:
