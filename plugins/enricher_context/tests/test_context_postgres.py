@@ -56,6 +56,41 @@ def test_schemas_odd_names_uuids_and_times(postgres: PostgresServer, tmp_path: P
     assert got == {"tags": '{"line": 3}', "active": True, "share": 5}
 
 
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("since", "infinity"),
+        ("since", "-infinity"),
+        ("since", "20000-06-15 12:00:00+00"),
+        ("since", "0044-06-15 12:00:00+00 BC"),
+        ("naive", "infinity"),
+        ("naive", "294000-01-01 00:00:00"),
+        ("day", "infinity"),
+        ("day", "0044-03-15 BC"),
+        ("at", "24:00:00"),
+    ],
+)
+def test_a_time_that_python_does_not_know_costs_its_cell_only(postgres: PostgresServer, tmp_path: Path, column: str, value: str) -> None:
+    postgres.execute(
+        "CREATE TABLE devices (device text PRIMARY KEY, since timestamptz, naive timestamp, day date, at time)",
+        "INSERT INTO devices VALUES ('good', '2026-11-23 13:00+01', '2026-11-23 12:00', '2026-11-23', '12:00')",
+        f"INSERT INTO devices (device, {column}) VALUES ('odd', '{value}')",
+    )
+    columns = {name: Column(type="timestamp") for name in ("since", "naive", "day")} | {
+        "text": Column(source=column),
+        "at": Column(),
+    }
+    component, context = enricher(postgres.url, tmp_path / "data", columns=columns)
+    run(component.open())
+    assert context.statuses == [("ok", "")]
+    good, odd = added(component, "good", "odd")
+    assert good["since"].isoformat() == good["naive"].isoformat() == "2026-11-23T12:00:00+00:00"
+    assert (good["day"].isoformat(), good["at"]) == ("2026-11-23T00:00:00+00:00", "12:00:00")
+    assert odd.pop("text")[:10] == value[:10]  # the hour is that of the server's zone
+    assert odd == {**dict.fromkeys(columns.keys() - {"text"}), "at": value if column == "at" else None}
+    assert context.metric("enrich_row_problems_total", reason="bad_cell") == (column != "at")
+
+
 def test_a_query_with_casts_patterns_and_percent_signs(postgres: PostgresServer, tmp_path: Path) -> None:
     fill(postgres, "a", "b")
     query = """SELECT device, (class || ' 10% :x')::text AS class FROM devices
@@ -83,12 +118,13 @@ def test_changes_by_a_time_of_change_come_once_the_transaction_has_ended(postgre
     assert context.metric("enrich_refresh_rows_total") == 3 + 2
 
 
+@pytest.mark.parametrize("end", ["9999-12-31", "infinity"])
 @pytest.mark.parametrize("kind", ["timestamptz", "timestamp"])
-def test_changes_are_seen_behind_a_row_of_the_year_9999(postgres: PostgresServer, tmp_path: Path, kind: str) -> None:
+def test_changes_are_seen_behind_a_row_of_the_last_times(postgres: PostgresServer, tmp_path: Path, kind: str, end: str) -> None:
     fill(postgres, "a", "b")
     postgres.execute(
         f"ALTER TABLE devices ADD COLUMN changed {kind} DEFAULT now()",
-        "UPDATE devices SET changed = '9999-12-31' WHERE device = 'd1'",
+        f"UPDATE devices SET changed = '{end}' WHERE device = 'd1'",
     )
     component, _ = enricher(postgres.url, tmp_path / "data", clock=SystemClock(), updated_column="changed", columns={"class": Column()})
     run(component.open())

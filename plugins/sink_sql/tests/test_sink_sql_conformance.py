@@ -5,19 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pyarrow as pa
 import pytest
 import sqlalchemy as sa
 from mariadb_server import MariadbServer
+from sql_driver import refused
 from sqlalchemy.pool import NullPool
 from timescale_server import TimescaleServer
 
 from headrace import Context
 from headrace.config import Secret
-from headrace.testing import SinkContract, event_batch
+from headrace.testing import SinkContract, event_batch, fake_context, run
 from headrace.testing.postgres import PostgresServer
+from headrace.testing.sink_bench import key_of
 from headrace_sink_sql import SinkSql, SqlConfig
 from headrace_sink_sql.config import Column
 
@@ -67,6 +70,25 @@ class SqlContract(SinkContract):
 
     def refused(self, context: Context) -> tuple[pa.RecordBatch, list[int]]:
         return event_batch(4, 1, readings={"level": [1.0, 2.5, 3.0, 1e300]}), [1, 3]
+
+    def test_of_times_that_no_database_keeps_only_their_rows_are_refused(self, tmp_path: Path) -> None:
+        """From year 0 on Arrow and PostgreSQL misread one another: 36,534 years before our time became the year 30971."""
+        context = fake_context(tmp_path / "data")
+        sink = self.make(context)
+        batch = event_batch(6, 1)
+        times = pa.array([1_790_000_000_000_000, -(2**60), -62_135_596_800_000_001, 253_402_300_799_999_999, 2**60, 0])
+        place = batch.schema.get_field_index("time")
+        batch = batch.set_column(place, batch.schema.field(place), times.view(batch.schema.field(place).type))
+
+        async def main() -> None:
+            await sink.open()
+            error = await refused(sink, batch)
+            assert error.rows == {str(key_of(batch)): [1, 2, 4]}
+            assert "outside the years" in str(error)
+            await sink.close()
+
+        run(main())
+        assert len(self.read_back(context)) == 0
 
 
 class TestSqlite(SqlContract):

@@ -87,6 +87,16 @@ def test_positions_beyond_a_signed_integer_are_found() -> None:
     }
 
 
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
+def test_times_outside_the_years_of_drivers_are_found(unit: str) -> None:
+    per_second = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[unit]
+    first, end = -62_135_596_800 * per_second, 253_402_300_800 * per_second
+    times = [0, None, first, first - 1, end - 1, end, -(2**63) + 1, 2**63 - 1] if unit != "ns" else [0, None, -(2**63) + 1, 2**63 - 1]
+    column = pa.array(times, pa.timestamp(unit, "UTC"))
+    found = unfit(pa.record_batch([column], ["time"]), [Target("time", "time", "time", sa.DateTime())], True)
+    assert found == dict.fromkeys([3, 5, 6, 7] if unit != "ns" else [], "time: a time outside the years 1 to 9999")
+
+
 @pytest.mark.parametrize(
     ("error", "permanent"),
     [

@@ -29,6 +29,12 @@ ARROW_TYPES: Final[dict[TypeName, pa.DataType]] = {
 }
 
 
+class BeyondPython(str):
+    """A time that the database knows and Python does not, such as infinity, as the database writes it."""
+
+    __slots__ = ()
+
+
 class BadCell(NamedTuple):
     """A cell that became null: index of its row in the column, and what stood there."""
 

@@ -6,7 +6,7 @@ import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
@@ -85,6 +85,11 @@ class Database:
             # Text that is not UTF-8 then costs one cell instead of the whole reading.
             driver: Any = connection.connection.driver_connection
             driver.text_factory = bytes
+        elif connection.dialect.driver == "psycopg":
+            # here only: without this database its driver may be missing
+            from headrace_enricher_context.beyond import keep_as_text
+
+            keep_as_text(cast(Any, connection.connection.driver_connection))
         options = {"stream_results": True, "yield_per": ROWS_PER_CHUNK}
         with connection.execution_options(**options).execute(statement) as result:
             places = _places(list(result.keys()), columns, self.name, source)

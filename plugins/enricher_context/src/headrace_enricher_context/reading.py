@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from headrace_enricher_context.cells import BadCell, to_column
+from headrace_enricher_context.cells import BadCell, BeyondPython, to_column
 from headrace_enricher_context.config import Column, ContextConfig
 from headrace_enricher_context.database import Database, Since, Source, Unavailable
 from headrace_enricher_context.held import Held, read_schema
@@ -95,8 +95,9 @@ def _too_many(database: Database, config: ContextConfig) -> Unavailable:
 
 
 def _latest(mark: Any, values: Sequence[Any], database: Database, config: ContextConfig) -> Any:
-    """The greatest of `mark` and what stands in `updated_column`."""
-    there = [value.decode(errors="replace") if isinstance(value, bytes) else value for value in values if value is not None]
+    """The greatest of `mark` and what stands in `updated_column`; times that Python does not know, such as infinity, do not count."""
+    known = [value for value in values if value is not None and not isinstance(value, BeyondPython)]
+    there = [value.decode(errors="replace") if isinstance(value, bytes) else value for value in known]
     try:
         return max(there if mark is None else [mark, *there], default=None)
     except TypeError:

@@ -16,6 +16,9 @@ from headrace_sink_sql.layout import Target
 
 #: Signed bits of integer columns.
 _BITS: Final = ((sa.SmallInteger, 15), (sa.BigInteger, 63), (sa.Integer, 31))
+#: The years 1 to 9999 in seconds, the end not included: drivers know no others, and Arrow writes some as years that they are not.
+_YEARS_S: Final = (-62_135_596_800, 253_402_300_800)
+_PER_SECOND: Final = {"s": 1, "ms": 1_000, "us": 1_000_000}  # nanoseconds of 64 bits lie within
 #: In JSON text an escaped NUL; an even number of backslashes before it would be one that is itself escaped.
 _JSON_NUL: Final = r"(^|[^\\])(\\\\)*\\u0000"
 
@@ -37,6 +40,10 @@ def unfit(rendered: pa.RecordBatch, targets: Sequence[Target], takes_nul: bool, 
 def _reasons(target: Target, column: pa.Array, takes_nul: bool) -> Iterator[tuple[Any, str]]:
     if column.null_count == len(column):
         return
+    if pa.types.is_timestamp(column.type) and (per_second := _PER_SECOND.get(column.type.unit)):
+        first, end = (pa.scalar(bound * per_second) for bound in _YEARS_S)
+        count = column.view(pa.int64())
+        yield pc.or_(pc.less(count, first), pc.greater_equal(count, end)), "a time outside the years 1 to 9999"
     text = pa.types.is_string(column.type)
     if text and not takes_nul:
         if target.kind == "json":
